@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a dump and a restore are asked to do: frozen options, and what they report back.
+
+This page is the contract between the engine and its callers (the CLI, the node agent).
+Nothing here imports more than the standard library.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+
+class TcpPolicy(Enum):
+    """What to do with a TCP connection whose other end is outside the tree."""
+
+    CLOSE = "close"
+    """Comes back closed, as if the peer had reset it (ECONNRESET, then EOF)."""
+    REFUSE = "refuse"
+    """The dump is refused while there is one."""
+
+
+class After(Enum):
+    """What happens to the tasks once they have been dumped."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A step of long work: ``phase`` is a fixed word, counts are 0 when unknown."""
+
+    phase: str
+    text: str = ""
+    done: int = 0
+    total: int = 0
+
+
+ProgressFn = Callable[[Progress], None]
+
+
+def no_progress(_: Progress) -> None:
+    """Take no notice of progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpOptions:
+    """One tree to dump.
+
+    ``pid`` is the root of the tree as seen from here. ``images_dir`` must not exist or be
+    an empty directory. ``freezer_cgroups`` are directories of a v1 freezer or of a v2
+    cgroup which hold every task of the tree (and no task of ours): they are frozen before
+    the tasks are stopped, so that no new task slips away. ``container`` says that the root
+    is a container's init: its stdio may lead outside, its mounts are the runtime's, its
+    own seccomp filters (``runtime_seccomp_filters`` of them) come back by the runtime.
+    """
+
+    pid: int
+    images_dir: Path
+    after: After = After.STOP
+    tcp: TcpPolicy = TcpPolicy.REFUSE
+    shell_job: bool = False
+    container: bool = False
+    runtime_seccomp_filters: int = 0
+    freezer_cgroups: tuple[Path, ...] = ()
+    ghost_limit_bytes: int = 64 << 20
+    timeout_s: float = 60.0
+    external_files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpReport:
+    """What a dump did. Durations in seconds; ``frozen_s`` is the pause of the workload."""
+
+    images_dir: Path
+    tasks: int
+    threads: int
+    descriptors: int
+    memory_bytes: int
+    image_bytes: int
+    frozen_s: float
+    total_s: float
+    phases_s: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeoverOptions:
+    """Restore into the waiting init process of a container (DESIGN.md, section 7).
+
+    ``pid`` is the placeholder as seen from here. ``choose_pid`` is called with the host pid
+    of the placeholder and the pid wanted inside its pid namespace, right before a clone;
+    None when the engine may use clone3's set_tid itself. ``stdio`` descriptors (0, 1, 2)
+    of the placeholder replace whatever the old tasks had from outside.
+    """
+
+    pid: int
+    images_dir: Path
+    choose_pid: Callable[[int, int], None] | None = None
+    path_map: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOptions:
+    """Restore a tree of the host from nothing: a new root task is created.
+
+    ``detach``: return when the tree runs; otherwise wait for the root and give its status.
+    """
+
+    images_dir: Path
+    detach: bool = True
+    shell_job: bool = False
+    inherit: Mapping[str, int] = field(default_factory=dict)
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """What a restore did. ``pid`` is the root's, as seen from here."""
+
+    pid: int
+    tasks: int
+    threads: int
+    memory_bytes: int
+    total_s: float
+    phases_s: Mapping[str, float]
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torpor.plugin: Kubernetes and container runtimes on top of torpor.engine."""
