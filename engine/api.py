@@ -25,16 +25,20 @@ def dump(
     trees: Sequence[DumpOptions],
     *,
     while_frozen: Callable[[], None] | None = None,
+    commit: Callable[[], None] | None = None,
     progress: ProgressFn = no_progress,
 ) -> tuple[DumpReport, ...]:
     """Dump the trees at one instant; every image directory is whole on return.
+
+    `commit` runs when all image directories are whole; trees with `After.STOP` are still
+    stopped then and are ended only after it returned.
 
     Raises:
         Error: nothing was kept, every task runs on as it was.
     """
     from torpor.engine.dump.pipeline import dump_trees
 
-    return dump_trees(trees, while_frozen=while_frozen, progress=progress)
+    return dump_trees(trees, while_frozen=while_frozen, commit=commit, progress=progress)
 
 
 def plan_dump(options: DumpOptions) -> str:
