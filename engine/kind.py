@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a kind of kernel object that is reached by a descriptor.
+
+A kind is one module with both its sides; `engine/kinds.py` lists them. In a module, in this
+order: the *Facts* comment, the frozen dataclass of its state, `collect`, `check`, `encode`,
+`decode`, `plan`, `late`, LIMITS, and at the end one `KIND = ...` object that satisfies
+`FileKind`. Kinds read through the view they are given and touch nothing themselves.
+
+How descriptors come back: the root of the tree creates every open file description once,
+each at a service number (`PlanContext.fd`), before it forks; children inherit the whole
+table, every task then puts what it holds at its own numbers and closes the service range.
+So sharing by fork, dup and CLONE_FILES needs no mechanism of its own. What must be done with
+the final numbers in place (epoll registrations) is returned by `late`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NewType, Protocol, TypeVar
+
+from torpor.engine.errors import Refused
+from torpor.engine.options import TcpPolicy
+from torpor.engine.program.ops import Op
+
+FileId = NewType("FileId", int)
+State = TypeVar("State")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A case that a kind refuses: a stable word, what it is, what to do about it."""
+
+    case: str
+    what: str
+    remedy: str
+
+
+def refuse(limit: Limit, subject: str, cause: str = "") -> Refused:
+    """The error for a limit met at ``subject``."""
+    return Refused(limit.what, subject=subject, cause=cause, remedy=limit.remedy)
+
+
+class FdView(Protocol):
+    """One descriptor of a task, as it can be read from outside. All strings are decoded
+    with surrogateescape. Live implementation: `kernel/fdview.py`; tests: `kernel/recorded.py`.
+    """
+
+    pid: int
+    """Of the task, as seen from here."""
+    ns_pid: int
+    """Of the task, as it sees itself."""
+    fd: int
+    link: str
+    """Text of /proc/PID/fd/N."""
+    flags: int
+    """File status flags incl. access mode, from fdinfo (octal there); O_CLOEXEC is included."""
+    pos: int
+    mnt_id: int
+    info: Sequence[str]
+    """Lines of fdinfo after pos, flags, mnt_id, ino."""
+    st_mode: int
+    st_dev: int
+    st_ino: int
+    st_rdev: int
+    st_size: int
+    st_nlink: int
+    fs_magic: int
+    """f_type of fstatfs(2)."""
+
+    @property
+    def subject(self) -> str:
+        """`task 41, fd 7 -> pipe:[9123]`."""
+
+    def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
+        """None when the socket does not know the option."""
+
+    def sockname(self) -> bytes:
+        """Raw sockaddr."""
+
+    def peername(self) -> bytes | None:
+        """Raw sockaddr, None when not connected."""
+
+    def ioctl(self, request: int, buffer: bytes) -> bytes:
+        """The buffer after the call. Raises KernelError."""
+
+    def fcntl(self, command: int, argument: int = 0) -> int:
+        """Raises KernelError."""
+
+    def fcntl_bytes(self, command: int, buffer: bytes) -> bytes | None:
+        """As ioctl; None when the command is unknown."""
+
+    def pipe_content(self) -> bytes:
+        """What is queued in a pipe, not consumed (tee)."""
+
+    def peek_messages(self) -> "Sequence[Message]":
+        """Queued messages (or one chunk of a stream) of a socket, not consumed."""
+
+    def file_content(self, limit_bytes: int) -> bytes:
+        """Whole content by pread, for memfds and unlinked files; Refused above the limit."""
+
+    def path_stat(self, path: str) -> "tuple[int, int] | None":
+        """(st_dev, st_ino) of a path inside the task's root, not following a last symlink."""
+
+    def netlink(self, family: int, protocol: int, request: bytes) -> bytes:
+        """A netlink reply (all parts) from a socket in the task's network namespace."""
+
+    def epoll_targets(self) -> "Sequence[tuple[int, int, int, int]]":
+        """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
+
+    def same_file(self, other: "FdView") -> bool:
+        """kcmp(KCMP_FILE)."""
+
+    def epoll_target_is(self, tfd: int, index: int, other: "FdView") -> bool:
+        """kcmp(KCMP_EPOLL_TFD): the target registered under tfd is other's file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A queued message. ``fds`` > 0 counts descriptors in flight; ``address`` raw sockaddr."""
+
+    data: bytes
+    address: bytes = b""
+    fds: int = 0
+    creds: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """One use of an open file description: a task (its pid inside) and its number."""
+
+    task: int
+    fd: int
+
+
+@dataclass(slots=True, kw_only=True)
+class DumpContext:
+    """What kinds may know of a dump. ``views`` has one view for each description."""
+
+    tcp: TcpPolicy
+    container: bool
+    ghost_limit_bytes: int
+    views: Mapping[FileId, FdView] = field(default_factory=dict)
+    holders: Mapping[FileId, Sequence[Holder]] = field(default_factory=dict)
+    warn: Callable[[str], None] = lambda _: None
+    same_netns: bool = True
+    """The tree is in our own network namespace."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """For what a kind reads once for all its objects (a sock_diag dump)."""
+
+    def is_stdio(self, file_id: FileId) -> bool:
+        """Whether the root of the tree has it as 0, 1 or 2."""
+        root = min((h.task for held in self.holders.values() for h in held), default=0)
+        return any(h.task == root and h.fd <= 2 for h in self.holders.get(file_id, ()))
+
+
+class ImageSink(Protocol):
+    """Where `encode` puts image entries. ``name`` is the image file without `.img`."""
+
+    def add(self, name: str, message: Any, payload: bytes = b"") -> None:  # noqa: ANN401
+        """Append an entry (a protobuf message of torpor.engine.images.proto)."""
+
+    def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
+        """Something CRIU's format cannot say, JSON-able, for our own file torpor.json."""
+
+
+class ImageSource(Protocol):
+    """Where `decode` takes image entries from."""
+
+    def files(self, type_name: str) -> Iterable[tuple[FileId, Any]]:
+        """(id, message) of every FileEntry of a type, e.g. "PIPE" → PipeEntry."""
+
+    def entries(self, name: str) -> Iterable[tuple[Any, bytes]]:
+        """(message, payload) of an image file; nothing when it does not exist."""
+
+    def extra(self, section: str, key: str) -> Any:  # noqa: ANN401
+        """What `ImageSink.extra` kept, or None."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PlanContext:
+    """What kinds may know while a restore is planned."""
+
+    fds: Mapping[FileId, int]
+    """Service number at which each description is to be created."""
+    holders: Mapping[FileId, Sequence[Holder]]
+    spare_fd: int
+    """First service number that no description uses."""
+    stdio: Mapping[int, int] = field(default_factory=dict)
+    """Of a takeover: 0, 1, 2 → service number that holds the new container's stdio."""
+    inherit: Mapping[str, int] = field(default_factory=dict)
+    """External name (`pipe:[123]`) → service number that holds its replacement."""
+    path_map: Mapping[str, str] = field(default_factory=dict)
+    new_container: bool = False
+    warn: Callable[[str], None] = lambda _: None
+
+    def fd(self, file_id: FileId) -> int:
+        """Service number of a description."""
+        return self.fds[file_id]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateOp:
+    """An operation that a holder runs once its descriptors have their final numbers."""
+
+    task: int
+    op: Op
+
+
+class FileKind(Protocol, Generic[State]):
+    """A kind of open file description."""
+
+    name: str
+    types: Sequence[str]
+    """Names of CRIU's fd_types it reads and writes: ("PIPE",)."""
+    limits: Sequence[Limit]
+
+    def matches(self, view: FdView) -> bool:
+        """Whether a descriptor is of this kind. Exactly one kind must say yes."""
+
+    def collect(self, view: FdView, context: DumpContext) -> State:
+        """Read the state. Raises Refused for a case in `limits`."""
+
+    def check(self, states: Mapping[FileId, State], context: DumpContext) -> Iterable[Refused]:
+        """Refusals that need all descriptions of the kind to be known."""
+
+    def encode(self, states: Mapping[FileId, State], images: ImageSink) -> None:
+        """Write CRIU's messages: a FileEntry in `files` each, and whatever goes with them."""
+
+    def decode(self, images: ImageSource) -> Mapping[FileId, State]:
+        """Read them back."""
+
+    def plan(self, states: Mapping[FileId, State], context: PlanContext) -> Sequence[Op]:
+        """Operations of the root that create every description at `context.fd(id)`."""
+
+    def late(self, states: Mapping[FileId, State], context: PlanContext) -> Sequence[LateOp]:
+        """Operations of holders after all descriptors have their final numbers."""

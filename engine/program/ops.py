@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One operation of a program: almost always one system call made inside a task.
+
+An operation is plain data: it can be printed (`describe`), compared in a golden file and
+encoded to the bytes which native/executor runs. Arguments are integers, `Data` (bytes that
+travel with the program; the call gets their address) or `Slot` (the result of an earlier
+operation of the same program).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A named result of an earlier operation."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """Bytes in the program's data area; the same object is placed once.
+
+    ``pointers`` are (offset, Data) pairs: the 8 bytes at offset become that Data's address.
+    ``align`` in bytes. Content that a call fills in is read back by `@load32`.
+    """
+
+    content: bytes
+    align: int = 8
+    pointers: tuple[tuple[int, "Data"], ...] = ()
+    text: str = ""
+
+    @staticmethod
+    def path(name: str | bytes) -> "Data":
+        """A NUL-terminated path."""
+        raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+        return Data(raw + b"\0", 1, (), repr(raw.decode("utf-8", "replace")))
+
+    @staticmethod
+    def room(size_bytes: int) -> "Data":
+        """Zeroed room for a call to write to."""
+        return Data(bytes(size_bytes), 8, (), f"buffer[{size_bytes}]")
+
+
+Arg = int | Data | Slot
+
+
+class Expect(Enum):
+    """What a result must be for the program to go on."""
+
+    OK = 0
+    """Not an error number."""
+    ANY = 1
+    """Whatever comes is fine."""
+    EQUAL = 2
+    """Exactly `Op.want`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """``call`` is a system call's name, or `@load32` (Data, byte offset) → slot, or `@store64`.
+
+    ``subject`` names the object (`fd 7 -> pipe:[9123]`), ``note`` says what for.
+    ``remedy`` is what a user can do when it fails.
+    """
+
+    call: str
+    args: tuple[Arg, ...] = ()
+    subject: str = ""
+    note: str = ""
+    remedy: str = ""
+    expect: Expect = Expect.OK
+    want: int = 0
+    yields: Slot | None = None
+
+    def describe(self) -> str:
+        """`openat(AT_FDCWD, '/data/log', 0x1, 0)  fd 7 -> /data/log: open for append`."""
+        args = ", ".join(_show(a) for a in self.args)
+        text = f"{self.call}({args})"
+        if self.yields is not None:
+            text += f" → {self.yields.name}"
+        tail = ": ".join(part for part in (self.subject, self.note) if part)
+        return f"{text}  # {tail}" if tail else text
+
+
+def _show(arg: Arg) -> str:
+    if isinstance(arg, Slot):
+        return f"${arg.name}"
+    if isinstance(arg, Data):
+        return arg.text or f"<{len(arg.content)} bytes>"
+    signed = arg - (1 << 64) if arg >> 63 else arg
+    return str(signed) if -4096 < signed < 4096 else hex(arg)
+
+
+@dataclass(slots=True)
+class Program:
+    """An ordered list of operations for one task, with a name for messages."""
+
+    name: str
+    ops: list[Op] = field(default_factory=list)
+
+    def add(self, *ops: Op) -> None:
+        """Append operations."""
+        self.ops.extend(ops)
+
+    def extend(self, ops: Iterable[Op]) -> None:
+        """Append operations of an iterable."""
+        self.ops.extend(ops)
+
+
+def place(create: Op, fd: int) -> list[Op]:
+    """Run ``create``, whose result is a new descriptor, and move it to number ``fd``."""
+    made = create.yields or Slot(f"new{fd}")
+    return [
+        Op(
+            call=create.call, args=create.args, subject=create.subject, note=create.note,
+            remedy=create.remedy, yields=made,
+        ),
+        *move(made, fd, subject=create.subject),
+    ]
+
+
+def move(source: Slot, fd: int, *, subject: str = "") -> list[Op]:
+    """Move the descriptor in a slot to number ``fd`` (not close-on-exec)."""
+    return [
+        Op(call="dup3", args=(source, fd, 0), subject=subject, expect=Expect.EQUAL, want=fd),
+        Op(call="close", args=(source,), subject=subject),
+    ]
