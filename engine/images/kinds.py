@@ -58,12 +58,16 @@ class Payload:
     padding: int = 0
 
 
+def file_name(name: str) -> str:
+    """Name of the file of the image `name`: all but the counters end in .img."""
+    return name if name in SERVICE else f"{name}.img"
+
+
 def kind_of(name: str) -> Kind | None:
-    """Kind of the file `name`, or None when it is not made of messages (pages, tar, netlink)."""
-    stem = name.removesuffix(".img")
-    if (kind := BY_STEM.get(stem)) is not None:
+    """Kind of the image `name` (no .img), or None when it is not messages (pages, tar, netlink)."""
+    if (kind := BY_STEM.get(name)) is not None:
         return kind
-    match = NUMBERED.fullmatch(stem)
+    match = NUMBERED.fullmatch(name)
     return BY_PREFIX.get(match[1]) if match else None
 
 
@@ -214,5 +218,7 @@ BY_PREFIX: Mapping[str, Kind] = {
     "vmas": _kind(Magic.VMAS, pb.vma_entry),
 }
 """Files that a dump has by number: of a task, a namespace, a file."""
+
+SERVICE = ("stats-dump", "stats-restore")
 
 NUMBERED = re.compile(r"([a-z]+(?:-[a-z]+)*)-[0-9a-f]+")

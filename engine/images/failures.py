@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the file system refuses, in the engine's words."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torpor.engine.errors import Denied, KernelError
+
+REMEDIES = {
+    errno.ENOSPC: "make room on the file system of the images",
+    errno.EDQUOT: "raise the quota of the file system of the images",
+    errno.EROFS: "give a directory on a writable file system",
+    errno.ENOENT: "give a path that exists",
+    errno.ENOTDIR: "give a directory",
+}
+
+
+@contextmanager
+def translated(verb: str, subject: str) -> Iterator[None]:
+    """Turn an OSError of the body into Denied or KernelError."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or errno.EIO
+        if number in (errno.EACCES, errno.EPERM):
+            raise Denied(
+                f"cannot {verb}",
+                subject=subject,
+                cause=str(error.strerror),
+                remedy="give read and write access to the image directory",
+            ) from error
+        raise KernelError(
+            f"cannot {verb}", errno=number, subject=subject, remedy=REMEDIES.get(number, "")
+        ) from error

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inventory.img: what holds for the whole dump.
+
+Facts: CRIU 4.2 writes version 2, keeps descriptors by table (`fdinfo_per_id`) and namespaces by
+id (`ns_per_id`). Images of another layout are old, and not read here.
+"""
+
+import uuid
+
+from torpor.engine.errors import BadImage
+from torpor.engine.images.directory import ImageDirectory
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.images.writing import NewImageDirectory
+
+NAME = "inventory"
+VERSION = 2
+
+
+def write_inventory(
+    images: NewImageDirectory,
+    *,
+    root_ids: pb.task_kobj_ids_entry,
+    root_cgroup_set: int | None = None,
+    tcp_close: bool = False,
+    uptime_us: int | None = None,
+) -> None:
+    """Write the inventory; `root_ids` are the ids of the dumping process."""
+    inventory = pb.inventory_entry(
+        img_version=VERSION,
+        fdinfo_per_id=True,
+        root_ids=root_ids,
+        ns_per_id=True,
+        root_cg_set=root_cgroup_set,
+        lsmtype=pb.NO_LSM,
+        dump_uptime=uptime_us,
+        network_lock_method=0,
+        plugins_entry=pb.plugins_entry(),
+        dump_criu_run_id=str(uuid.uuid4()),
+    )
+    if tcp_close:
+        inventory.tcp_close = True
+    images.add(NAME, inventory)
+
+
+def read_inventory(images: ImageDirectory) -> pb.inventory_entry:
+    """Read the inventory and check that this torpor understands the images.
+
+    Raises: BadImage.
+    """
+    inventory = images.message(NAME, pb.inventory_entry)
+    if inventory.img_version != VERSION:
+        newer = inventory.img_version > VERSION
+        raise BadImage(
+            f"images are of version {inventory.img_version}",
+            subject="inventory.img",
+            cause=f"this torpor knows version {VERSION}",
+            remedy="use a newer torpor" if newer else "dump again with a newer CRIU",
+        )
+    if not (inventory.fdinfo_per_id and inventory.ns_per_id):
+        raise BadImage(
+            "images are of a layout that is no longer written",
+            subject="inventory.img",
+            cause="fdinfo_per_id or ns_per_id is not set",
+            remedy="dump again with a newer CRIU",
+        )
+    return inventory

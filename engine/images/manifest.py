@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torpor.json: digests of all files of a directory, and what CRIU's format cannot say.
+
+CRIU's own directories have no such file and are taken without it. The file is JSON:
+
+    {"version": 1, "facts": {...}, "files": {"core-41.img": {"bytes": 1740, "sha256": "..."}},
+     "digest": "..."}
+
+`digest` is the SHA-256 of the rest in canonical form (sorted keys, no blanks), so that a flipped
+bit in this file is seen as well. `facts` belongs to the kinds: section, key, JSON value.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.engine.errors import BadImage
+
+NAME = "torpor.json"
+VERSION = 1
+MAX_BYTES = 64 << 20
+
+IMAGE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.tar\.gz)?\.img|stats-(dump|restore)")
+"""Names that may be image files; nothing else of a directory is ever opened."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDigest:
+    """Size and SHA-256 of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What torpor.json holds."""
+
+    files: Mapping[str, FileDigest] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The text of torpor.json."""
+    document: dict[str, Any] = {
+        "version": VERSION,
+        "facts": manifest.facts,
+        "files": {
+            name: {"bytes": entry.size_bytes, "sha256": entry.sha256}
+            for name, entry in manifest.files.items()
+        },
+    }
+    document["digest"] = _digest(document)
+    return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def decode(text: bytes) -> Manifest:
+    """Parse and check torpor.json.
+
+    Raises: BadImage.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad("not JSON", str(error)) from error
+    if not isinstance(document, dict):
+        raise _bad("not a JSON object")
+    version = document.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise _bad("no version", f"found {version!r}")
+    if version > VERSION:
+        raise _bad(
+            "written by a newer torpor",
+            f"version {version}, this torpor knows {VERSION}",
+            remedy="use a torpor at least as new as the one that dumped",
+        )
+    stated = document.pop("digest", None)
+    if stated != _digest(document):
+        raise _bad("digest differs", "the file was changed after the dump")
+    return Manifest(files=_files(document.get("files")), facts=_facts(document.get("facts")))
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _files(value: object) -> dict[str, FileDigest]:
+    if not isinstance(value, dict):
+        raise _bad("no list of files")
+    files = {}
+    for name, entry in value.items():
+        if not IMAGE_NAME.fullmatch(name):
+            raise _bad("lists a name that is not an image's", repr(name)[:80])
+        match entry:
+            case {"bytes": int(size), "sha256": str(sha256)} if DIGEST.fullmatch(sha256):
+                files[name] = FileDigest(size_bytes=size, sha256=sha256)
+            case _:
+                raise _bad("entry of a file is malformed", name)
+    return files
+
+
+def _facts(value: object) -> Facts:
+    if not isinstance(value, dict) or not all(isinstance(part, dict) for part in value.values()):
+        raise _bad("facts are malformed")
+    return value
+
+
+def _bad(
+    what: str, cause: str = "", *, remedy: str = "take the images from an intact copy"
+) -> BadImage:
+    return BadImage(what, subject=NAME, cause=cause, remedy=remedy)

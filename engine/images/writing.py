@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing an image directory: whole, or not there.
+
+A path that does not exist yet is written under `PATH.incomplete` and renamed. A directory that the
+caller made is written in place, with a marker file that is removed last; readers refuse it until
+then. Both hold a lock (flock) on the directory while they write: what a killed dump left
+behind has no lock and is cleared by the next one.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from google.protobuf.message import Message
+
+from torpor.engine.errors import Bug, Refused
+from torpor.engine.images import manifest
+from torpor.engine.images.directory import (
+    INCOMPLETE,
+    INVENTORY,
+    checked_name,
+    digest,
+    list_images,
+)
+from torpor.engine.images.failures import translated
+from torpor.engine.images.format import Buffer, Writer
+from torpor.engine.images.kinds import SERVICE, file_name, kind_of
+from torpor.engine.images.manifest import Manifest
+
+CREATE_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+
+
+class NewImageDirectory:
+    """An image directory that is being written. In a `with` statement: without `finish`, gone.
+
+    Also an ImageSink: `add` appends to an image file, `extra` keeps what goes to torpor.json.
+    """
+
+    def __init__(self, path: Path, place: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self._place = place
+        self._writers: dict[str, Writer] = {}
+        self._streams: dict[str, Any] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._finished = False
+
+    @classmethod
+    def create(cls, path: Path, *, replace: bool = False) -> Self:
+        """Begin to write at `path`, which must not exist or be a directory without images.
+
+        `replace` clears images that a finished dump has left there. Files that are not images
+        (logs, what a runtime keeps there) stay.
+
+        Raises: Refused when there are images; Denied, KernelError.
+        """
+        with translated("create", str(path)):
+            if path.is_dir():
+                return cls._begin_inside(path, replace)
+            place = path.with_name(f"{path.name}.incomplete")
+            place.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            fd = _lock(place)
+            if not place.exists() or not os.path.samestat(os.fstat(fd), place.stat()):
+                os.close(fd)
+                raise _busy(path)
+            _clear(fd)
+            return cls(path, place, fd)
+
+    @classmethod
+    def _begin_inside(cls, path: Path, replace: bool) -> Self:
+        fd = _lock(path)
+        try:
+            names = os.listdir(fd)
+            if INVENTORY in names and INCOMPLETE not in names and not replace:
+                raise Refused(
+                    "there are images already",
+                    subject=str(path),
+                    remedy="give a directory that is empty or does not exist",
+                )
+            # the marker comes before the first change, so that a crash leaves no half dump
+            os.close(os.open(INCOMPLETE, os.O_CREAT | os.O_CLOEXEC, FILE_MODE, dir_fd=fd))
+            _clear(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, path, fd)
+
+    def create_file(self, name: str) -> int:
+        """Descriptor of a new file, for raw bytes (pages); the caller closes it."""
+        with translated("create", name):
+            return os.open(checked_name(name), CREATE_FILE, FILE_MODE, dir_fd=self.fd)
+
+    def add(self, name: str, message: Message, payload: Buffer = b"") -> None:
+        """Append an entry to the image `name`."""
+        with translated("write", name):
+            self.writer(name).add(message, payload)
+
+    def add_from(
+        self, name: str, message: Message, source: int, offset: int, size_bytes: int
+    ) -> None:
+        """Append an entry whose payload is read from descriptor `source`."""
+        with translated("write", name):
+            self.writer(name).add_from(message, source, offset, size_bytes)
+
+    def write(self, name: str, messages: Iterable[Message]) -> None:
+        """Write the image `name`, even if there are no messages."""
+        with translated("write", name):
+            writer = self.writer(name)
+            for message in messages:
+                writer.add(message)
+
+    def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
+        """Keep a JSON value for torpor.json."""
+        self._facts.setdefault(section, {})[key] = value
+
+    def writer(self, name: str) -> Writer:
+        """The writer of the image `name`, opened at first use."""
+        if name not in self._writers:
+            kind = kind_of(name)
+            if kind is None:
+                raise Bug("no such kind of image", subject=name)
+            stream = os.fdopen(self.create_file(name), "wb")
+            self._streams[name] = stream
+            self._writers[name] = Writer(stream, file_name(name), kind)
+        return self._writers[name]
+
+    def finish(self, *, durable: bool = True) -> Path:
+        """Close all files, write torpor.json, and make the directory appear; returns `path`.
+
+        `durable` has everything on the disk before it appears.
+        """
+        with translated("write", str(self.path)):
+            self._close_streams(check=True)
+            images = list_images(self.fd) - set(SERVICE)
+            listed = {name: self._seal(name, durable) for name in images}
+            if INVENTORY not in listed:
+                raise Bug(f"{INVENTORY} was not written", subject=str(self.path))
+            self._write_manifest(Manifest(files=listed, facts=self._facts), durable)
+            if durable:
+                os.fsync(self.fd)
+            self._appear(durable)
+        self._finished = True
+        os.close(self.fd)
+        self.fd = -1
+        return self.path
+
+    def abort(self) -> None:
+        """Remove what was written; a directory that the caller made stays."""
+        if self._finished or self.fd < 0:
+            return
+        with suppress(OSError):
+            self._close_streams(check=False)
+        with suppress(OSError):
+            _clear(self.fd)
+            if self._place != self.path:
+                shutil.rmtree(self._place)
+            else:
+                os.unlink(INCOMPLETE, dir_fd=self.fd)
+        os.close(self.fd)
+        self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    def _close_streams(self, *, check: bool) -> None:
+        for name, stream in self._streams.items():
+            if check:
+                self._writers[name].finish()
+            stream.close()
+        self._streams.clear()
+
+    def _seal(self, name: str, durable: bool) -> manifest.FileDigest:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            if durable:
+                os.fsync(fd)
+            return digest(fd)
+        finally:
+            os.close(fd)
+
+    def _write_manifest(self, content: Manifest, durable: bool) -> None:
+        fd = os.open(manifest.NAME, CREATE_FILE, FILE_MODE, dir_fd=self.fd)
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(manifest.encode(content))
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+
+    def _appear(self, durable: bool) -> None:
+        if self._place != self.path:
+            self._place.rename(self.path)
+            parent = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            os.unlink(INCOMPLETE, dir_fd=self.fd)
+            parent = os.dup(self.fd)
+        try:
+            if durable:
+                os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+def _lock(path: Path) -> int:
+    """Open a directory and lock it against other dumps."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise _busy(path) from error
+    return fd
+
+
+def _busy(path: Path) -> Refused:
+    return Refused(
+        "another dump writes there",
+        subject=str(path),
+        remedy="wait for it, or give another directory",
+    )
+
+
+def _clear(fd: int) -> None:
+    """Remove images and our own file; the marker and foreign files stay."""
+    for name in [*list_images(fd), manifest.NAME]:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=fd)
