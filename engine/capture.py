@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is taken of a stopped task: raw texts and results, parsed only after the thaw.
+
+`dump/capture.py` fills these in; the modules of `tasks/` and `memory/` read them. Recorded
+captures are how those modules are tested without root.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadCapture:
+    """One stopped thread. Byte strings are the kernel's own structures."""
+
+    tid: int
+    ns_tid: int
+    comm: bytes
+    status: bytes
+    regs: bytes
+    """struct user_regs_struct; the interrupted call still undecided (see restart)."""
+    xstate: bytes
+    sigmask: int
+    pending: Sequence[bytes]
+    rseq: tuple[int, int, int, int]
+    """Pointer, size, signature, flags; pointer 0 when not registered."""
+    robust: tuple[int, int]
+    altstack: bytes
+    """struct stack_t, 24 bytes."""
+    tid_address: int
+    pdeathsig: int
+    policy: int
+    priority: int
+    nice: int
+    affinity: bytes
+    ioprio: int
+    timerslack_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosixTimerCapture:
+    """One POSIX timer; ``setting`` is struct itimerspec (interval, value)."""
+
+    timer_id: int
+    setting: bytes
+    overrun: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCapture:
+    """One stopped task (thread group), or a zombie (`threads` is empty then)."""
+
+    pid: int
+    ns_pid: int
+    texts: Mapping[str, bytes]
+    """Content of /proc/PID/NAME: stat, status, smaps, limits, timers, auxv, ..."""
+    links: Mapping[str, str]
+    """Text of /proc/PID/{exe,cwd,root}."""
+    threads: Sequence[ThreadCapture] = ()
+    shared_pending: Sequence[bytes] = ()
+    sigactions: Mapping[int, bytes] = field(default_factory=dict)
+    """Signal → struct kernel_sigaction (handler, flags, restorer, mask), 32 bytes."""
+    itimers: Sequence[bytes] = ()
+    """Real, virtual, prof: struct itimerval (interval, value), 32 bytes."""
+    posix_timers: Sequence[PosixTimerCapture] = ()
+    brk: int = 0
+    prctl: Mapping[str, int] = field(default_factory=dict)
+    seccomp: Sequence[tuple[bytes, int]] | None = None
+    """Filters of the leader, newest first; None when they could not be read."""
+
+    @property
+    def zombie(self) -> bool:
+        """The task has exited and waits for its parent."""
+        return not self.threads
+
+    @property
+    def subject(self) -> str:
+        """`task 41`."""
+        return f"task {self.ns_pid}"

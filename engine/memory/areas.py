@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Areas of an address space (VMAs): from smaps to vma_entry to mmap calls.
+
+Facts:
+- smaps has everything: range, protection, offset, device, inode, name and VmFlags
+  (proc_pid_smaps(5)): `gd` grows down, `lo` locked, `dc` DONTFORK, `wf` WIPEONFORK, `dd`
+  DONTDUMP, `mg` MERGEABLE, `hg`/`nh` huge page advice, `nr` NORESERVE, `ht` hugetlb, `um`/`uw`
+  userfaultfd, `sl` sealed, `dp` droppable, `ss` shadow stack, `pf` raw pages of a device.
+- Shared anonymous memory shows as `/dev/zero (deleted)`; its inode number is the same in
+  every task that maps it. System V segments show as `/SYSVxxxxxxxx (deleted)` and their inode
+  number is the segment's id (ipc/shm.c, newseg).
+- mmap writes no mark of how an area came to be: [heap] is what lies between start_brk and
+  brk, [stack] what holds start_stack.
+- MAP_GROWSDOWN must be given again, or the area is not marked `gd` and does not grow.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torpor.engine.errors import Refused
+from torpor.engine.kernel.proc import Vma
+from torpor.engine.kind import Limit, refuse
+from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot
+
+PAGE = 4096
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
+MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE = 0x100, 0x2000, 0x4000
+O_RDONLY, O_RDWR, O_CLOEXEC = 0, 2, 0o2000000
+AT_FDCWD = (1 << 64) - 100
+MADV_BY_FLAG = {"dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
+TASK_SIZE = 0x7FFFFFFFF000
+# CRIU's vma_entry.status
+REGULAR, STACK, VSYSCALL, VDSO, HEAP = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
+FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 1 << 6, 1 << 7, 1 << 8, 1 << 9
+SYSVIPC, VVAR, MEMFD = 1 << 10, 1 << 12, 1 << 14
+
+
+class Backing(Enum):
+    """What an area's pages come from."""
+
+    ANON = "anonymous"
+    SHARED = "shared anonymous"
+    SYSV = "System V shared memory"
+    MEMFD = "memfd"
+    FILE = "private file"
+    FILE_SHARED = "shared file"
+    VDSO = "vdso"
+    VVAR = "vvar"
+    VSYSCALL = "vsyscall"
+
+
+SPECIAL = (Backing.VDSO, Backing.VVAR, Backing.VSYSCALL)
+
+LIMITS = (
+    Limit(case="hugetlb", what="memory of reserved huge pages (MAP_HUGETLB)",
+          remedy="use transparent huge pages instead"),
+    Limit(case="userfaultfd", what="memory that is registered with userfaultfd",
+          remedy="close the userfaultfd before the checkpoint"),
+    Limit(case="sealed", what="a sealed mapping (mseal)", remedy="do not seal mappings"),
+    Limit(case="droppable", what="a droppable mapping (MAP_DROPPABLE)",
+          remedy="unmap it before the checkpoint"),
+    Limit(case="shadow-stack", what="a shadow stack", remedy="run without x86 shadow stacks"),
+    Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),
+    Limit(case="special-file", what="a mapping of a kernel object (io_uring, perf, aio, socket)",
+          remedy="close it before the checkpoint"),
+    Limit(case="deleted-file", what="a mapping of a file that was deleted or replaced",
+          remedy="restart the program after an upgrade of its files"),
+)
+_BY_CASE = {limit.case: limit for limit in LIMITS}
+_FLAG_CASES = {
+    "ht": "hugetlb", "um": "userfaultfd", "uw": "userfaultfd", "ui": "userfaultfd",
+    "sl": "sealed", "dp": "droppable", "ss": "shadow-stack", "pf": "device", "mm": "device",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Area:
+    """One area. ``offset`` in bytes; ``shared_id`` names shared memory without a path."""
+
+    start: int
+    end: int
+    prot: int
+    backing: Backing
+    offset: int = 0
+    path: str = ""
+    shared_id: int = 0
+    grows_down: bool = False
+    locked: bool = False
+    noreserve: bool = False
+    writable_file: bool = False
+    advice: tuple[int, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the range."""
+        return self.end - self.start
+
+    @property
+    def shared(self) -> bool:
+        """Writes are seen by others."""
+        return self.backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.FILE_SHARED)
+
+    @property
+    def subject(self) -> str:
+        """`7f00-7fff rw-p /lib/x.so`."""
+        letters = "".join(c if self.prot >> i & 1 else "-" for i, c in enumerate("rwx"))
+        name = self.path or self.backing.value
+        return f"{self.start:x}-{self.end:x} {letters}{'s' if self.shared else 'p'} {name}"
+
+    def same_mapping(self, other: "Area") -> bool:
+        """Whether a fork's copy of the one can stand for the other."""
+        keys = ("start", "end", "backing", "offset", "path", "shared_id", "grows_down",
+                "writable_file")
+        return all(getattr(self, key) == getattr(other, key) for key in keys)
+
+
+def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused]]:
+    """Every area of smaps, and what cannot be taken."""
+    areas, refused = [], []
+    for vma in vmas:
+        where = f"{subject}, {vma.start:x}-{vma.end:x} {vma.prot} {vma.name}".rstrip()
+        try:
+            areas.append(_collect_one(vma, where))
+        except Refused as error:
+            refused.append(error)
+    return areas, refused
+
+
+def _collect_one(vma: Vma, subject: str) -> Area:
+    backing = _backing(vma, subject)
+    if backing not in SPECIAL:
+        for flag, case in _FLAG_CASES.items():
+            if flag in vma.vm_flags:
+                raise refuse(_BY_CASE[case], subject)
+    prot = sum(1 << i for i, c in enumerate("rwx") if vma.prot[i] == c)
+    named = backing in (Backing.FILE, Backing.FILE_SHARED)
+    return Area(
+        start=vma.start, end=vma.end, prot=prot, backing=backing,
+        offset=vma.offset if named or backing in (
+            Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
+        path=vma.name if named else "",
+        shared_id=vma.inode if backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
+        grows_down="gd" in vma.vm_flags, locked="lo" in vma.vm_flags,
+        noreserve="nr" in vma.vm_flags,
+        writable_file=backing is Backing.FILE_SHARED and "mw" in vma.vm_flags,
+        advice=tuple(n for flag, n in MADV_BY_FLAG.items() if flag in vma.vm_flags),
+    )
+
+
+def _backing(vma: Vma, subject: str) -> Backing:
+    name = vma.name
+    if name == "[vdso]":
+        return Backing.VDSO
+    if name == "[vsyscall]":
+        return Backing.VSYSCALL
+    if name.startswith("[vvar"):
+        return Backing.VVAR
+    shared = vma.prot[3] == "s"
+    if vma.inode == 0 or name == "/dev/zero":
+        return Backing.SHARED if shared else Backing.ANON
+    if name.startswith(("/dev/zero (deleted)", "[anon_shmem:")):
+        return Backing.SHARED
+    if name.startswith("/SYSV") and name.endswith(" (deleted)"):
+        return Backing.SYSV
+    if name.startswith("/memfd:"):
+        return Backing.MEMFD
+    if name.startswith(("anon_inode:", "socket:", "/[aio]", "[")):
+        raise refuse(_BY_CASE["special-file"], subject)
+    if name.endswith(" (deleted)"):
+        raise refuse(_BY_CASE["deleted-file"], subject)
+    return Backing.FILE_SHARED if shared else Backing.FILE
+
+
+_STATUS = {
+    Backing.ANON: REGULAR | ANON_PRIVATE, Backing.SHARED: REGULAR | ANON_SHARED,
+    Backing.SYSV: REGULAR | SYSVIPC, Backing.MEMFD: REGULAR | MEMFD,
+    Backing.FILE: REGULAR | FILE_PRIVATE, Backing.FILE_SHARED: REGULAR | FILE_SHARED,
+    Backing.VDSO: REGULAR | VDSO, Backing.VVAR: REGULAR | VVAR, Backing.VSYSCALL: VSYSCALL,
+}
+
+
+def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack: int) -> None:  # noqa: ANN401
+    """Fill a vma_entry; ``file_id`` is the id of the file's entry in files.img."""
+    entry.start, entry.end, entry.pgoff = area.start, area.end, area.offset
+    named = area.backing in (Backing.FILE, Backing.FILE_SHARED)
+    entry.shmid = file_id if named else area.shared_id
+    entry.prot = area.prot
+    flags = MAP_SHARED if area.shared else MAP_PRIVATE
+    if area.backing in (Backing.ANON, Backing.SHARED) or area.backing in SPECIAL:
+        flags |= MAP_ANONYMOUS
+    if area.grows_down:
+        flags |= MAP_GROWSDOWN
+    if area.locked:
+        flags |= MAP_LOCKED
+    if area.noreserve:
+        flags |= MAP_NORESERVE
+    entry.flags = flags
+    status = _STATUS[area.backing]
+    if area.backing is Backing.ANON:
+        status |= HEAP if heap[0] <= area.start and area.end <= (heap[1] + PAGE - 1) & -PAGE else 0
+        status |= STACK if area.start <= stack < area.end else 0
+    entry.status = status
+    entry.fd = -1
+    if area.advice:
+        entry.madv = sum(1 << number for number in area.advice)
+    if area.writable_file:
+        entry.fdflags = O_RDWR
+
+
+def decode(entry: Any, path_of: dict[int, str]) -> Area:  # noqa: ANN401
+    """Read a vma_entry; ``path_of`` maps ids of files.img to paths."""
+    backing = Backing.ANON
+    for wanted, bit in (
+        (Backing.VSYSCALL, VSYSCALL), (Backing.VDSO, VDSO), (Backing.VVAR, VVAR),
+        (Backing.SYSV, SYSVIPC), (Backing.MEMFD, MEMFD), (Backing.FILE, FILE_PRIVATE),
+        (Backing.FILE_SHARED, FILE_SHARED), (Backing.SHARED, ANON_SHARED),
+    ):
+        if entry.status & bit:
+            backing = wanted
+            break
+    named = backing in (Backing.FILE, Backing.FILE_SHARED)
+    return Area(
+        start=entry.start, end=entry.end, prot=entry.prot, backing=backing,
+        offset=entry.pgoff if backing not in (Backing.ANON, *SPECIAL) else 0,
+        path=path_of.get(entry.shmid, "") if named else "",
+        shared_id=0 if named or backing is Backing.ANON or backing in SPECIAL else entry.shmid,
+        grows_down=bool(entry.flags & MAP_GROWSDOWN), locked=bool(entry.flags & MAP_LOCKED),
+        noreserve=bool(entry.flags & MAP_NORESERVE),
+        writable_file=backing is Backing.FILE_SHARED and entry.fdflags & 3 == O_RDWR,
+        advice=tuple(n for n in range(64) if entry.madv >> n & 1),
+    )
+
+
+def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
+    """The mmap of an area; open for writing when pages are still to be filled in."""
+    flags = MAP_FIXED | (MAP_SHARED if area.shared else MAP_PRIVATE)
+    prot = area.prot
+    if area.backing in (Backing.ANON, Backing.SHARED):
+        flags |= MAP_ANONYMOUS
+    if area.grows_down:
+        flags |= MAP_GROWSDOWN
+    if area.noreserve:
+        flags |= MAP_NORESERVE
+    if filled:
+        prot |= PROT_WRITE
+    return Op(
+        call="mmap", args=(area.start, area.size_bytes, prot, flags, fd, area.offset),
+        subject=area.subject, expect=Expect.EQUAL, want=area.start,
+    )
+
+
+def plan_open(path: str, *, writable: bool, slot: Slot) -> Op:
+    """Open a mapped file."""
+    return Op(
+        call="openat", args=(AT_FDCWD, Data.path(path), (O_RDWR if writable else O_RDONLY)
+                             | O_CLOEXEC, 0),
+        subject=path, note="mapped file", yields=slot,
+        remedy="the same image and the same files must be there on the new node",
+    )
+
+
+def plan_final(areas: Sequence[Area], opened: Collection[int]) -> list[Op]:
+    """Final protection, advice and locks, once every page is in place and children exist.
+
+    ``opened`` has the starts of the areas which were mapped writable to be filled in.
+    """
+    ops = []
+    for area in areas:
+        if area.backing in SPECIAL:
+            continue
+        if area.start in opened and not area.prot & PROT_WRITE:
+            ops.append(Op(call="mprotect", args=(area.start, area.size_bytes, area.prot),
+                          subject=area.subject))
+        ops += [
+            Op(call="madvise", args=(area.start, area.size_bytes, number), subject=area.subject,
+               note="advice") for number in area.advice
+        ]
+        if area.locked:
+            ops.append(Op(call="mlock2", args=(area.start, area.size_bytes, 1),
+                          subject=area.subject,
+                          remedy="allow as much locked memory (RLIMIT_MEMLOCK) as before"))
+    return ops

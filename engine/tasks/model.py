@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of an image as plain data: what a dump makes and a restore starts from.
+
+Pids are those that the tasks themselves see. A zombie has no threads, no memory, no files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torpor.engine.memory.areas import Area
+from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.creds import Creds
+from torpor.engine.tasks.registers import Registers
+from torpor.engine.tasks.seccomp import Filter
+from torpor.engine.tasks.signals import Action, AltStack
+from torpor.engine.tasks.timers import Itimer, PosixTimer
+
+ALIVE, DEAD, STOPPED = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadImage:
+    """One thread; the first of a task is its leader."""
+
+    tid: int
+    comm: bytes
+    registers: Registers
+    sigmask: int
+    pending: Sequence[bytes]
+    altstack: AltStack
+    rseq: tuple[int, int, int, int]
+    robust: tuple[int, int]
+    tid_address: int
+    pdeathsig: int
+    scheduling: Scheduling
+    creds: Creds
+    seccomp: Sequence[Filter] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """An address space. ``markers`` are in the order of struct prctl_mm_map."""
+
+    start_code: int
+    end_code: int
+    start_data: int
+    end_data: int
+    start_brk: int
+    brk: int
+    start_stack: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    auxv: bytes
+    areas: Sequence[Area]
+    exe: str
+    dumpable: int
+    thp_disabled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskImage:
+    """A task (thread group)."""
+
+    pid: int
+    ppid: int
+    pgid: int
+    sid: int
+    state: int
+    exit_code: int
+    comm: bytes
+    threads: Sequence[ThreadImage] = ()
+    memory: Memory | None = None
+    cwd: str = "/"
+    root: str = "/"
+    umask: int = 0o22
+    personality: int = 0
+    subreaper: bool = False
+    oom_score_adj: int = 0
+    loginuid: int | None = None
+    rlimits: Sequence[tuple[int, int]] = ()
+    actions: Mapping[int, Action] = field(default_factory=dict)
+    shared_pending: Sequence[bytes] = ()
+    itimers: Sequence[Itimer] = ()
+    posix_timers: Sequence[PosixTimer] = ()
+    files_of: int | None = None
+    """Pid of the task whose descriptor table this one shares (CLONE_FILES), or None."""
+
+    @property
+    def subject(self) -> str:
+        """`task 41 (redis-server)`."""
+        return f"task {self.pid} ({self.comm.decode('utf-8', 'replace')})"
+
+    @property
+    def zombie(self) -> bool:
+        """Exited and not yet waited for."""
+        return self.state == DEAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """All tasks; parents come before their children."""
+
+    tasks: Sequence[TaskImage]
+
+    @property
+    def root(self) -> TaskImage:
+        """The task that everything descends from."""
+        return self.tasks[0]
+
+    def children(self, pid: int) -> list[TaskImage]:
+        """Children in the order of their pids."""
+        found = [t for t in self.tasks[1:] if t.ppid == pid]
+        return sorted(found, key=lambda t: t.pid)

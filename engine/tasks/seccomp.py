@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seccomp filters of a thread.
+
+Facts:
+- Mode and number of filters are in status (Seccomp, Seccomp_filters; the count since Linux
+  5.9). The filters themselves are read by PTRACE_SECCOMP_GET_FILTER, newest first, only with
+  CAP_SYS_ADMIN in the initial user namespace and when the reader has no filter of its own.
+- The filters that a runtime put on a container's init are in the new container too; only
+  what a program added itself must be read and set again.
+- While tasks are restored filters are suspended (PTRACE_O_SUSPEND_SECCOMP) where we may.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torpor.engine.errors import Refused
+from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kind import Limit, refuse
+from torpor.engine.program.ops import Data, Op
+
+SECCOMP_SET_MODE_FILTER = 1
+MODE_STRICT, MODE_FILTER = 1, 2
+INSTRUCTION_BYTES = 8
+
+LIMITS = (
+    Limit(case="strict", what="seccomp strict mode",
+          remedy="checkpoint before the program enters strict mode"),
+    Limit(case="unreadable", what="seccomp filters that the program set itself",
+          remedy="run the engine with CAP_SYS_ADMIN, or without filters of its own"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """One filter: struct sock_filter array and SECCOMP_FILTER_FLAG_* bits."""
+
+    program: bytes
+    flags: int
+
+
+def filter_count(status: bytes) -> tuple[int, int]:
+    """(mode, number of filters) of a thread."""
+    s = parse_status(status)
+    return s.seccomp, s.seccomp_filters
+
+
+def preflight(status: bytes, runtime_filters: int, may_read: bool, subject: str) -> Refused | None:
+    """Whether a task's filters can be saved; asked before anything is injected."""
+    mode, count = filter_count(status)
+    if mode == MODE_STRICT:
+        return refuse(LIMITS[0], subject)
+    if mode == MODE_FILTER and count > runtime_filters and not may_read:
+        return refuse(
+            LIMITS[1], subject, f"{count} filters, {runtime_filters} of them by the runtime"
+        )
+    return None
+
+
+def plan(filters: Sequence[Filter]) -> list[Op]:
+    """Install filters, oldest first (they are kept newest first)."""
+    ops = []
+    for number, one in enumerate(reversed(filters)):
+        code = Data(one.program)
+        count = len(one.program) // INSTRUCTION_BYTES
+        prog = Data(struct.pack("<HxxxxxxQ", count, 0), 8, ((8, code),))
+        ops.append(
+            Op(call="seccomp", args=(SECCOMP_SET_MODE_FILTER, one.flags, prog),
+               subject=f"seccomp filter {number}", note=f"{count} instructions")
+        )
+    return ops

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals: actions, queues with their siginfo, masks, alternate stacks.
+
+Facts:
+- Actions cannot be read from outside; an injected rt_sigaction tells handler, flags,
+  restorer and mask. Only signals in SigCgt or SigIgn of status differ from the default.
+- Queues are read by PTRACE_PEEKSIGINFO, private and shared, without consuming them.
+- A task may queue any siginfo to itself (kernel/signal.c, do_rt_sigqueueinfo), so queues are
+  put back by the task, with all signals blocked meanwhile.
+- rt_sigaction of SIGKILL and SIGSTOP fails; they have no entry in our lists.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torpor.engine.program.ops import Data, Op
+
+ACTION = struct.Struct("<QQQQ")
+SIGINFO_BYTES = 128
+SIGKILL, SIGSTOP = 9, 19
+FIXED = (SIGKILL, SIGSTOP)
+SIGNAL_COUNT = 64
+SS_ONSTACK, SS_DISABLE = 1, 2
+SIGSET_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One entry of the table of actions."""
+
+    handler: int
+    flags: int
+    restorer: int
+    mask: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AltStack:
+    """sigaltstack(2) of a thread."""
+
+    pointer: int
+    size_bytes: int
+    flags: int
+
+
+def parse_actions(raw: Mapping[int, bytes]) -> dict[int, Action]:
+    """Kernel structures to actions."""
+    found = {}
+    for signal, content in raw.items():
+        handler, flags, restorer, mask = ACTION.unpack(content)
+        found[signal] = Action(handler=handler, flags=flags, restorer=restorer, mask=mask)
+    return found
+
+
+def parse_altstack(raw: bytes) -> AltStack:
+    """struct stack_t: pointer, int flags, size."""
+    pointer, flags, size = struct.unpack("<QixxxxQ", raw)
+    return AltStack(pointer=pointer, size_bytes=size, flags=flags)
+
+
+def encode_actions(actions: Mapping[int, Action], task_core: Any) -> None:  # noqa: ANN401
+    """CRIU keeps 62 entries: all signals in order but SIGKILL and SIGSTOP."""
+    for signal in range(1, SIGNAL_COUNT + 1):
+        if signal in FIXED:
+            continue
+        action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
+        task_core.sigactions.add(
+            sigaction=action.handler, flags=action.flags, restorer=action.restorer,
+            mask=action.mask,
+        )
+
+
+def decode_actions(task_core: Any) -> dict[int, Action]:  # noqa: ANN401
+    """The table of actions, default ones left out."""
+    signals = [s for s in range(1, SIGNAL_COUNT + 1) if s not in FIXED]
+    found = {}
+    for signal, entry in zip(signals, task_core.sigactions, strict=False):
+        if entry.sigaction or entry.flags or entry.mask:
+            found[signal] = Action(
+                handler=entry.sigaction, flags=entry.flags, restorer=entry.restorer,
+                mask=entry.mask,
+            )
+    return found
+
+
+def plan_actions(actions: Mapping[int, Action]) -> list[Op]:
+    """Set every action; those left out were the default, which exec or the seed gives."""
+    ops = []
+    for signal in range(1, SIGNAL_COUNT + 1):
+        if signal in FIXED:
+            continue
+        action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
+        raw = ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
+        ops.append(
+            Op(call="rt_sigaction", args=(signal, Data(raw), 0, SIGSET_BYTES),
+               subject=f"signal {signal}", note="action")
+        )
+    return ops
+
+
+def encode_queue(pending: Sequence[bytes], queue: Any) -> None:  # noqa: ANN401
+    """Fill a signal_queue_entry."""
+    for info in pending:
+        queue.signals.add(siginfo=info)
+
+
+def decode_queue(queue: Any) -> tuple[bytes, ...]:  # noqa: ANN401
+    """The siginfo structures of a signal_queue_entry."""
+    return tuple(entry.siginfo for entry in queue.signals)
+
+
+def plan_queue(pending: Sequence[bytes], pid: int, tid: int | None) -> list[Op]:
+    """Queue signals again: to the thread ``tid``, or to the whole task when None."""
+    ops = []
+    for info in pending:
+        (signal,) = struct.unpack_from("<i", info)
+        data = Data(info.ljust(SIGINFO_BYTES, b"\0"))
+        if tid is None:
+            op = Op(call="rt_sigqueueinfo", args=(pid, signal, data), subject=f"signal {signal}",
+                    note="pending for the task")
+        else:
+            op = Op(call="rt_tgsigqueueinfo", args=(pid, tid, signal, data),
+                    subject=f"signal {signal}", note=f"pending for thread {tid}")
+        ops.append(op)
+    return ops
+
+
+def plan_altstack(stack: AltStack) -> list[Op]:
+    """Set the alternate stack; SS_ONSTACK follows from the stack pointer."""
+    flags = stack.flags & ~SS_ONSTACK
+    raw = struct.pack("<QixxxxQ", stack.pointer, flags, stack.size_bytes)
+    if flags & SS_DISABLE:
+        return []
+    return [Op(call="sigaltstack", args=(Data(raw), 0), subject="signal stack",
+               note=f"at {stack.pointer:#x}")]
