@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of tasks in CRIU's messages: pstree, core-N, ids-N, mm-N, fs-N, seccomp.
+
+Facts: one core-N for each thread, the leader's with `tc`; ids-N tells which fdinfo-N belongs
+to a task (files_id); mm-N names its files by ids of REG entries in files.img; creds and the
+signal mask travel in each thread's `thread_core`. What has no place there (the whole XSAVE
+area, affinity, timer slack, io priority) is kept in torpor.json.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.engine.errors import BadImage
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kind import FileId, ImageSink, ImageSource
+from torpor.engine.memory import areas
+from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.tasks import creds, registers, signals, timers
+from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.model import DEAD, Memory, TaskImage, ThreadImage, Tree
+from torpor.engine.tasks.registers import Component
+from torpor.engine.tasks.seccomp import Filter
+
+MARKERS = {
+    "start_code": "mm_start_code", "end_code": "mm_end_code", "start_data": "mm_start_data",
+    "end_data": "mm_end_data", "start_brk": "mm_start_brk", "brk": "mm_brk",
+    "start_stack": "mm_start_stack", "arg_start": "mm_arg_start", "arg_end": "mm_arg_end",
+    "env_start": "mm_env_start", "env_end": "mm_env_end",
+}  # fmt: skip
+NAMESPACE_IDS = {
+    "pid_ns_id": 1, "net_ns_id": 2, "ipc_ns_id": 3, "uts_ns_id": 4, "mnt_ns_id": 5,
+    "user_ns_id": 6, "cgroup_ns_id": 7, "time_ns_id": 8,
+}  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class PathFiles:
+    """REG entries for paths that no descriptor holds: mapped files, exe, cwd, root."""
+
+    next_id: int
+    ids: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def id(self, path: str, flags: int, images: ImageSink) -> int:
+        """Id of the entry of a path, made at first use."""
+        known = self.ids.get((path, flags))
+        if known is not None:
+            return known
+        number = self.next_id
+        self.next_id += 1
+        self.ids[path, flags] = number
+        entry = pb.file_entry(type=pb.REG, id=number)
+        entry.reg.id, entry.reg.flags, entry.reg.pos = number, flags, 0
+        entry.reg.name = path.encode("utf-8", "surrogateescape")
+        entry.reg.fown.CopyFrom(pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0))
+        images.add("files", entry)
+        return number
+
+
+def encode_tree(
+    tree: Tree, images: ImageSink, components: tuple[Component, ...], first_free_id: int
+) -> None:
+    """Write everything but descriptors and pages."""
+    paths = PathFiles(next_id=first_free_id)
+    filters = _FilterTable()
+    for number, task in enumerate(tree.tasks, 1):
+        entry = pb.pstree_entry(pid=task.pid, ppid=task.ppid if number > 1 else 0,
+                                pgid=task.pgid, sid=task.sid)
+        entry.threads.extend(t.tid for t in task.threads)
+        if task.zombie:
+            entry.threads.append(task.pid)
+        images.add("pstree", entry)
+        _encode_task(task, images, components, filters)
+        if task.memory is None:
+            continue
+        ids = pb.task_kobj_ids_entry(
+            vm_id=number, files_id=files_id(tree, task), fs_id=number, sighand_id=number,
+            **NAMESPACE_IDS,
+        )
+        images.add(f"ids-{task.pid}", ids)
+        _encode_memory(task, task.memory, images, paths)
+        images.add(f"fs-{task.pid}", pb.fs_entry(
+            cwd_id=paths.id(task.cwd, 0o200000, images),
+            root_id=paths.id(task.root, 0o200000, images), umask=task.umask,
+        ))
+    if filters.entries:
+        message = pb.seccomp_entry()
+        message.seccomp_filters.extend(filters.entries)
+        images.add("seccomp", message)
+
+
+def files_id(tree: Tree, task: TaskImage) -> int:
+    """Number of a task's descriptor table: that of the first task which has it."""
+    owner = task.files_of if task.files_of is not None else task.pid
+    return next(i for i, t in enumerate(tree.tasks, 1) if t.pid == owner)
+
+
+class _FilterTable:
+    """seccomp.img: filters chained by `prev`, shared between threads."""
+
+    def __init__(self) -> None:
+        self.entries: list[pb.seccomp_filter] = []
+        self.known: dict[tuple[tuple[bytes, int], ...], int] = {}
+
+    def index(self, filters: Sequence[Filter]) -> int:
+        """Index of the newest filter of a thread; the older ones come before it."""
+        chain = tuple((f.program, f.flags) for f in reversed(filters))
+        for length in range(1, len(chain) + 1):
+            if chain[:length] in self.known:
+                continue
+            code, flags = chain[length - 1]
+            entry = pb.seccomp_filter(filter=code, flags=flags)
+            if length > 1:
+                entry.prev = self.known[chain[: length - 1]]
+            self.known[chain[:length]] = len(self.entries)
+            self.entries.append(entry)
+        return self.known[chain]
+
+
+def _encode_task(
+    task: TaskImage, images: ImageSink, components: tuple[Component, ...], filters: _FilterTable
+) -> None:
+    for i, thread in enumerate(task.threads):
+        core = pb.core_entry(mtype=pb.core_entry.X86_64)
+        core.thread_info.clear_tid_addr = thread.tid_address
+        registers.encode(thread.registers, core.thread_info, components)
+        _encode_thread(thread, core.thread_core, filters)
+        if i == 0:
+            _encode_leader(task, core.tc)
+        images.add(f"core-{thread.tid}", core)
+        images.extra("threads", str(thread.tid), {
+            "xstate": base64.b64encode(thread.registers.xstate).decode("ascii"),
+            "affinity": thread.scheduling.affinity.hex() if thread.scheduling.affinity else None,
+            "ioprio": thread.scheduling.ioprio,
+            "timerslack_ns": thread.scheduling.timerslack_ns,
+        })
+    if task.zombie:
+        core = pb.core_entry(mtype=pb.core_entry.X86_64)
+        _encode_leader(task, core.tc)
+        core.thread_info.clear_tid_addr = 0
+        for name in registers.GP_FIELDS:
+            setattr(core.thread_info.gpregs, name, 0)
+        for name in ("cwd", "swd", "twd", "fop", "rip", "rdp", "mxcsr", "mxcsr_mask"):
+            setattr(core.thread_info.fpregs, name, 0)
+        images.add(f"core-{task.pid}", core)
+
+
+def _encode_leader(task: TaskImage, tc: Any) -> None:  # noqa: ANN401
+    tc.task_state, tc.exit_code = task.state, task.exit_code
+    tc.personality, tc.flags, tc.comm = task.personality, 0, task.comm
+    tc.blk_sigset = task.threads[0].sigmask if task.threads else 0
+    if task.zombie:
+        return
+    timers.encode(task.itimers, task.posix_timers, tc.timers)
+    for soft, hard in task.rlimits:
+        tc.rlimits.rlimits.add(cur=soft, max=hard)
+    tc.signals_s.SetInParent()
+    signals.encode_queue(task.shared_pending, tc.signals_s)
+    if task.loginuid is not None:
+        tc.loginuid = task.loginuid
+    tc.oom_score_adj, tc.child_subreaper = task.oom_score_adj, task.subreaper
+    signals.encode_actions(task.actions, tc)
+
+
+def _encode_thread(thread: ThreadImage, entry: Any, filters: _FilterTable) -> None:  # noqa: ANN401
+    entry.futex_rla, entry.futex_rla_len = thread.robust
+    entry.sched_nice = thread.scheduling.nice
+    entry.sched_policy = thread.scheduling.policy
+    if thread.scheduling.priority:
+        entry.sched_prio = thread.scheduling.priority
+    entry.blk_sigset = thread.sigmask
+    entry.sas.ss_sp = thread.altstack.pointer
+    entry.sas.ss_size = thread.altstack.size_bytes
+    entry.sas.ss_flags = thread.altstack.flags
+    entry.pdeath_sig = thread.pdeathsig
+    entry.signals_p.SetInParent()
+    signals.encode_queue(thread.pending, entry.signals_p)
+    creds.encode(thread.creds, entry.creds)
+    entry.comm = thread.comm
+    if thread.seccomp:
+        entry.seccomp_mode = pb.filter
+        entry.seccomp_filter = filters.index(thread.seccomp)
+    else:
+        entry.seccomp_mode = pb.disabled
+    if thread.rseq[0]:
+        entry.rseq_entry.rseq_abi_pointer = thread.rseq[0]
+        entry.rseq_entry.rseq_abi_size = thread.rseq[1]
+        entry.rseq_entry.signature = thread.rseq[2]
+
+
+def _encode_memory(task: TaskImage, memory: Memory, images: ImageSink, paths: PathFiles) -> None:
+    entry = pb.mm_entry(exe_file_id=paths.id(memory.exe, 0, images))
+    for name, field_name in MARKERS.items():
+        setattr(entry, field_name, getattr(memory, name))
+    words = memoryview(memory.auxv[: len(memory.auxv) & ~7]).cast("Q")
+    entry.mm_saved_auxv.extend(words)
+    for area in memory.areas:
+        file_id = 0
+        if area.path:
+            file_id = paths.id(area.path, areas.O_RDWR if area.writable_file else 0, images)
+        areas.encode(area, entry.vmas.add(), file_id=file_id,
+                     heap=(memory.start_brk, memory.brk), stack=memory.start_stack)
+    entry.dumpable, entry.thp_disabled = memory.dumpable, memory.thp_disabled
+    images.add(f"mm-{task.pid}", entry)
+
+
+def decode_tree(
+    images: ImageSource, components: tuple[Component, ...], template: bytes
+) -> tuple[Tree, Mapping[int, int]]:
+    """The tree, and the number of each task's descriptor table (for fdinfo-N).
+
+    Raises:
+        BadImage: a file is missing or says something that does not fit.
+    """
+    path_of = {
+        int(number): message.name.decode("utf-8", "surrogateescape")
+        for number, message in images.files("REG")
+    }
+    filters = _read_filters(images)
+    tasks, tables = [], {}
+    known: set[int] = set()
+    for entry, _ in images.entries("pstree"):
+        if entry.pid in known or (known and entry.ppid not in known):
+            raise BadImage("a task appears twice or before its parent",
+                           subject=f"pstree.img, task {entry.pid}")
+        known.add(entry.pid)
+        reader = _TaskReader(images, entry, path_of, filters, components, template)
+        tasks.append(reader.task())
+        if reader.files_id is not None:
+            tables[entry.pid] = reader.files_id
+    if not tasks:
+        raise BadImage("there are no tasks", subject="pstree.img")
+    return Tree(tasks=tuple(_share_tables(tasks, tables))), tables
+
+
+def _share_tables(tasks: Sequence[TaskImage], tables: Mapping[int, int]) -> list[TaskImage]:
+    from dataclasses import replace
+
+    first: dict[int, int] = {}
+    result = []
+    for task in tasks:
+        number = tables.get(task.pid)
+        owner = first.setdefault(number, task.pid) if number is not None else task.pid
+        result.append(task if owner == task.pid else replace(task, files_of=owner))
+    return result
+
+
+def _read_filters(images: ImageSource) -> list[tuple[Filter, int | None]]:
+    for message, _ in images.entries("seccomp"):
+        return [
+            (Filter(program=f.filter, flags=f.flags), f.prev if f.HasField("prev") else None)
+            for f in message.seccomp_filters
+        ]
+    return []
+
+
+class _TaskReader:
+    """Reads the files of one task."""
+
+    def __init__(
+        self, images: ImageSource, entry: Any, path_of: dict[int, str],  # noqa: ANN401
+        filters: list[tuple[Filter, int | None]], components: tuple[Component, ...],
+        template: bytes,
+    ) -> None:
+        self.images, self.entry, self.path_of, self.filters = images, entry, path_of, filters
+        self.components, self.template = components, template
+        self.files_id: int | None = None
+
+    def one(self, name: str) -> Any:  # noqa: ANN401
+        for message, _ in self.images.entries(name):
+            return message
+        raise BadImage("is missing or empty", subject=f"{name}.img",
+                       remedy="take the images from an intact copy, or dump again")
+
+    def task(self) -> TaskImage:
+        entry = self.entry
+        core = self.one(f"core-{entry.pid}")
+        if core.mtype != pb.core_entry.X86_64:
+            raise BadImage("images of another architecture", subject=f"core-{entry.pid}.img",
+                           cause=pb.core_entry.march.Name(core.mtype),
+                           remedy="restore on a machine of that architecture")
+        tc = core.tc
+        if tc.task_state in (DEAD, 6):
+            return TaskImage(pid=entry.pid, ppid=entry.ppid, pgid=entry.pgid, sid=entry.sid,
+                             state=DEAD, exit_code=tc.exit_code, comm=tc.comm)
+        ids = core.ids if core.HasField("ids") else self.one(f"ids-{entry.pid}")
+        self.files_id = ids.files_id
+        fs = self.one(f"fs-{entry.pid}")
+        plain, posix = timers.decode(tc.timers)
+        return TaskImage(
+            pid=entry.pid, ppid=entry.ppid, pgid=entry.pgid, sid=entry.sid, state=tc.task_state,
+            exit_code=tc.exit_code, comm=tc.comm, threads=tuple(self.threads(core)),
+            memory=self.memory(), cwd=self.path(fs.cwd_id), root=self.path(fs.root_id),
+            umask=fs.umask, personality=tc.personality, subreaper=tc.child_subreaper,
+            oom_score_adj=tc.oom_score_adj,
+            loginuid=tc.loginuid if tc.HasField("loginuid") else None,
+            rlimits=tuple((r.cur, r.max) for r in tc.rlimits.rlimits),
+            actions=signals.decode_actions(tc), itimers=plain, posix_timers=posix,
+            shared_pending=signals.decode_queue(tc.signals_s),
+        )
+
+    def path(self, number: int) -> str:
+        try:
+            return self.path_of[number]
+        except KeyError:
+            raise BadImage("names a file that is not there", subject=f"file {number}") from None
+
+    def threads(self, leader: Any) -> list[ThreadImage]:  # noqa: ANN401
+        tids = [self.entry.pid, *(t for t in self.entry.threads if t != self.entry.pid)]
+        return [
+            self.thread(tid, leader if tid == self.entry.pid else self.one(f"core-{tid}"),
+                        leader.tc.comm)
+            for tid in tids
+        ]
+
+    def thread(self, tid: int, core: Any, comm: bytes) -> ThreadImage:  # noqa: ANN401
+        own = self.images.extra("threads", str(tid)) or {}
+        raw = base64.b64decode(own["xstate"]) if "xstate" in own else None
+        entry = core.thread_core
+        rseq = entry.rseq_entry
+        return ThreadImage(
+            tid=tid, comm=entry.comm or comm,
+            registers=registers.decode(core.thread_info, raw, self.components, self.template,
+                                       f"core-{tid}.img"),
+            sigmask=entry.blk_sigset if entry.HasField("blk_sigset") else core.tc.blk_sigset,
+            pending=signals.decode_queue(entry.signals_p),
+            altstack=signals.AltStack(pointer=entry.sas.ss_sp, size_bytes=entry.sas.ss_size,
+                                      flags=entry.sas.ss_flags if entry.HasField("sas") else 2),
+            rseq=(rseq.rseq_abi_pointer, rseq.rseq_abi_size, rseq.signature, 0)
+            if entry.HasField("rseq_entry") else (0, 0, 0, 0),
+            robust=(entry.futex_rla, entry.futex_rla_len),
+            tid_address=core.thread_info.clear_tid_addr, pdeathsig=entry.pdeath_sig,
+            scheduling=Scheduling(
+                policy=entry.sched_policy, priority=entry.sched_prio, nice=entry.sched_nice,
+                affinity=bytes.fromhex(own["affinity"]) if own.get("affinity") else None,
+                ioprio=own.get("ioprio", 0), timerslack_ns=own.get("timerslack_ns", 0),
+            ),
+            creds=creds.decode(entry.creds), seccomp=tuple(self.chain(entry)),
+        )
+
+    def chain(self, entry: Any) -> list[Filter]:  # noqa: ANN401
+        if entry.seccomp_mode != pb.filter:
+            return []
+        chain, index, steps = [], entry.seccomp_filter, 0
+        while index is not None:
+            if not 0 <= index < len(self.filters) or steps > len(self.filters):
+                raise BadImage("a chain of filters leads nowhere", subject="seccomp.img")
+            one, index = self.filters[index]
+            chain.append(one)
+            steps += 1
+        return chain
+
+    def memory(self) -> Memory:
+        entry = self.one(f"mm-{self.entry.pid}")
+        found = [areas.decode(vma, self.path_of) for vma in entry.vmas]
+        _check_areas(found, f"mm-{self.entry.pid}.img")
+        auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
+        return Memory(
+            **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},
+            auxv=auxv, areas=tuple(found), exe=self.path(entry.exe_file_id),
+            dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
+            thp_disabled=entry.thp_disabled,
+        )
+
+
+def _check_areas(found: Sequence[Area], subject: str) -> None:
+    end = 0
+    for area in found:
+        if area.backing is Backing.VSYSCALL:
+            continue
+        bad = area.start < end or area.end <= area.start or area.start % areas.PAGE
+        if bad or area.end % areas.PAGE or area.end > areas.TASK_SIZE:
+            raise BadImage("areas overlap or lie outside of what a task can have",
+                           subject=f"{subject}, {area.subject}")
+        if area.backing in (Backing.FILE, Backing.FILE_SHARED) and not area.path:
+            raise BadImage("an area names a file that is not there",
+                           subject=f"{subject}, {area.start:x}")
+        end = area.end
