@@ -71,6 +71,7 @@ PROGRAMS = (
         sources=("placeholder/placeholder.c",),
         budget_bytes=32 * 1024,
     ),
+    Program(name="torpor-pidhelper", sources=("pidhelper/pidhelper.c",), budget_bytes=32 * 1024),
 )
 EXECUTOR_BUDGET_BYTES = 64 * 1024
 

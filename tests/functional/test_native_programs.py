@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The static programs, run for real: as pid 1, as another uid, in an empty root."""
 
+import errno
 import os
 import signal
+import socket
 import stat
+import struct
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,15 +32,20 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def image(tmp_path: Path, programs: dict[str, Path]) -> Path:
+def open_dir() -> Iterator[Path]:
+    """A directory that other users may walk through; pytest's own are for its owner only."""
+    with tempfile.TemporaryDirectory(prefix="torpor-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def image(open_dir: Path, programs: dict[str, Path]) -> Path:
     """A root file system with nothing in it but the placeholder, as an init container left it."""
-    shared = tmp_path / "image" / ".torpor"
+    shared = open_dir / "image" / ".torpor"
     shared.mkdir(parents=True)
     target = shared / "placeholder"
     subprocess.run([programs["torpor-placeholder"], "install", target], check=True)
-    for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and path.is_relative_to("/tmp/pytest-of-root"):
-            path.chmod(0o755)
     return shared.parent
 
 
@@ -106,6 +116,7 @@ def test_installed_program_is_executable_by_all(image: Path) -> None:
 def test_install_says_why_it_cannot(programs: dict[str, Path]) -> None:
     done = subprocess.run(
         [programs["torpor-placeholder"], "install", "/proc/nowhere"],
+        check=False,
         capture_output=True,
         text=True,
     )
@@ -207,6 +218,159 @@ def test_seed_pauses_with_its_descriptors_open(programs: dict[str, Path]) -> Non
 
 
 def test_wrong_arguments_are_refused(programs: dict[str, Path]) -> None:
-    done = subprocess.run([programs["torpor-placeholder"], "reddy"], capture_output=True, text=True)
+    done = subprocess.run(
+        [programs["torpor-placeholder"], "reddy"], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "usage:" in done.stderr
+
+
+REQUEST = struct.Struct("=Iii")
+REPLY = struct.Struct("=i")
+# A stock container: /proc/sys read-only, and of all rights only these two.
+AS_IN_A_CONTAINER = (
+    "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && "
+    'exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+sys_admin,+sys_ptrace "$@"'
+)
+
+
+@pytest.fixture
+def pod() -> Iterator[subprocess.Popen[str]]:
+    """Init of a pid namespace: for each line it is sent, it makes a task and prints its pid."""
+    script = "while read -r line; do sh -c 'echo $$'; done"
+    process = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def init_of(pod: subprocess.Popen[str]) -> int:
+    found = wait_for(lambda: children_of(pod.pid))
+    assert isinstance(found, list)
+    return int(found[0])
+
+
+def next_pid(pod: subprocess.Popen[str]) -> int:
+    assert pod.stdin is not None
+    assert pod.stdout is not None
+    pod.stdin.write("\n")
+    pod.stdin.flush()
+    return int(pod.stdout.readline())
+
+
+@pytest.fixture(params=["on the host", "as in a container"])
+def helper(
+    request: pytest.FixtureRequest, open_dir: Path, programs: dict[str, Path]
+) -> Iterator[tuple[Path, Path]]:
+    """A running pid helper: its socket and the file its stderr goes to."""
+    path, log = open_dir / "pidhelper.sock", open_dir / "log"
+    command = [str(programs["torpor-pidhelper"]), "--socket", str(path)]
+    if request.param == "as in a container":
+        command = ["unshare", "--mount", "sh", "-c", AS_IN_A_CONTAINER, "sh", *command]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
+    wait_for(lambda: path.exists() or process.poll() is not None)
+    assert process.poll() is None, log.read_text()
+    yield path, log
+    assert process.poll() is None, "the helper died"
+    process.kill()
+    process.wait()
+
+
+def connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(10)
+    wait_for(lambda: connection.connect_ex(str(path)) == 0)
+    return connection
+
+
+def ask(connection: socket.socket, pid: int, want: int, version: int = 1) -> int:
+    connection.send(REQUEST.pack(version, pid, want))
+    (error,) = REPLY.unpack(connection.recv(64))
+    return int(error)
+
+
+def test_chosen_pids_come_true(helper: tuple[Path, Path], pod: subprocess.Popen[str]) -> None:
+    with connect(helper[0]) as connection:
+        for want in (7, 4711, 2, 32000, 3):
+            assert ask(connection, init_of(pod), want) == 0
+            assert next_pid(pod) == want
+    assert helper[1].read_text() == ""
+
+
+def test_one_shot_chooses_a_pid(programs: dict[str, Path], pod: subprocess.Popen[str]) -> None:
+    subprocess.run([programs["torpor-pidhelper"], "set", str(init_of(pod)), "815"], check=True)
+    assert next_pid(pod) == 815
+
+
+@pytest.mark.parametrize("helper", ["as in a container"], indirect=True)
+def test_refusals_are_answered_and_logged(
+    helper: tuple[Path, Path], pod: subprocess.Popen[str]
+) -> None:
+    path, log = helper
+    with connect(path) as connection:
+        assert ask(connection, os.getpid(), 4711) == errno.EPERM
+        assert ask(connection, os.getppid(), 4711) == errno.EPERM
+        assert ask(connection, init_of(pod), 1) == errno.EINVAL
+        assert ask(connection, init_of(pod), -5) == errno.EINVAL
+        assert ask(connection, init_of(pod), 1 << 30) == errno.EINVAL
+        assert ask(connection, -1, 5) == errno.EINVAL
+        assert ask(connection, 4194303, 5) == errno.ESRCH
+        assert ask(connection, init_of(pod), 5, version=2) == errno.EPROTONOSUPPORT
+        for size in (1, 11, 13, 5000):
+            connection.send(b"\1" * size)
+            assert REPLY.unpack(connection.recv(64)) == (errno.EBADMSG,)
+        assert ask(connection, init_of(pod), 99) == 0
+    assert next_pid(pod) == 99
+    lines = log.read_text().splitlines()
+    assert len(lines) == 12
+    assert all(line.startswith(f"pidhelper: refused peer {os.getpid()}") for line in lines)
+
+
+ASK_FROM_ELSEWHERE = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(sys.argv[1])
+try:
+    connection.send(bytes(12))
+    sys.exit(0 if connection.recv(64) == b"" else 1)
+except OSError:
+    sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("helper", ["on the host"], indirect=True)
+@pytest.mark.parametrize(
+    ("who", "why"),
+    [
+        (("setpriv", "--reuid=54321", "--clear-groups"), "its uid is not 0"),
+        (("unshare", "--pid", "--fork"), "it is in another pid namespace"),
+    ],
+)
+def test_strangers_are_hung_up_on(
+    helper: tuple[Path, Path], who: tuple[str, ...], why: str
+) -> None:
+    path, log = helper
+    path.chmod(0o666)
+    subprocess.run([*who, sys.executable, "-c", ASK_FROM_ELSEWHERE, str(path)], check=True)
+    assert why in log.read_text()
+
+
+@pytest.mark.parametrize("helper", ["on the host"], indirect=True)
+def test_more_peers_than_places(helper: tuple[Path, Path], pod: subprocess.Popen[str]) -> None:
+    connections = [connect(helper[0]) for _ in range(17)]
+    wait_for(lambda: "too many connections" in helper[1].read_text())
+    for connection in connections:
+        connection.close()
+    with connect(helper[0]) as connection:
+        assert ask(connection, init_of(pod), 50) == 0
+
+
+@pytest.mark.parametrize("helper", ["on the host"], indirect=True)
+def test_socket_is_for_its_owner_only(helper: tuple[Path, Path]) -> None:
+    assert stat.S_IMODE(helper[0].stat().st_mode) == 0o600

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the Python side calls in C: one section for each file of native/seam.
+ *
+ * cffi reads this page as it stands (lines that begin with # are left out), so
+ * it holds plain declarations only.  Every function returns 0 or a value that
+ * is not negative, or -errno.  No function decides, prints or keeps state.
+ */
+#ifndef TORPOR_SEAM_H
+#define TORPOR_SEAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ptrace.c: all calls for a task must come from the thread that seized it.
+ * seize, set_options and stop_all always add PTRACE_O_TRACESYSGOOD: without it
+ * a task whose tracer dies at a system call stop is killed by SIGTRAP. */
+int seam_seize(int tid, uint64_t options);
+int seam_interrupt(int tid);
+int seam_set_options(int tid, uint64_t options);
+int seam_resume(int request, int tid, int signal);
+int seam_wait(int tid, int64_t timeout_ns, int *status);
+int seam_stop_all(const int *tids, size_t count, uint64_t options, int64_t timeout_ns,
+		  int *results);
+int seam_settle(int tid, int64_t timeout_ns);
+int seam_event_message(int tid, uint64_t *message);
+int seam_get_regs(int tid, uint64_t *regs, size_t count);
+int seam_set_regs(int tid, const uint64_t *regs, size_t count);
+int seam_get_regset(int tid, unsigned int type, void *buffer, size_t size);
+int seam_set_regset(int tid, unsigned int type, const void *buffer, size_t size);
+int seam_get_sigmask(int tid, uint64_t *mask);
+int seam_set_sigmask(int tid, uint64_t mask);
+int seam_pending_signals(int tid, int shared, unsigned int first, void *siginfos, int count);
+int seam_get_siginfo(int tid, void *siginfo);
+int seam_rseq_config(int tid, uint64_t *values);
+int seam_user_dispatch(int tid, uint64_t *values);
+int seam_seccomp_filter(int tid, unsigned int index, void *instructions);
+int seam_seccomp_flags(int tid, unsigned int index, uint64_t *flags);
+
+/* remote.c: system calls run by a stopped task.  A call is 7 words: number and
+ * six arguments.  base holds the registers for everything else. */
+int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size_t count,
+		      int64_t timeout_ns, int64_t *results);
+
+/* task.c: what is asked about another task without stopping it. */
+int seam_robust_list(int tid, uint64_t *head, uint64_t *length);
+int seam_pidfd_open(int pid);
+int seam_pidfd_getfd(int pidfd, int fd);
+int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
+
+/* memory.c: runs are pairs (address, length) or triples (address, length,
+ * offset in the file).  Several threads share the work. */
+int64_t seam_read_memory(int pid, uint64_t address, void *buffer, size_t size);
+int64_t seam_write_memory(int pid, uint64_t address, const void *buffer, size_t size);
+int64_t seam_capture_runs(int pid, const uint64_t *runs, size_t count, void *buffer,
+			  unsigned int threads);
+int64_t seam_fill_runs(int pid, const uint64_t *runs, size_t count, int fd,
+		       unsigned int threads);
+int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
+			  uint64_t *different, size_t room);
+int64_t seam_write_file(int fd, const void *buffer, size_t size, int64_t offset);
+
+/* buffer.c: room of our own, of huge pages where there are any. */
+int seam_buffer_map(size_t size, void **buffer);
+int seam_buffer_populate(void *buffer, size_t size, unsigned int threads);
+int seam_buffer_unmap(void *buffer, size_t size);
+
+/* pagemap.c: found ranges are triples (start, end, categories). */
+int64_t seam_scan_pages(int pagemap_fd, uint64_t *position, uint64_t end, const uint64_t *masks,
+			uint64_t flags, uint64_t *ranges, size_t room);
+
+/* spawn.c */
+struct seam_spawn {
+	const char *path;
+	const char *const *argv;
+	const char *const *envp;
+	int set_tid; /* 0: the kernel chooses */
+	int stdio[3]; /* -1: as ours */
+	int new_session;
+	uint64_t flags; /* CLONE_NEW*, ... */
+	int failed_call; /* out: 0 clone3, 1 execve or what prepared it */
+};
+int seam_spawn_seed(struct seam_spawn *spawn);
+
+#endif
