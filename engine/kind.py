@@ -63,6 +63,8 @@ class FdView(Protocol):
     st_rdev: int
     st_size: int
     st_nlink: int
+    st_uid: int
+    st_gid: int
     fs_magic: int
     """f_type of fstatfs(2)."""
 
@@ -87,6 +89,13 @@ class FdView(Protocol):
 
     def fcntl_bytes(self, command: int, buffer: bytes) -> bytes | None:
         """As ioctl; None when the command is unknown."""
+
+    def poll_events(self) -> int:
+        """revents of poll(2) right now, asked for POLLIN and POLLOUT (POLLHUP 16, POLLERR 8)."""
+
+    def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
+        """Path inside the task's root of an inotify watch (s_dev, ino and file handle of
+        fdinfo), None when it cannot be found (open_by_handle_at, or a search)."""
 
     def pipe_content(self) -> bytes:
         """What is queued in a pipe, not consumed (tee)."""
@@ -141,6 +150,10 @@ class DumpContext:
     views: Mapping[FileId, FdView] = field(default_factory=dict)
     holders: Mapping[FileId, Sequence[Holder]] = field(default_factory=dict)
     warn: Callable[[str], None] = lambda _: None
+    tasks: Mapping[int, int] = field(default_factory=dict)
+    """Every task of the tree: its pid as seen from here → its pid inside."""
+    realtime_ns: int = 0
+    """CLOCK_REALTIME when the tree was frozen; 0 when not known."""
     same_netns: bool = True
     """The tree is in our own network namespace."""
     cache: dict[str, Any] = field(default_factory=dict)
