@@ -125,12 +125,12 @@ def _write_programs(root: Path, place: Path) -> None:
     """Small scripts that start a program of the root with the root's loader."""
     loader = _only(root, "usr/lib*/ld-linux-*.so.*").relative_to(root)
     libraries = _only(root, "usr/lib/*-linux-gnu").relative_to(root)
-    start = f"exec {place / loader} --library-path {place / libraries}"
-    home = f"PYTHONHOME={place}/usr PYTHONPATH={place}/usr/lib/python3/dist-packages"
-    python = f"{home} {start} {place}/usr/bin/python3 -W ignore"
+    start = f'exec "{place / loader}" --library-path "{place / libraries}"'
+    home = f'PYTHONHOME="{place}/usr" PYTHONPATH="{place}/usr/lib/python3/dist-packages"'
+    python = f'{home} {start} "{place}/usr/bin/python3" -W ignore'
     programs = {
-        "criu": f"{start} {place}/usr/sbin/criu",
-        "crit": f"{python} {place}/usr/bin/crit",
+        "criu": f'{start} "{place}/usr/sbin/criu"',
+        "crit": f'{python} "{place}/usr/bin/crit"',
         "python3": python,
     }
     (root / "bin").mkdir()
