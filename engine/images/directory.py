@@ -11,7 +11,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -179,6 +178,8 @@ class ImageDirectory:
         return text
 
     def _verify(self, listed: Manifest, *, pages: bool) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # slow to import, not always needed
+
         for name in sorted(self._names - listed.files.keys() - set(SERVICE)):
             raise BadImage("is not listed in torpor.json", subject=name)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -9,7 +9,6 @@ behind has no lock and is cleared by the next one.
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -160,7 +159,7 @@ class NewImageDirectory:
         with suppress(OSError):
             _clear(self.fd)
             if self._place != self.path:
-                shutil.rmtree(self._place)
+                self._place.rmdir()
             else:
                 os.unlink(INCOMPLETE, dir_fd=self.fd)
         os.close(self.fd)
