@@ -18,7 +18,15 @@ from deploy.image.progress import Progress
 
 BASE_IMAGES = {"debian:trixie-slim": "trixie", "debian:sid-slim": "sid"}
 BASE_PACKAGES = ("apt", "tzdata")
+APT_SETTINGS = """\
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+APT::Keep-Downloaded-Packages "false";
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb || true"; };
+"""
 BASE_HOOKS = (
+    # apt's caches would be half of each image: settings like those of Docker's Debian images.
+    f"printf %s '{APT_SETTINGS}' > \"$1/etc/apt/apt.conf.d/80image\"",
     # Services are not started in an image that is being built; names are the container's own.
     'printf "#!/bin/sh\\nexit 101\\n" > "$1/usr/sbin/policy-rc.d"; chmod +x "$1/usr/sbin/policy-rc.d"',
     'for x in resolv.conf hostname hosts; do : > "$1/etc/$x"; done',

@@ -64,7 +64,11 @@ def entry(kind: str, inputs: Mapping[str, object], build: Callable[[Path], None]
             return path
         partial = path.with_name(f"partial-{path.name}")
         remove(partial)
-        build(partial)
+        try:
+            build(partial)
+        except BaseException:
+            remove(partial)
+            raise
         note = path.with_name(f"{path.name}.inputs.json")
         note.write_text(json.dumps(inputs, indent=2, sort_keys=True, default=str) + "\n")
         partial.rename(path)
@@ -88,9 +92,9 @@ def digest_of(*paths: Path) -> str:
 
 
 def prune(kinds: Sequence[str], unused_for_days: int) -> None:
-    """Removes entries of these kinds that nobody has asked for in so many days."""
+    """Removes entries of these kinds, half-built ones too, that nobody wanted in so many days."""
     oldest = time.time() - unused_for_days * 86400
-    for kind in kinds:
+    for kind in [*kinds, *(f"partial-{kind}" for kind in kinds)]:
         for path in home().glob(f"{kind}-*"):
             if path.suffix != ".json" and path.lstat().st_mtime < oldest:
                 remove(path)

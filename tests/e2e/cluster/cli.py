@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BuildError as failure:
         print(f"cluster: {failure}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+        return 0
     except KeyboardInterrupt:
         print("cluster: interrupted; `down` removes what is there", file=sys.stderr)
         return 130

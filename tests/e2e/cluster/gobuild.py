@@ -72,12 +72,23 @@ def _flags() -> list[str]:
 
 
 def _build(target: Path, progress: Progress) -> None:
-    version = kubernetes_version()
     go_cache = cache.home() / "go"
     go_cache.mkdir(parents=True, exist_ok=True)
     output = go_cache / target.name
     cache.remove(output)
     output.mkdir()
+    try:
+        _compile(go_cache, output, progress)
+        (output / "cluster").rename(output / "kube")
+        for name in PROGRAMS:
+            (output / name).symlink_to("kube")
+        output.rename(target)
+    finally:
+        cache.remove(output)
+
+
+def _compile(go_cache: Path, output: Path, progress: Progress) -> None:
+    version = kubernetes_version()
     go = _machine_go()
     with progress.long(
         f"compiling Kubernetes {version} and helm {helm_version()} (once, 5 to 10 minutes)",
@@ -88,10 +99,6 @@ def _build(target: Path, progress: Progress) -> None:
             run([*CONTAINED, go, *arguments], what="go build", cwd=MODULE, env=_environment(go_cache))
         else:
             _build_in_root(go_cache, output)
-    (output / "cluster").rename(output / "kube")
-    for name in PROGRAMS:
-        (output / name).symlink_to("kube")
-    output.rename(target)
 
 
 def _build_in_root(go_cache: Path, output: Path) -> None:
