@@ -203,6 +203,13 @@ def _check_pod(pod: PodObject) -> None:
                 cause=why,
                 remedy=f"run the workload without {key}",
             )
+    if spec.get("hostUsers") is False:
+        raise Refused(
+            "a pod with its own user namespace cannot be checkpointed",
+            subject=_subject(pod),
+            cause="owners of its files are other numbers on another node",
+            remedy="run the workload without hostUsers: false",
+        )
     for each in spec.get("initContainers") or ():
         if each.get("restartPolicy") == "Always":
             raise Refused(

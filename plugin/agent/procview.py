@@ -27,6 +27,7 @@ class Mount:
     mount_point: str
     fstype: str
     source: str
+    options: tuple[str, ...]
     super_options: tuple[str, ...]
 
     def option(self, name: str) -> str | None:
@@ -55,11 +56,7 @@ class NodeView:
 
     proc: Path = Path("/proc")
     cgroups: Path = Path("/sys/fs/cgroup")
-
-    @property
-    def host_root(self) -> Path:
-        """The node's root directory."""
-        return self.proc / "1" / "root"
+    host_root: Path = Path("/proc/1/root")
 
     def root_of(self, pid: int) -> Path:
         """A task's root directory."""
@@ -156,6 +153,7 @@ def parse_mount(line: str) -> Mount:
         mount_point=unescape(first[4]),
         fstype=last[0],
         source=unescape(last[1]),
+        options=tuple(first[5].split(",")),
         super_options=tuple(unescape(option) for option in last[2].split(",")),
     )
 
