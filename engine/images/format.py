@@ -14,7 +14,7 @@ from typing import BinaryIO
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from torpor.engine.errors import BadImage, Bug
-from torpor.engine.images.kinds import REST, Expect, Grammar, Kind, payload_of
+from torpor.engine.images.kinds import NO_PAYLOAD, REST, Expect, Grammar, Kind, payload_of
 
 WORD = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 32 << 20
@@ -187,6 +187,8 @@ class _Reader:
 
     def _with_payload(self, message: Message, *, payloads: bool) -> Entry:
         wanted = payload_of(message)
+        if wanted is NO_PAYLOAD:
+            return Entry(message=message, payload_offset=self._offset)
         start = self._offset
         size = self._size - start if wanted.size == REST else wanted.size
         data = b""

@@ -58,6 +58,9 @@ class Payload:
     padding: int = 0
 
 
+NO_PAYLOAD = Payload(0)
+
+
 def file_name(name: str) -> str:
     """Name of the file of the image `name`: all but the counters end in .img."""
     return name if name in SERVICE else f"{name}.img"
@@ -74,7 +77,7 @@ def kind_of(name: str) -> Kind | None:
 def payload_of(message: Message) -> Payload:
     """The bytes that belong behind `message`."""
     rule = PAYLOADS.get(type(message))
-    return rule(message) if rule else Payload(0)
+    return rule(message) if rule else NO_PAYLOAD
 
 
 def _padded(size: int, unit: int) -> Payload:

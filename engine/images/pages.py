@@ -35,6 +35,9 @@ class PageFlags(IntFlag):
     PRESENT = 4
 
 
+_FLAGS = {int(flags): flags for flags in map(PageFlags, range(8))}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRun:
     """Consecutive pages with the same flags."""
@@ -123,17 +126,18 @@ def write_pagemap(
         _check_order(name, runs)
     except BadImage as error:
         raise Bug(error.what, subject=error.subject, cause=error.cause) from error
-    images.add(name, pb.pagemap_head(pages_id=pages_id))
-    for run in runs:
-        images.add(
-            name,
-            pb.pagemap_entry(
-                vaddr=run.vaddr,
-                compat_nr_pages=min(run.page_count, MAX_COMPAT),
-                nr_pages=run.page_count,
-                flags=int(run.flags),
-            ),
-        )
+    with translated("write", file_name(name)):
+        writer = images.writer(name)
+        writer.add(pb.pagemap_head(pages_id=pages_id))
+        for run in runs:
+            writer.add(
+                pb.pagemap_entry(
+                    vaddr=run.vaddr,
+                    compat_nr_pages=min(run.page_count, MAX_COMPAT),
+                    nr_pages=run.page_count,
+                    flags=int(run.flags),
+                )
+            )
 
 
 def write_pages(
@@ -162,12 +166,12 @@ def _run(name: str, index: int, message: pb.pagemap_entry) -> PageRun:
     flags = message.flags
     if not message.HasField("flags"):  # older than the flags
         flags = PageFlags.PARENT if message.in_parent else PageFlags.PRESENT
-    if flags & ~sum(PageFlags):
+    if flags not in _FLAGS:
         raise _bad(name, index, f"unknown flags {flags:#x}")
     return PageRun(
         vaddr=message.vaddr,
         page_count=message.nr_pages if message.HasField("nr_pages") else message.compat_nr_pages,
-        flags=PageFlags(flags),
+        flags=_FLAGS[flags],
     )
 
 
