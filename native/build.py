@@ -39,6 +39,7 @@ COMMON = (
     "-fno-tree-loop-distribute-patterns",
     f"-ffile-prefix-map={NATIVE}=native",
     f"-I{NATIVE / 'include'}",
+    f"-I{NATIVE}",
 )
 # No CET notes, and no vector registers where a tracer would have to keep them.
 MACHINE_FLAGS = {"x86_64": ("-fcf-protection=none", "-mno-sse", "-mno-mmx", "-mno-avx")}
@@ -72,16 +73,14 @@ PROGRAMS = (
         budget_bytes=32 * 1024,
     ),
     Program(name="torpor-pidhelper", sources=("pidhelper/pidhelper.c",), budget_bytes=32 * 1024),
+    Program(name="torpor-hook", sources=("hook/hook.c",), budget_bytes=32 * 1024),
 )
 EXECUTOR_BUDGET_BYTES = 64 * 1024
 
 
 def build_all(out_dir: Path) -> list[Path]:
     """Everything that a package of torpor carries in engine/blobs."""
-    built = build_programs(out_dir)
-    if any((NATIVE / "executor").glob("*.c")):
-        built.append(build_executor(out_dir))
-    return built
+    return [*build_programs(out_dir), build_executor(out_dir)]
 
 
 def build_programs(out_dir: Path) -> list[Path]:
