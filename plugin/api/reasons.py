@@ -28,12 +28,12 @@ class Reason(StrEnum):
     POD_CREATED = "PodCreated"
     POD_STARTING = "PodStarting"
     UNSCHEDULABLE = "Unschedulable"
-    NO_NODE = "NoNode"
     CHECKPOINT_NOT_READY = "CheckpointNotReady"
     MOUNTED = "Mounted"
     NOT_MOUNTED = "NotMounted"
     STORE_UNREACHABLE = "StoreUnreachable"
     # From here on: ends.
+    NO_NODE = "NoNode"
     POD_NOT_FOUND = "PodNotFound"
     POD_NOT_RUNNING = "PodNotRunning"
     POD_DELETING = "PodDeleting"
@@ -70,7 +70,6 @@ WAITING = frozenset(
         Reason.POD_CREATED,
         Reason.POD_STARTING,
         Reason.UNSCHEDULABLE,
-        Reason.NO_NODE,
         Reason.CHECKPOINT_NOT_READY,
         Reason.MOUNTED,
         Reason.NOT_MOUNTED,

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 WATCH_TIMEOUT_S = 300
 RESYNC_S = 600.0
+LIVED_S = 5.0
+"""A stream that broke after this long worked: the next one is tried at once."""
 
 
 def key_of(item: JsonObject) -> Key:
@@ -95,6 +97,7 @@ class Watcher:
     def _run(self) -> None:
         failures = 0
         while not self._stopped.is_set():
+            began = time.monotonic()
             try:
                 if not self._version:
                     self._relist()
@@ -104,7 +107,8 @@ class Watcher:
                 log.info("%s: version %s is too old, listing anew", self.kind.plural, self._version)
                 self._version = ""
             except ApiError as error:
-                failures += 1
+                lived = time.monotonic() - began > LIVED_S
+                failures = 1 if lived else failures + 1
                 if failures > 1:
                     log.warning("%s: watch interrupted: %s", self.kind.plural, error)
                 self._stopped.wait(backoff_s(failures) if failures > 1 else 0.1)
