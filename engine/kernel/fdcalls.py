@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls on a descriptor of ours that shares its open file description with a task.
+
+The description belongs to the task: nothing here changes its flags or its position.
+Results are raw (sockaddrs, option values); errors are KernelError with the call's name.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import struct
+from array import array
+
+from torpor.engine.errors import KernelError, Refused
+from torpor.engine.kind import Message
+
+SOL_SOCKET = 1
+SO_TYPE, SO_DOMAIN, SO_PEEK_OFF, SO_GET_FILTER = 3, 39, 42, 26
+SCM_RIGHTS, SCM_CREDENTIALS = 1, 2
+AF_UNIX, AF_NETLINK = 1, 16
+SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
+FIONREAD = 0x541B
+MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT = 2, 8, 0x20, 0x40
+MSG_CMSG_CLOEXEC = 0x40000000
+SPLICE_F_NONBLOCK = 2
+F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+NR_OPENAT2 = 437  # the same number on every architecture
+POLLERR = 8
+BPF_INSTRUCTIONS = 4096
+SOCKADDR_ROOM = 128
+CONTROL_ROOM = 4096
+"""Holds the most descriptors that one message can carry (SCM_MAX_FD is 253) and more."""
+MESSAGE_ROOM = 1 << 20
+UNKNOWN_OPTION = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTCONN)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.tee.restype = ctypes.c_ssize_t
+_libc.tee.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint]
+_libc.recvmsg.restype = ctypes.c_ssize_t
+_libc.recvmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
+class _Msghdr(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_void_p),
+        ("name_size", ctypes.c_uint32),
+        ("iov", ctypes.POINTER(_Iovec)),
+        ("iov_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    ]
+
+
+def kernel_error(call: str, subject: str, number: int = 0) -> KernelError:
+    """The error for a libc call that has just failed."""
+    return KernelError(f"{call} failed", errno=number or ctypes.get_errno(), subject=subject)
+
+
+def statfs_magic(path: bytes) -> int:
+    """f_type of statfs(2), 0 when it cannot be asked."""
+    room = ctypes.create_string_buffer(256)
+    if _libc.statfs(path, room) != 0:
+        return 0
+    return int(ctypes.cast(room, ctypes.POINTER(ctypes.c_long))[0])
+
+
+def open_beneath(root_fd: int, path: str, flags: int) -> int:
+    """openat2(2) with ``root_fd`` as the root directory of every symlink on the way.
+
+    Raises FileNotFoundError and its kin.
+    """
+    how = struct.pack("<QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    name = os.fsencode(path)
+    fd = _libc.syscall(NR_OPENAT2, root_fd, name, how, ctypes.c_size_t(len(how)))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return int(fd)
+
+
+def open_by_handle(mount_fd: int, handle_type: int, handle: bytes) -> int:
+    """open_by_handle_at(2), O_PATH; -1 when it does not go (no right, stale, other fs)."""
+    room = struct.pack("<Ii", len(handle), handle_type) + handle
+    return int(_libc.open_by_handle_at(mount_fd, room, os.O_PATH | os.O_CLOEXEC))
+
+
+class EpollSlot(ctypes.Structure):
+    """struct kcmp_epoll_slot."""
+
+    _fields_ = [
+        ("efd", ctypes.c_uint32), ("tfd", ctypes.c_uint32), ("toff", ctypes.c_uint32)
+    ]  # fmt: skip
+
+
+def address_of(slot: EpollSlot) -> int:
+    """Address of a struct, for a call that takes it as a number. Keep the struct alive."""
+    return ctypes.addressof(slot)
+
+
+def getsockopt(fd: int, level: int, option: int, size_bytes: int, subject: str) -> bytes | None:
+    """Raw value of an option, None when the socket does not know it."""
+    is_filter = level == SOL_SOCKET and option == SO_GET_FILTER
+    # This one option counts in instructions of eight bytes (sk_get_filter, v6.8).
+    room = ctypes.create_string_buffer(max(size_bytes, 8 * BPF_INSTRUCTIONS * is_filter, 1))
+    size = ctypes.c_uint32(BPF_INSTRUCTIONS if is_filter else size_bytes)
+    if _libc.getsockopt(fd, level, option, room, ctypes.byref(size)) != 0:
+        if ctypes.get_errno() in UNKNOWN_OPTION:
+            return None
+        raise kernel_error(f"getsockopt({level}, {option})", subject)
+    return room.raw[: size.value * (8 if is_filter else 1)]
+
+
+def sockname(fd: int, subject: str) -> bytes:
+    """getsockname(2), raw."""
+    address = _address(_libc.getsockname, fd)
+    if address is None:
+        raise kernel_error("getsockname", subject)
+    return address
+
+
+def peername(fd: int) -> bytes | None:
+    """getpeername(2), raw; None when not connected."""
+    return _address(_libc.getpeername, fd)
+
+
+def _address(call: "ctypes._NamedFuncPointer", fd: int) -> bytes | None:
+    room = ctypes.create_string_buffer(SOCKADDR_ROOM)
+    size = ctypes.c_uint32(SOCKADDR_ROOM)
+    if call(fd, room, ctypes.byref(size)) != 0:
+        return None
+    return room.raw[: size.value]
+
+
+def ioctl(fd: int, request: int, buffer: bytes, subject: str) -> bytes:
+    """The buffer after the call."""
+    room = bytearray(buffer)
+    try:
+        fcntl.ioctl(fd, request, room, True)
+    except OSError as error:
+        raise kernel_error(f"ioctl({request:#x})", subject, error.errno or 0) from error
+    return bytes(room)
+
+
+def fcntl_value(fd: int, command: int, argument: int, subject: str) -> int:
+    """fcntl(2) with a number."""
+    try:
+        return fcntl.fcntl(fd, command, argument)
+    except OSError as error:
+        raise kernel_error(f"fcntl({command})", subject, error.errno or 0) from error
+
+
+def fcntl_buffer(fd: int, command: int, buffer: bytes, subject: str) -> bytes | None:
+    """fcntl(2) with a buffer, None when the command is not known."""
+    try:
+        return fcntl.fcntl(fd, command, buffer)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise kernel_error(f"fcntl({command})", subject, error.errno or 0) from error
+
+
+def poll_events(fd: int) -> int:
+    """Revents right now."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN | select.POLLOUT)
+    return sum(events for _, events in poller.poll(0))
+
+
+def tee_pipe(reader: int, subject: str) -> bytes:
+    """What is queued in a pipe; it stays there. ``reader`` is a read end."""
+    queued = struct.unpack("<i", ioctl(reader, FIONREAD, bytes(4), subject))[0]
+    if queued == 0:
+        return b""
+    ours, into = os.pipe2(os.O_CLOEXEC)
+    try:
+        # Each buffer of theirs takes one slot of ours, so equal sizes are enough.
+        size = fcntl.fcntl(reader, F_GETPIPE_SZ)
+        if size > fcntl.fcntl(into, F_GETPIPE_SZ):
+            fcntl_value(into, F_SETPIPE_SZ, size, subject)
+        copied = _libc.tee(reader, into, queued, SPLICE_F_NONBLOCK)
+        if copied < 0:
+            raise kernel_error("tee", subject)
+        content = bytearray()
+        while len(content) < copied:
+            content += os.read(ours, copied - len(content))
+    finally:
+        os.close(ours)
+        os.close(into)
+    if copied != queued:
+        raise KernelError(
+            f"tee copied {copied} of {queued} bytes", errno=errno.EAGAIN, subject=subject
+        )
+    return bytes(content)
+
+
+def peek_messages(fd: int, subject: str) -> list[Message]:
+    """Queued messages of a socket, each with its sender; they stay queued.
+
+    Of a stream the chunks are those in which the kernel hands it out. SO_PEEK_OFF belongs to
+    the task, so it is set only when there is a second message, and set back at once.
+    A message of no bytes behind another one cannot be seen (__skb_try_recv_from_queue, v6.8).
+    """
+    kind = _option(fd, SO_TYPE)
+    if poll_events(fd) & POLLERR and kind != SOCK_STREAM:
+        return []  # a read would take the pending error away from the task
+    if kind == SOCK_DGRAM or _option(fd, SO_DOMAIN) == AF_NETLINK:
+        return _peek_datagrams(fd, subject)
+    queued = struct.unpack("<i", ioctl(fd, FIONREAD, bytes(4), subject))[0]
+    if queued > 0 and kind == SOCK_SEQPACKET:
+        return _peek_datagrams(fd, subject)
+    if queued <= 0:
+        return []
+    first = _peek_one(fd, queued, subject)
+    if first is None or len(first.data) >= queued or _option(fd, SO_DOMAIN) != AF_UNIX:
+        return [] if first is None else [first]
+    return _peek_from_offset(fd, subject, queued)
+
+
+def _peek_datagrams(fd: int, subject: str) -> list[Message]:
+    first = _peek_one(fd, MESSAGE_ROOM, subject)
+    if first is None or _option(fd, SO_PEEK_OFF) is None:
+        return [] if first is None else [first]
+    return _peek_from_offset(fd, subject, None)
+
+
+def _peek_from_offset(fd: int, subject: str, total: int | None) -> list[Message]:
+    """All messages, by an offset that the kernel moves on.
+
+    A stream is read up to ``total``: one byte more and the kernel would hand out (and forget) a pending error.
+    """
+    before = _option(fd, SO_PEEK_OFF)
+    _set_option(fd, SO_PEEK_OFF, 0, subject)
+    found: list[Message] = []
+    done = 0
+    try:
+        while total is None or done < total:
+            message = _peek_one(fd, MESSAGE_ROOM if total is None else total - done, subject)
+            if message is None or (not message.data and len(found) > 0):
+                break
+            done += len(message.data)
+            found.append(message)
+    finally:
+        _set_option(fd, SO_PEEK_OFF, -1 if before is None else before, subject)
+    return found
+
+
+def _peek_one(fd: int, size_bytes: int, subject: str) -> Message | None:
+    """One message; None when nothing is queued. Received descriptors are closed at once."""
+    data = ctypes.create_string_buffer(max(size_bytes, 1))
+    name = ctypes.create_string_buffer(SOCKADDR_ROOM)
+    control = ctypes.create_string_buffer(CONTROL_ROOM)
+    iov = _Iovec(ctypes.cast(data, ctypes.c_void_p), size_bytes)
+    header = _Msghdr(
+        ctypes.cast(name, ctypes.c_void_p), SOCKADDR_ROOM, ctypes.pointer(iov), 1,
+        ctypes.cast(control, ctypes.c_void_p), CONTROL_ROOM, 0,
+    )  # fmt: skip
+    flags = MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+    got = _libc.recvmsg(fd, ctypes.byref(header), flags)
+    if got < 0:
+        if ctypes.get_errno() in (errno.EAGAIN, errno.ENOTCONN, errno.EINVAL):
+            return None
+        raise kernel_error("recvmsg(MSG_PEEK)", subject)
+    fds, creds = _control(control.raw[: header.control_size])
+    for descriptor in fds:
+        os.close(descriptor)
+    if header.flags & MSG_TRUNC:
+        raise Refused(
+            f"a queued message is larger than {size_bytes} bytes",
+            subject=subject,
+            remedy="let the task read it before the checkpoint",
+        )
+    address = name.raw[: header.name_size]
+    return Message(data=ctypes.string_at(data, got), address=address, fds=len(fds), creds=creds)
+
+
+def _control(control: bytes) -> tuple[list[int], tuple[int, int, int] | None]:
+    """Descriptors and credentials of control messages (struct cmsghdr, 8-byte aligned)."""
+    fds: list[int] = []
+    creds = None
+    offset = 0
+    while offset + 16 <= len(control):
+        size, level, kind = struct.unpack_from("<Qii", control, offset)
+        payload = control[offset + 16 : offset + size]
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            fds += array("i", payload[: len(payload) & ~3])
+        elif level == SOL_SOCKET and kind == SCM_CREDENTIALS:
+            creds = struct.unpack("<iII", payload)
+        offset += max(size + 7 & ~7, 16)
+    return fds, creds
+
+
+def _option(fd: int, option: int) -> int | None:
+    raw = getsockopt(fd, SOL_SOCKET, option, 4, "")
+    return None if raw is None else int(struct.unpack("<i", raw)[0])
+
+
+def _set_option(fd: int, option: int, value: int, subject: str) -> None:
+    room = struct.pack("<i", value)
+    if _libc.setsockopt(fd, SOL_SOCKET, option, room, 4) != 0:
+        raise kernel_error(f"setsockopt({option})", subject)

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live descriptors of stopped tasks: the `FdView` that kinds read during a dump.
+
+    with open_views([4711, 4712]) as views:
+        for view in views.of(4711):
+            ...
+
+What /proc tells is read at once for a whole table; a copy of a descriptor (pidfd_getfd) is
+made only when a kind asks for more than that, and is closed with the view. The copy shares
+the task's open file description: see `fdcalls`.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+from torpor.engine import native
+from torpor.engine.errors import Denied, Error, KernelError, Refused, Vanished
+from torpor.engine.kernel import fdcalls, netlink, watches
+from torpor.engine.kind import FdView, Message
+
+NetnsSocket = Callable[[int, int], int]
+"""(pid, netlink protocol) → a raw netlink socket in that task's network namespace, ours to
+close. The dump makes it by an injected socket(2) and pidfd_getfd."""
+
+CONTENT_STEP = 1 << 20
+HEADER_LINES = ("pos", "flags", "mnt_id", "ino")
+
+
+class TaskFiles:
+    """What the views of one task have in common: pidfd, root, working directory, namespace."""
+
+    def __init__(
+        self, pid: int, ns_pid: int | None = None, netns_socket: NetnsSocket | None = None
+    ) -> None:
+        self.pid = pid
+        self.ns_pid = _ns_pid(pid) if ns_pid is None else ns_pid
+        self.netns_socket = netns_socket
+        self._opened: dict[str, int] = {}
+        self._netlink: dict[int, int] = {}
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the task."""
+        if "pidfd" not in self._opened:
+            self._opened["pidfd"] = native.pidfd_open(self.pid)
+        return self._opened["pidfd"]
+
+    def directory(self, name: str) -> int:
+        """O_PATH descriptor of /proc/PID/root or cwd."""
+        if name not in self._opened:
+            with _translated(f"task {self.ns_pid}", f"/proc/{self.pid}/{name}"):
+                self._opened[name] = os.open(
+                    f"/proc/{self.pid}/{name}", os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
+                )
+        return self._opened[name]
+
+    def netlink_socket(self, protocol: int) -> int:
+        """A netlink socket in the task's network namespace; kept until `close`."""
+        if protocol not in self._netlink:
+            subject = f"task {self.ns_pid}"
+            if same_netns(self.pid):
+                self._netlink[protocol] = netlink.open_socket(protocol)
+            elif self.netns_socket is not None:
+                self._netlink[protocol] = self.netns_socket(self.pid, protocol)
+            else:
+                raise Refused(
+                    "the task is in another network namespace and no socket there is at hand",
+                    subject=subject,
+                    remedy="stop the task first, so that one can be made in it",
+                )
+        return self._netlink[protocol]
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for fd in (*self._opened.values(), *self._netlink.values()):
+            with suppress(OSError):
+                os.close(fd)
+        self._opened.clear()
+        self._netlink.clear()
+
+
+class LiveFd:
+    """One descriptor. Attributes are those of `FdView`."""
+
+    __slots__ = (
+        "_copy", "_magic", "fd", "flags", "info", "link", "mnt_id", "ns_pid",
+        "pid", "pos", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_rdev", "st_size",
+        "st_uid", "task",
+    )  # fmt: skip
+
+    def __init__(self, task: TaskFiles, fd: int) -> None:
+        self.task = task
+        self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, fd
+        self._copy = -1
+        self._magic: int | None = None
+        path = f"/proc/{task.pid}/fd/{fd}"
+        with _translated(f"task {task.ns_pid}, fd {fd}", path):
+            self.link = os.readlink(path)
+            status = os.stat(path)
+            text = _read(f"/proc/{task.pid}/fdinfo/{fd}")
+        self.st_mode, self.st_dev, self.st_ino = status.st_mode, status.st_dev, status.st_ino
+        self.st_rdev, self.st_size, self.st_nlink = status.st_rdev, status.st_size, status.st_nlink
+        self.st_uid, self.st_gid = status.st_uid, status.st_gid
+        head, self.info = _parse_fdinfo(text)
+        self.pos = int(head.get("pos", "0"))
+        self.flags = int(head.get("flags", "0"), 8)
+        self.mnt_id = int(head.get("mnt_id", "-1"))
+
+    @property
+    def subject(self) -> str:
+        """`task 41, fd 7 -> pipe:[9123]`."""
+        return f"task {self.ns_pid}, fd {self.fd} -> {self.link}"
+
+    @property
+    def path(self) -> str:
+        """The link in /proc that opens the same file anew."""
+        return f"/proc/{self.pid}/fd/{self.fd}"
+
+    @property
+    def fs_magic(self) -> int:
+        """f_type of the file system."""
+        if self._magic is None:
+            self._magic = fdcalls.statfs_magic(self.path.encode())
+        return self._magic
+
+    @property
+    def cwd(self) -> str:
+        """Text of /proc/PID/cwd, to find what a relative name means."""
+        with _translated(self.subject, f"/proc/{self.pid}/cwd"):
+            return os.readlink(f"/proc/{self.pid}/cwd")
+
+    @property
+    def copy(self) -> int:
+        """A descriptor of ours for the same open file description."""
+        if self._copy < 0:
+            try:
+                self._copy = native.pidfd_getfd(self.task.pidfd, self.fd)
+            except Error as error:
+                raise _about(error, self.subject) from error
+        return self._copy
+
+    def close(self) -> None:
+        """Close the copy."""
+        if self._copy >= 0:
+            os.close(self._copy)
+            self._copy = -1
+
+    def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
+        """None when the socket does not know the option."""
+        return fdcalls.getsockopt(self.copy, level, option, size_bytes, self.subject)
+
+    def sockname(self) -> bytes:
+        """Raw sockaddr."""
+        return fdcalls.sockname(self.copy, self.subject)
+
+    def peername(self) -> bytes | None:
+        """Raw sockaddr, None when not connected."""
+        return fdcalls.peername(self.copy)
+
+    def ioctl(self, request: int, buffer: bytes) -> bytes:
+        """The buffer after the call. Raises KernelError."""
+        return fdcalls.ioctl(self.copy, request, buffer, self.subject)
+
+    def fcntl(self, command: int, argument: int = 0) -> int:
+        """Raises KernelError."""
+        return fdcalls.fcntl_value(self.copy, command, argument, self.subject)
+
+    def fcntl_bytes(self, command: int, buffer: bytes) -> bytes | None:
+        """As ioctl; None when the command is unknown."""
+        return fdcalls.fcntl_buffer(self.copy, command, buffer, self.subject)
+
+    def poll_events(self) -> int:
+        """Revents of poll(2) right now."""
+        return fdcalls.poll_events(self.copy)
+
+    def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
+        """Path inside the task's root of an inotify watch; ``device`` as fdinfo has it."""
+        watch = watches.Watch(device=device, inode=inode, handle_type=handle_type, handle=handle)
+        return watches.find(self.pid, watch)
+
+    def pipe_content(self) -> bytes:
+        """What is queued in a pipe, not consumed."""
+        with _translated(self.subject, self.path):
+            reader = self._reader(os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return fdcalls.tee_pipe(reader, self.subject)
+        finally:
+            if reader != self._copy:
+                os.close(reader)
+
+    def peek_messages(self) -> Sequence[Message]:
+        """Queued messages (or one chunk of a stream) of a socket, not consumed."""
+        return fdcalls.peek_messages(self.copy, self.subject)
+
+    def file_content(self, limit_bytes: int) -> bytes:
+        """Whole content by pread; Refused above the limit."""
+        if self.st_size > limit_bytes:
+            raise Refused(
+                f"the file has {self.st_size:,} bytes and only open descriptors lead to it",
+                subject=self.subject,
+                cause=f"the limit is {limit_bytes:,} bytes",
+                remedy="raise --ghost-limit",
+            )
+        content = bytearray()
+        with _translated(self.subject, self.path):
+            reader = self._reader(os.O_RDONLY)
+            try:
+                while len(content) <= limit_bytes:
+                    step = os.pread(reader, CONTENT_STEP, len(content))
+                    if not step:
+                        break
+                    content += step
+            finally:
+                if reader != self._copy:
+                    os.close(reader)
+        return bytes(content)
+
+    def path_stat(self, path: str) -> tuple[int, int] | None:
+        """(st_dev, st_ino) of a path inside the task's root, None when there is nothing.
+
+        A relative one is taken from the task's working directory.
+        """
+        try:
+            fd = self.open_path(path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+                return None
+            raise _from_os(error, self.subject, path) from error
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return status.st_dev, status.st_ino
+
+    def open_path(self, path: str, flags: int) -> int:
+        """A descriptor of ours for a path inside the task's root. Raises OSError."""
+        base = self.task.directory("root" if path.startswith("/") else "cwd")
+        return fdcalls.open_beneath(base, path, flags)
+
+    def netlink(self, family: int, protocol: int, request: bytes) -> bytes:
+        """A netlink reply (all parts) from a socket in the task's network namespace."""
+        if family != netlink.AF_NETLINK:
+            raise Refused(f"a request to address family {family}", subject=self.subject)
+        return netlink.ask(self.task.netlink_socket(protocol), request)
+
+    def epoll_targets(self) -> Sequence[tuple[int, int, int, int]]:
+        """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
+        return _epoll_targets(self.info)
+
+    def same_file(self, other: FdView) -> bool:
+        """Whether both are one open file description."""
+        return native.kcmp(self.pid, other.pid, native.KCMP_FILE, self.fd, other.fd) == 0
+
+    def epoll_target_is(self, tfd: int, index: int, other: FdView) -> bool:
+        """Whether the target registered under ``tfd`` is other's file."""
+        slot = fdcalls.EpollSlot(self.fd, tfd, index)
+        address = fdcalls.address_of(slot)
+        try:
+            kind = native.KCMP_EPOLL_TFD
+            return native.kcmp(other.pid, self.pid, kind, other.fd, address) == 0
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+
+    def _reader(self, flags: int) -> int:
+        """The copy when it can be read, else a new open of the same file."""
+        if self.flags & os.O_ACCMODE != os.O_WRONLY and not self.flags & os.O_PATH:
+            return self.copy
+        return os.open(self.path, flags | os.O_CLOEXEC)
+
+
+class Views:
+    """The descriptors of several tasks. A context manager: all copies are closed at its end."""
+
+    def __init__(self, pids: Iterable[int], netns_socket: NetnsSocket | None) -> None:
+        self.tasks: dict[int, TaskFiles] = {}
+        self._views: dict[int, dict[int, LiveFd]] = {}
+        for pid in pids:
+            self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket)
+            self._views[pid] = {fd: LiveFd(task, fd) for fd in descriptors(pid)}
+
+    def of(self, pid: int) -> Sequence[LiveFd]:
+        """All of a task, by number."""
+        return tuple(self._views[pid].values())
+
+    def get(self, pid: int, fd: int) -> LiveFd:
+        """One of them."""
+        return self._views[pid][fd]
+
+    def all(self) -> Mapping[int, Mapping[int, LiveFd]]:
+        """Task → number → view."""
+        return self._views
+
+    def close(self) -> None:
+        """Close every copy, pidfd and socket."""
+        for views in self._views.values():
+            for view in views.values():
+                view.close()
+        for task in self.tasks.values():
+            task.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_views(pids: Iterable[int], *, netns_socket: NetnsSocket | None = None) -> Views:
+    """Read the descriptor tables of tasks (pids as seen from here).
+
+    Raises Vanished, or Denied when /proc/PID/fd may not be read.
+    """
+    return Views(pids, netns_socket)
+
+
+def descriptors(pid: int) -> list[int]:
+    """Numbers of a task's descriptors, sorted."""
+    with _translated(f"task {pid}", f"/proc/{pid}/fd"):
+        return sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+
+
+def same_netns(pid: int) -> bool:
+    """Whether a task is in our network namespace."""
+    with _translated(f"task {pid}", f"/proc/{pid}/ns/net"):
+        return os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net")
+
+
+def _parse_fdinfo(text: str) -> tuple[dict[str, str], Sequence[str]]:
+    """The four values that every descriptor has, and the lines after them."""
+    head: dict[str, str] = {}
+    rest: list[str] = []
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and not rest and name in HEADER_LINES and name not in head:
+            head[name] = value.strip()
+        else:
+            rest.append(line)
+    return head, tuple(rest)
+
+
+def _epoll_targets(info: Sequence[str]) -> list[tuple[int, int, int, int]]:
+    """From lines `tfd: 5 events: 19 data: 5  pos:0 ino:61 sdev:7` (ep_show_fdinfo, v6.8)."""
+    seen: dict[int, int] = {}
+    found: list[tuple[int, int, int, int]] = []
+    for line in info:
+        words = line.replace(":", " ").split()
+        if len(words) < 6 or words[0] != "tfd":
+            continue
+        tfd = int(words[1])
+        index = seen.get(tfd, 0)
+        seen[tfd] = index + 1
+        found.append((tfd, int(words[3], 16), int(words[5], 16), index))
+    return found
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as text:
+        return text.read()
+
+
+def _ns_pid(pid: int) -> int:
+    with _translated(f"task {pid}", f"/proc/{pid}/status"):
+        status = _read(f"/proc/{pid}/status")
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def _about(error: Error, subject: str) -> Error:
+    """The same error with the descriptor for its subject."""
+    if isinstance(error, KernelError) and error.errno == errno.EBADF:
+        return Vanished("the descriptor was closed while it was looked at", subject=subject)
+    error.subject = subject
+    return error
+
+
+def _from_os(error: OSError, subject: str, path: str) -> Error:
+    if error.errno in (errno.ENOENT, errno.ESRCH):
+        return Vanished("gone while it was looked at", subject=subject, cause=path)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Denied(
+            f"{path} may not be read",
+            subject=subject,
+            cause=f"{os.strerror(error.errno)}; files of /proc/PID belong to the task's user",
+            remedy="run as the owner of the task, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+        )
+    return KernelError(f"{path} cannot be read", errno=error.errno or 0, subject=subject)
+
+
+@contextmanager
+def _translated(subject: str, path: str) -> Iterator[None]:
+    """OSError of a file in /proc to an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise _from_os(error, subject, path) from error
