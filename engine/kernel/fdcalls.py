@@ -234,7 +234,8 @@ def _peek_datagrams(fd: int, subject: str) -> list[Message]:
 def _peek_from_offset(fd: int, subject: str, total: int | None) -> list[Message]:
     """All messages, by an offset that the kernel moves on.
 
-    A stream is read up to ``total``: one byte more and the kernel would hand out (and forget) a pending error.
+    A stream is read up to ``total``: one byte more and the kernel would hand out (and
+    forget) a pending error.
     """
     before = _option(fd, SO_PEEK_OFF)
     _set_option(fd, SO_PEEK_OFF, 0, subject)
