@@ -85,12 +85,17 @@ class FakeApi:
                 connection.shutdown(socket.SHUT_RDWR)
         self.break_watches()
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._port}"
+
     def client(self) -> Client:
         """A client of this server."""
         from kubernetes import client
 
         configuration = client.Configuration()
-        configuration.host = f"http://127.0.0.1:{self._port}"
+        configuration.host = self.url
         return Client(configuration)
 
     def break_watches(self) -> None:
