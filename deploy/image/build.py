@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds an image from its Dockerfile without a daemon or a registry.
 
-The only base images are `scratch` and Debian's slim ones, which are made by mmdebstrap from Debian's
+The only base images are `scratch` and Debian's slim ones, which mmdebstrap makes from Debian's
 packages. Every RUN and COPY is a layer in the cache, under a key of all that it is made from.
 """
 
@@ -28,7 +28,7 @@ BASE_HOOKS = (
     # apt's caches would be half of each image: settings like those of Docker's Debian images.
     f"printf %s '{APT_SETTINGS}' > \"$1/etc/apt/apt.conf.d/80image\"",
     # Services are not started in an image that is being built; names are the container's own.
-    'printf "#!/bin/sh\\nexit 101\\n" > "$1/usr/sbin/policy-rc.d"; chmod +x "$1/usr/sbin/policy-rc.d"',
+    'p="$1/usr/sbin/policy-rc.d"; printf "#!/bin/sh\\nexit 101\\n" > "$p"; chmod +x "$p"',
     'for x in resolv.conf hostname hosts; do : > "$1/etc/$x"; done',
     'rm -rf "$1"/var/cache/apt/*.bin "$1"/var/lib/apt/lists/* "$1"/var/log/*.log',
 )

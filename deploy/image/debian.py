@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian roots made by mmdebstrap, cached: no daemon, no registry, nothing of the machine touched."""
+"""Debian roots made by mmdebstrap, and cached: no daemon, no registry."""
 
 import os
 from collections.abc import Sequence
@@ -23,7 +23,9 @@ def mirror() -> str:
     return os.environ.get("TORPOR_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
-def root_inputs(suite: str, packages: Sequence[str], hooks: Sequence[str] = ()) -> dict[str, object]:
+def root_inputs(
+    suite: str, packages: Sequence[str], hooks: Sequence[str] = ()
+) -> dict[str, object]:
     """What a root depends on, which is its key in the cache."""
     return {
         "suite": suite, "packages": sorted(packages), "hooks": list(hooks),
@@ -31,9 +33,7 @@ def root_inputs(suite: str, packages: Sequence[str], hooks: Sequence[str] = ()) 
     }  # fmt: skip
 
 
-def make_root(
-    target: Path, suite: str, packages: Sequence[str], hooks: Sequence[str] = ()
-) -> None:
+def make_root(target: Path, suite: str, packages: Sequence[str], hooks: Sequence[str] = ()) -> None:
     """Makes a root with the essential packages and those named.
 
     Args:
@@ -69,4 +69,9 @@ def root(suite: str, packages: Sequence[str], hooks: Sequence[str] = ()) -> Path
 
 def _environment() -> dict[str, str]:
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root", **proxies}
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "HOME": "/root",
+        **proxies,
+    }

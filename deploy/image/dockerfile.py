@@ -135,8 +135,7 @@ def context_files(context: Path, source: str, ignored: Ignore) -> list[Path]:
     files = [
         path
         for path in candidates
-        if (path.is_file() or path.is_symlink())
-        and not ignored(str(path.relative_to(context)))
+        if (path.is_file() or path.is_symlink()) and not ignored(str(path.relative_to(context)))
     ]
     if not files:
         raise BuildError(f"COPY {source}: nothing there, or all of it ignored")
@@ -150,7 +149,7 @@ def _instructions(text: str) -> list[Instruction]:
         if line.lstrip().startswith("#") or (not pending and not line.strip()):
             continue
         start = start if pending else number
-        pending += line.strip() if pending else line.strip()
+        pending += line.strip()
         if pending.endswith("\\"):
             pending = pending[:-1].rstrip() + " "
             continue

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,9 +141,7 @@ def blob(layer: Layer) -> Blob:
 
     path = cache.entry("blob", {"layer": layer.key}, build)
     tar = path / "layer.tar"
-    return Blob(
-        path=tar, digest=(path / "digest").read_text(), size_bytes=tar.stat().st_size
-    )
+    return Blob(path=tar, digest=(path / "digest").read_text(), size_bytes=tar.stat().st_size)
 
 
 def write_tar(tree: Path, output: "_Hashed | io.BufferedIOBase") -> None:
@@ -184,14 +182,14 @@ class _Hashed:
 
 
 def _layer(
-    below: Sequence[Layer], inputs: dict[str, object], command: list[str], env: dict[str, str],
+    below: Sequence[Layer], inputs: Mapping[str, object], command: list[str], env: dict[str, str],
     what: str,
 ) -> Layer:  # fmt: skip
     return _layer_by(below, inputs, lambda _: command, env, what)
 
 
 def _layer_by(
-    below: Sequence[Layer], inputs: dict[str, object], command: Callable[[Path], list[str]],
+    below: Sequence[Layer], inputs: Mapping[str, object], command: Callable[[Path], list[str]],
     env: dict[str, str], what: str,
 ) -> Layer:  # fmt: skip
     def build(partial: Path) -> None:
@@ -201,8 +199,16 @@ def _layer_by(
         (partial / "tree").chmod(0o755)
         lower = _lower(below, partial / "none")
         places = f"lowerdir={lower},upperdir={partial / 'tree'},workdir={partial / 'work'}"
-        overlay = [partial / "merged", f"{places},{OVERLAY_OPTIONS}"]
-        argv = [*CONTAINED, "sh", "-c", WITH_OVERLAY, "sh", *overlay, *command(partial)]
+        overlay: list[str | Path] = [partial / "merged", f"{places},{OVERLAY_OPTIONS}"]
+        argv: list[str | Path] = [
+            *CONTAINED,
+            "sh",
+            "-c",
+            WITH_OVERLAY,
+            "sh",
+            *overlay,
+            *command(partial),
+        ]
         run(argv, what=_short(what), env=env)
         for name in ("work", "merged", "none", "other"):
             cache.remove(partial / name)
@@ -242,12 +248,14 @@ def _add(archive: tarfile.TarFile, tree: Path, path: Path) -> None:
         return
     member = archive.gettarinfo(str(path), arcname=name)
     member.uname = member.gname = ""
+    headers: dict[str, str] = {}
     names = [] if path.is_symlink() else os.listxattr(path, follow_symlinks=False)
     for attribute in names:
         if attribute in KEPT_ATTRIBUTES:
             value = os.getxattr(path, attribute, follow_symlinks=False)
             text = value.decode("utf-8", "surrogateescape")
-            member.pax_headers[f"SCHILY.xattr.{attribute}"] = text
+            headers[f"SCHILY.xattr.{attribute}"] = text
+    member.pax_headers = headers
     if member.isreg():
         with path.open("rb") as content:
             archive.addfile(member, content)

@@ -39,9 +39,7 @@ def prepare(releases: Mapping[str, str], progress: Progress) -> State:
     with ThreadPoolExecutor() as pool:
         programs = pool.submit(gobuild.programs, progress)
         roots = pool.submit(lambda: {name: str(_root(name, progress)) for name in wanted})
-        return State(
-            releases=dict(releases), roots=roots.result(), programs=str(programs.result())
-        )
+        return State(releases=dict(releases), roots=roots.result(), programs=str(programs.result()))
 
 
 def write_files(layout: Layout, state: State) -> None:
@@ -147,9 +145,7 @@ def await_nodes(layout: Layout, state: State, kubectl: Callable[..., str]) -> No
     log = layout.log(last, "kubelet")
     wait_for(lambda: _true(ready), "the nodes to be Ready", NODES_TIMEOUT_S, log)
     account = ("get", "serviceaccount", "default", "--namespace", "default")
-    wait_for(
-        lambda: _succeeds(lambda: kubectl(*account)), "the default service account", 30.0, log
-    )
+    wait_for(lambda: _succeeds(lambda: kubectl(*account)), "the default service account", 30.0, log)
 
 
 def import_images(nodes: Sequence[Node], archives: Sequence[Path]) -> None:
@@ -213,13 +209,18 @@ def _write_control_plane(layout: Layout) -> None:
 def _write_node(layout: Layout, state: State, name: str, index: int) -> None:
     etc = layout.etc(name)
     (etc / "pki").mkdir(parents=True, mode=0o700)
-    for source, target in (("ca.crt", "ca.crt"), *((f"serve-{name}.{x}", f"serve.{x}") for x in ("crt", "key"))):
+    for source, target in (
+        ("ca.crt", "ca.crt"),
+        *((f"serve-{name}.{x}", f"serve.{x}") for x in ("crt", "key")),
+    ):
         shutil.copy(layout.pki / source, etc / "pki" / target)
     kubelet = pki.kubeconfig(layout.pki, f"serve-{name}", network.SERVER)
     (etc / "kubelet.kubeconfig").write_text(kubelet)
     (etc / "proxy.kubeconfig").write_text(pki.kubeconfig(layout.pki, "proxy", network.SERVER))
     (etc / "kubelet.json").write_text(config.kubelet())
-    (etc / "containerd.toml").write_text(config.containerd(_containerd_version(layout, state, name)))
+    (etc / "containerd.toml").write_text(
+        config.containerd(_containerd_version(layout, state, name))
+    )
     (etc / "cni").mkdir()
     (etc / "cni" / "10-pods.conflist").write_text(config.pod_network(index))
 

@@ -163,7 +163,11 @@ def _archives(names: Sequence[str]) -> list[Path]:
         elif Path(name).is_file():
             found.append(Path(name))
         else:
-            raise BuildError(f"{name} is neither a file nor a test image", "", f"test images: {', '.join(IMAGES)}")
+            raise BuildError(
+                f"{name} is neither a file nor a test image",
+                "",
+                f"test images: {', '.join(IMAGES)}",
+            )
     return found
 
 

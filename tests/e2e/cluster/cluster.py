@@ -89,7 +89,7 @@ class Cluster:
         """Takes the cluster down in whatever state it is, and checks that nothing is left."""
         teardown.down(self.layout, self._progress)
 
-    def kubectl(self, *arguments: str, input: str | None = None, timeout_s: float = 300) -> str:  # noqa: A002
+    def kubectl(self, *arguments: str, input: str | None = None, timeout_s: float = 300) -> str:
         """Runs kubectl as administrator and returns its output.
 
         Raises:
@@ -225,9 +225,7 @@ class Cluster:
             )
         return state
 
-    def _complete(
-        self, state: State, releases: Mapping[str, str], images: Sequence[Path]
-    ) -> None:
+    def _complete(self, state: State, releases: Mapping[str, str], images: Sequence[Path]) -> None:
         """An `up` of a cluster that is up: starts nodes and programs that do not run."""
         if dict(releases) != state.releases:
             has = ",".join(f"{name}={release}" for name, release in state.releases.items())

@@ -96,7 +96,12 @@ def _compile(go_cache: Path, output: Path, progress: Progress) -> None:
     ):
         if go:
             arguments = ["build", *_flags(), "-o", f"{output}/", ".", HELM]
-            run([*CONTAINED, go, *arguments], what="go build", cwd=MODULE, env=_environment(go_cache))
+            run(
+                [*CONTAINED, go, *arguments],
+                what="go build",
+                cwd=MODULE,
+                env=_environment(go_cache),
+            )
         else:
             _build_in_root(go_cache, output)
 
@@ -106,7 +111,17 @@ def _build_in_root(go_cache: Path, output: Path) -> None:
     inside = Path("/mnt/cache")
     env = {**_environment(inside), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     arguments = ["go", "build", *_flags(), "-o", f"{inside / output.name}/", ".", HELM]
-    command = [*CONTAINED, "sh", "-c", IN_ROOT, "sh", root, MODULE, go_cache, *arguments]
+    command: list[str | Path] = [
+        *CONTAINED,
+        "sh",
+        "-c",
+        IN_ROOT,
+        "sh",
+        root,
+        MODULE,
+        go_cache,
+        *arguments,
+    ]
     run(command, what="go build in a Debian root", env=env)
 
 

@@ -145,8 +145,8 @@ def check_directory(directory: Path) -> None:
             "",
             "name a directory on ext4, xfs, btrfs or tmpfs with --dir",
         )
-    if directory.exists() and not (directory / "cluster.json").exists():
-        if any(directory.iterdir()):
-            raise BuildError(
-                f"{directory} has other things in it", "", "name a new directory with --dir"
-            )
+    is_cluster = (directory / "cluster.json").exists()
+    if directory.exists() and not is_cluster and any(directory.iterdir()):
+        raise BuildError(
+            f"{directory} has other things in it", "", "name a new directory with --dir"
+        )

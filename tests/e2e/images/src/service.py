@@ -29,7 +29,7 @@ class State:
     def __init__(self):
         self.identity = secrets.token_hex(16)
         self.ballast = secrets.token_bytes(BALLAST_BYTES)
-        self.unlinked = tempfile.TemporaryFile(dir=DATA)
+        self.unlinked = tempfile.TemporaryFile(dir=DATA)  # noqa: SIM115, open for life
         self.unlinked.write(self.identity.encode() * 1000)
         self.unlinked.flush()
         self.log = (DATA / "ticks.log").open("a+", buffering=1)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+# The one image that agent and controller share.
+#
+# Built by a container engine, or without one by `make image` (deploy/image), which reads this file:
+# so use only what deploy/image/dockerfile.py knows.
+
+FROM debian:trixie-slim AS python
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 && rm -rf /var/lib/apt/lists/*
+
+# What compiles stays in this stage. pip installs into the other environment from outside, so that
+# the image has no pip either.
+FROM python AS tools
+RUN apt-get update && apt-get install -y --no-install-recommends binutils gcc libc6-dev python3-dev python3-venv && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/torpor
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
+COPY requirements/build.txt requirements/runtime.txt /src/requirements/
+RUN /opt/build/bin/pip install -q --no-compile --require-hashes -r /src/requirements/build.txt
+RUN /opt/build/bin/pip --python /opt/torpor/bin/python install -q --no-compile --require-hashes -r /src/requirements/runtime.txt && /opt/torpor/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/torpor/lib
+
+FROM tools AS package
+COPY pyproject.toml setup.py README.md LICENSE /src/
+COPY native /src/native
+COPY tools /src/tools
+COPY engine /src/engine
+COPY plugin /src/plugin
+WORKDIR /src
+RUN /opt/build/bin/pip wheel -q --no-build-isolation --no-deps --wheel-dir /src/dist /src && /opt/build/bin/pip --python /opt/torpor/bin/python install -q --no-compile --no-deps /src/dist/torpor-*.whl && /opt/torpor/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/torpor/lib
+
+FROM python
+LABEL org.opencontainers.image.title=torpor org.opencontainers.image.licenses=Apache-2.0
+COPY --from=package /opt/torpor /opt/torpor
+ENV PATH=/opt/torpor/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+ENTRYPOINT ["torpor"]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache: whole entries or none, one builder at a time, old ones pruned."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from deploy.image import cache
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORPOR_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_built_once_per_key():
+    built = []
+
+    def build(target):
+        built.append(target)
+        target.write_text("x")
+
+    first = cache.entry("kind", {"a": 1}, build)
+    assert cache.entry("kind", {"a": 1}, build) == first
+    assert cache.entry("kind", {"a": 2}, build) != first
+    assert len(built) == 2
+    assert first.read_text() == "x"
+
+
+def test_a_failed_build_leaves_no_entry(home):
+    def fail(target):
+        target.mkdir()
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        cache.entry("kind", {}, fail)
+    assert not [path for path in home.iterdir() if path.name != "locks"]
+
+
+def test_what_a_killed_build_left_is_replaced():
+    partial = cache.entry_path("kind", {}).with_name(f"partial-{cache.entry_path('kind', {}).name}")
+    partial.mkdir()
+    (partial / "half").write_text("")
+    made = cache.entry("kind", {}, lambda target: target.mkdir())
+    assert not list(made.iterdir())
+    assert not partial.exists()
+
+
+def test_two_at_once_build_once():
+    built = []
+
+    def build(target):
+        time.sleep(0.1)
+        built.append(1)
+        target.write_text("")
+
+    threads = [threading.Thread(target=cache.entry, args=("kind", {}, build)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [1]
+
+
+def test_prune_takes_only_what_is_old_and_of_the_kind():
+    def build(target):
+        target.write_text("")
+
+    old, new, other = (cache.entry(k, {"n": n}, build) for k, n in (("x", 1), ("x", 2), ("y", 1)))
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    cache.prune(["x"], 10)
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
+    cache.entry("y", {"n": 1}, build)  # asking for an entry keeps it
+    cache.prune(["y"], 10)
+    assert other.exists()
