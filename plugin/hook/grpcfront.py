@@ -99,7 +99,9 @@ class GrpcFront:
         self._private = Path(tempfile.mkdtemp(prefix="torpor-hook-"))  # mode 0700
         self._inner = self._private / "grpc.sock"
         self._server = grpc.server(ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="hook"))
-        add_HookServicer_to_server(HookService(backend, self._callers), self._server)
+        add_HookServicer_to_server(  # type: ignore[no-untyped-call]
+            HookService(backend, self._callers), self._server
+        )
         self._server.add_insecure_port(f"unix:{self._inner}")
         self._socket = listen(path, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=self._accept, name="hook-grpc", daemon=True)
