@@ -90,7 +90,7 @@ def _show(arg: Arg) -> str:
         return f"${arg.name}"
     if isinstance(arg, Data):
         return arg.text or f"<{len(arg.content)} bytes>"
-    signed = arg - (1 << 64) if arg >> 63 else arg
+    signed = arg - (1 << 64) if arg >= 1 << 63 else int(arg)
     return str(signed) if -4096 < signed < 4096 else hex(arg)
 
 

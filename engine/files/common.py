@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kinds of files share: flags, lines of fdinfo, signal owners, subjects, paths."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from pathlib import PurePosixPath
+from typing import Any, Generic, NoReturn
+
+from torpor.engine.errors import BadImage, Bug, Refused
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kind import (
+    DumpContext,
+    FdView,
+    FileId,
+    LateOp,
+    Limit,
+    PlanContext,
+    State,
+    refuse,
+)
+from torpor.engine.program.ops import Data, Op
+
+AT_FDCWD = -100
+
+
+class O(IntFlag):  # noqa: E742
+    """Flags of open(2) on x86-64, as fdinfo and the images have them."""
+
+    WRONLY = 0o1
+    RDWR = 0o2
+    ACCMODE = 0o3
+    CREAT = 0o100
+    EXCL = 0o200
+    NOCTTY = 0o400
+    APPEND = 0o2000
+    NONBLOCK = 0o4000
+    ASYNC = 0o20000
+    DIRECT = 0o40000
+    LARGEFILE = 0o100000
+    DIRECTORY = 0o200000
+    NOFOLLOW = 0o400000
+    NOATIME = 0o1000000
+    CLOEXEC = 0o2000000
+    PATH = 0o10000000
+    TMPFILE = 0o20000000
+    """The bit of its own; open(2) wants it together with DIRECTORY."""
+
+
+SETTABLE = O.APPEND | O.NONBLOCK | O.ASYNC | O.DIRECT | O.NOATIME
+"""What F_SETFL can change."""
+
+
+class F(IntEnum):
+    """Commands of fcntl(2)."""
+
+    DUPFD = 0
+    GETFD = 1
+    SETFD = 2
+    SETFL = 4
+    SETLK = 6
+    SETSIG = 10
+    GETSIG = 11
+    SETOWN_EX = 15
+    GETOWN_EX = 16
+    GETOWNER_UIDS = 17
+    OFD_SETLK = 37
+    SETPIPE_SZ = 1031
+    GETPIPE_SZ = 1032
+    ADD_SEALS = 1033
+    GET_SEALS = 1034
+
+
+class FileType(IntEnum):
+    """Type bits of st_mode."""
+
+    NONE = 0
+    FIFO = 0o010000
+    CHARACTER = 0o020000
+    DIRECTORY = 0o040000
+    BLOCK = 0o060000
+    REGULAR = 0o100000
+    LINK = 0o120000
+    SOCKET = 0o140000
+
+
+def file_type(mode: int) -> int:
+    """Type bits of a mode."""
+    return mode & 0o170000
+
+
+OWNER_OUTSIDE = Limit(
+    case="signal-owner-outside",
+    what="its signals go to a task outside of the tree (F_SETOWN)",
+    remedy="checkpoint that task as well, or clear the owner with fcntl(fd, F_SETOWN, 0)",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who gets SIGIO: ``kind`` F_OWNER_TID 0, PID 1, PGRP 2; ``pid`` inside, 0 for nobody."""
+
+    kind: int = 0
+    pid: int = 0
+    signal: int = 0
+    uid: int = 0
+    euid: int = 0
+
+
+NOBODY = Owner()
+
+
+def read_owner(view: FdView, context: DumpContext) -> Owner:
+    """The owner of a description. Raises Refused when it is outside of the tree."""
+    raw = view.fcntl_bytes(F.GETOWN_EX, bytes(8))
+    if raw is None:
+        return NOBODY
+    kind, pid = struct.unpack("<ii", raw[:8])
+    signal = view.fcntl(F.GETSIG)
+    if not pid:
+        return Owner(signal=signal)
+    if pid not in context.tasks:
+        raise refuse(OWNER_OUTSIDE, view.subject, f"owner is task {pid}")
+    uids = view.fcntl_bytes(F.GETOWNER_UIDS, bytes(8)) or bytes(8)
+    uid, euid = struct.unpack("<II", uids[:8])
+    return Owner(kind=kind, pid=context.tasks[pid], signal=signal, uid=uid, euid=euid)
+
+
+def encode_owner(owner: Owner) -> Any:  # noqa: ANN401
+    """CRIU's fown_entry."""
+    return pb.fown_entry(
+        uid=owner.uid, euid=owner.euid, signum=owner.signal, pid_type=owner.kind, pid=owner.pid
+    )
+
+
+def decode_owner(message: Any) -> Owner:  # noqa: ANN401
+    """From CRIU's fown_entry."""
+    return Owner(
+        kind=message.pid_type, pid=message.pid, signal=message.signum,
+        uid=message.uid, euid=message.euid,
+    )  # fmt: skip
+
+
+def late_owners(owners: Mapping[FileId, Owner], context: PlanContext) -> list[LateOp]:
+    """Set owners from a holder of each description, when all tasks exist."""
+    found = []
+    for file_id, owner in owners.items():
+        if owner == NOBODY or not context.holders.get(file_id):
+            continue
+        holder = context.holders[file_id][0]
+        where = f"fd {holder.fd}"
+        if owner.pid:
+            asked = Data(struct.pack("<ii", owner.kind, owner.pid), text=f"task {owner.pid}")
+            found.append(
+                LateOp(
+                    task=holder.task,
+                    op=Op(call="fcntl", args=(holder.fd, F.SETOWN_EX, asked), subject=where,
+                          note="who gets its signals"),
+                )
+            )  # fmt: skip
+        if owner.signal:
+            found.append(
+                LateOp(
+                    task=holder.task,
+                    op=Op(call="fcntl", args=(holder.fd, F.SETSIG, owner.signal), subject=where),
+                )
+            )
+    return found
+
+
+def status_flags(fd: int, flags: int, created_with: int, subject: str) -> list[Op]:
+    """Set status flags that the call which created ``fd`` could not give."""
+    wanted = flags & SETTABLE
+    if wanted == created_with & SETTABLE:
+        return []
+    return [Op(call="fcntl", args=(fd, F.SETFL, wanted), subject=subject, note="status flags")]
+
+
+def subject(context: PlanContext, file_id: FileId, name: str) -> str:
+    """`fd 7 -> /data/log`, with the number that the first holder knows."""
+    held = context.holders.get(file_id)
+    return f"fd {held[0].fd} -> {name}" if held else name
+
+
+def created(states: Mapping[FileId, State], context: PlanContext) -> dict[FileId, State]:
+    """The states that become descriptors; the others are named for other reasons (exe, cwd)."""
+    return {file_id: state for file_id, state in states.items() if file_id in context.fds}
+
+
+def info_value(view: FdView, key: str) -> str | None:
+    """Value of `key: value` in fdinfo."""
+    prefix = f"{key}:"
+    for line in view.info:
+        if line.startswith(prefix):
+            return line[len(prefix) :].strip()
+    return None
+
+
+def info_number(view: FdView, key: str, base: int = 10) -> int:
+    """Number of `key: number` in fdinfo. Raises Bug when it is not there."""
+    text = info_value(view, key)
+    if text is None:
+        raise Bug(f"fdinfo has no {key}", subject=view.subject, cause=f"{list(view.info)}")
+    return int(text, base)
+
+
+def path_bytes(path: str) -> bytes:
+    """A path as images have it."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def path_from(raw: bytes, where: str) -> str:
+    """A path from an image: absolute, without NUL. Raises BadImage."""
+    path = raw.decode("utf-8", "surrogateescape")
+    if not path.startswith("/") or "\0" in path:
+        bad_image(f"{path!r} is not an absolute path", where)
+    return path
+
+
+def mapped(path: str, context: PlanContext) -> str:
+    """The path after the caller's map of moved directories; the longest prefix wins."""
+    for old in sorted(context.path_map, key=len, reverse=True):
+        if path == old or path.startswith(old.rstrip("/") + "/"):
+            rest = PurePosixPath(path).relative_to(old)
+            return str(PurePosixPath(context.path_map[old]) / rest)
+    return path
+
+
+def bad_image(what: str, where: str, cause: str = "") -> NoReturn:
+    """Raise BadImage with the remedy that fits all of them."""
+    remedy = "take the images from an intact copy, or dump again"
+    raise BadImage(what, subject=where, cause=cause, remedy=remedy)
+
+
+class Base(Generic[State]):
+    """What most kinds need not say: nothing to check, nothing to do late."""
+
+    def check(self, states: Mapping[FileId, State], context: DumpContext) -> Iterable[Refused]:
+        """No refusals that need all descriptions."""
+        del states, context
+        return ()
+
+    def late(self, states: Mapping[FileId, State], context: PlanContext) -> Sequence[LateOp]:
+        """Nothing."""
+        del states, context
+        return ()

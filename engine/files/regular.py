@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regular files and directories by their path; unlinked ones as ghosts; O_PATH of anything.
+
+Facts (probed on v6.18):
+- Path from readlink of /proc/PID/fd/N, ` (deleted)` behind it when the name is gone. The name
+  alone proves nothing: it is compared by stat with the descriptor's device and inode.
+- fdinfo has position and status flags. O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY are not kept by the
+  kernel; O_LARGEFILE, O_DIRECTORY, O_NOFOLLOW, O_PATH and the bit of O_TMPFILE are.
+- A directory's position is a cookie of its file system; lseek(2) takes it back.
+- st_nlink 0: the file has no name at all, it becomes a ghost (`ghost.py`). st_nlink > 0 and
+  another inode or nothing at the path: its other names cannot be found from outside. To copy it
+  would cut the link, so that is done for read-only descriptions only, with a warning.
+- The size is kept; lseek(fd, size - 1, SEEK_HOLE) fails with ENXIO when the file is shorter.
+  Longer is taken: others may have appended. Files of pseudo file systems are not checked.
+- What cannot be set back: atime, read-ahead state, a write lease.
+
+Source: fs/open.c, do_dentry_open; fs/d_path.c (v6.18).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torpor.engine.files import ghost as ghosts
+from torpor.engine.files.common import (
+    AT_FDCWD,
+    NOBODY,
+    OWNER_OUTSIDE,
+    Base,
+    FileType,
+    O,
+    Owner,
+    bad_image,
+    created,
+    decode_owner,
+    encode_owner,
+    file_type,
+    late_owners,
+    mapped,
+    path_bytes,
+    path_from,
+    read_owner,
+    subject,
+)
+from torpor.engine.files.ghost import DELETED, Ghost, Opening
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kind import (
+    DumpContext,
+    FdView,
+    FileId,
+    FileKind,
+    ImageSink,
+    ImageSource,
+    LateOp,
+    Limit,
+    PlanContext,
+    refuse,
+)
+from torpor.engine.program.ops import Data, Expect, Op, Slot, place
+
+PROC_MAGIC = 0x9FA0
+PSEUDO_MAGICS = frozenset(
+    {
+        0x62656572,  # sysfs
+        0x27E0EB,  # cgroup
+        0x63677270,  # cgroup2
+        0x64626720,  # debugfs
+        0x74726163,  # tracefs
+        0x73636673,  # securityfs
+        0xCAFE4A11,  # bpf
+        0xF97CFF8C,  # selinux
+        0x19800202,  # mqueue
+        0xDE5E81E4,  # efivarfs
+        0x62656570,  # configfs
+        0x6165676C,  # pstore
+    }
+)
+FOREIGN_MAGICS = frozenset({PROC_MAGIC, 0x6E736673, 0x09041934, 0x50495045, 0x50494446, 0x534F434B})
+"""procfs, nsfs, anon_inodefs, pipefs, pidfs, sockfs: other kinds."""
+SEEK_SET, SEEK_HOLE = 0, 4
+
+LINKED_ELSEWHERE = Limit(
+    case="unlinked-with-other-names",
+    what="it is open for writing under a name that is gone, but has other names",
+    remedy="have the program open the file by the name that is left, or close it",
+)
+UNREACHABLE = Limit(
+    case="unreachable-path",
+    what="its path does not lead to it",
+    remedy="unmount what covers it, or have the program close it",
+)
+LIMITS = (LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, ghosts.NO_GHOST, OWNER_OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regular:
+    """``size`` None: not checked. ``linked_from``: a second name that CRIU gave it."""
+
+    path: str
+    flags: int
+    pos: int = 0
+    mode: int | None = None
+    size: int | None = None
+    owner: Owner = NOBODY
+    ghost: Ghost | None = None
+    tmpfile: bool = False
+    linked_from: str | None = None
+
+
+class RegularKind(Base[Regular]):
+    """Files with a path, or that once had one."""
+
+    name = "regular"
+    types: Sequence[str] = ("REG",)
+    limits: Sequence[Limit] = LIMITS
+
+    def matches(self, view: FdView) -> bool:
+        """Regular files, directories and O_PATH, unless of procfs, memfd or no file system."""
+        if view.fs_magic in FOREIGN_MAGICS or is_memfd(view):
+            return False
+        if view.flags & O.PATH:
+            return True
+        return file_type(view.st_mode) in (FileType.REGULAR, FileType.DIRECTORY)
+
+    def collect(self, view: FdView, context: DumpContext) -> Regular:
+        """Read the state; the content only of what has no name."""
+        is_path = bool(view.flags & O.PATH)
+        state = Regular(
+            path=view.link,
+            flags=view.flags & ~int(O.CLOEXEC | O.TMPFILE),
+            pos=0 if is_path else view.pos,
+            mode=view.st_mode,
+            size=_size(view),
+            owner=NOBODY if is_path else read_owner(view, context),
+            tmpfile=bool(view.flags & O.TMPFILE),
+        )
+        path, is_named = locate(view)
+        state = replace(state, path=path)
+        if is_named:
+            return replace(state, tmpfile=False, flags=_without_tmpfile_directory(state))
+        if view.st_nlink:
+            self._cut(view, context)
+        return replace(
+            state, ghost=ghosts.take(view, context, path), size=None,
+            flags=_without_tmpfile_directory(state),
+        )  # fmt: skip
+
+    def _cut(self, view: FdView, context: DumpContext) -> None:
+        if not view.link.endswith(DELETED):
+            raise refuse(UNREACHABLE, view.subject)
+        if view.flags & O.ACCMODE or file_type(view.st_mode) != FileType.REGULAR:
+            raise refuse(LINKED_ELSEWHERE, view.subject, f"{view.st_nlink} names are left")
+        context.warn(f"{view.subject}: comes back as a copy of its own; it has other names now")
+
+    def encode(self, states: Mapping[FileId, Regular], images: ImageSink) -> None:
+        """reg_file_entry, remap-fpath and ghost-file-N."""
+        written: set[int] = set()
+        for file_id, state in states.items():
+            images.add("files", pb.file_entry(type=pb.REG, id=file_id, reg=entry(file_id, state)))
+            if state.tmpfile:
+                images.extra("regular", str(file_id), {"tmpfile": True})
+            if state.ghost is None:
+                continue
+            remap = pb.remap_file_path_entry(orig_id=file_id, remap_id=state.ghost.number)
+            remap.remap_type = pb.GHOST
+            images.add("remap-fpath", remap)
+            if state.ghost.number not in written:
+                written.add(state.ghost.number)
+                ghosts.encode(state.ghost, images)
+
+    def decode(self, images: ImageSource) -> Mapping[FileId, Regular]:
+        """All REG entries but those of procfs and devices; also of mapped files, exe, cwd."""
+        states = {
+            file_id: parse(file_id, message, images)
+            for file_id, message in images.files("REG")
+            if owner_kind(message) == "regular"
+        }
+        return with_remaps(states, images)
+
+    def plan(self, states: Mapping[FileId, Regular], context: PlanContext) -> Sequence[Op]:
+        """Open by path, create and unlink ghosts, then set positions."""
+        ops: list[Op] = []
+        held = created(states, context)
+        by_ghost: dict[int, list[FileId]] = {}
+        for file_id, state in held.items():
+            if state.ghost is not None:
+                by_ghost.setdefault(state.ghost.number, []).append(file_id)
+            else:
+                what = subject(context, file_id, state.path)
+                ops += open_ops(state, context.fd(file_id), mapped(state.path, context), what)
+        for ids in by_ghost.values():
+            ops += _ghost_ops(ids, held, context)
+        for file_id, state in held.items():
+            ops += _position(state, context.fd(file_id), subject(context, file_id, state.path))
+        return ops
+
+    def late(self, states: Mapping[FileId, Regular], context: PlanContext) -> Sequence[LateOp]:
+        """Signal owners."""
+        return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
+
+
+def is_memfd(view: FdView) -> bool:
+    """Whether a descriptor was made by memfd_create(2)."""
+    return view.link.startswith("/memfd:") and view.link.endswith(DELETED) and not view.st_nlink
+
+
+def locate(view: FdView) -> tuple[str, bool]:
+    """(path, whether it leads to the file now)."""
+    inode = (view.st_dev, view.st_ino)
+    if view.path_stat(view.link) == inode:
+        return view.link, True
+    bare = view.link.removesuffix(DELETED)
+    if not bare.startswith("/"):
+        raise refuse(UNREACHABLE, view.subject)
+    return bare, view.st_nlink > 0 and view.path_stat(bare) == inode
+
+
+def entry(file_id: FileId, state: Regular) -> Any:  # noqa: ANN401
+    """CRIU's reg_file_entry."""
+    message = pb.reg_file_entry(
+        id=file_id, flags=state.flags, pos=state.pos, fown=encode_owner(state.owner),
+        name=path_bytes(state.path),
+    )  # fmt: skip
+    if state.size is not None:
+        message.size = state.size
+    if state.mode is not None:
+        message.mode = state.mode
+    return message
+
+
+def parse(file_id: FileId, message: Any, images: ImageSource) -> Regular:  # noqa: ANN401
+    """State of a reg_file_entry; ghosts are added by `with_remaps`."""
+    extra = images.extra("regular", str(file_id)) or {}
+    path = path_from(message.name, f"files.img, file {file_id}")
+    is_pseudo = path.startswith(("/sys/", "/proc/"))
+    return Regular(
+        path=path,
+        flags=message.flags & ~int(O.CLOEXEC | O.CREAT | O.EXCL | O.NOCTTY | 0o1000),
+        pos=message.pos,
+        mode=message.mode if message.HasField("mode") else None,
+        size=message.size if message.HasField("size") and not is_pseudo else None,
+        owner=decode_owner(message.fown),
+        tmpfile=bool(extra.get("tmpfile")),
+    )
+
+
+def with_remaps(states: Mapping[FileId, Regular], images: ImageSource) -> dict[FileId, Regular]:
+    """The states with what remap-fpath.img says of their names."""
+    result = dict(states)
+    for remap, _ in images.entries("remap-fpath"):
+        file_id = FileId(remap.orig_id)
+        state = result.get(file_id)
+        if state is None:
+            continue
+        if remap.remap_type == pb.GHOST:
+            ghost = ghosts.decode(remap.remap_id, state.path, images)
+            result[file_id] = replace(state, ghost=ghost, size=None)
+        elif remap.remap_type == pb.LINKED:
+            other = result.get(FileId(remap.remap_id))
+            if other is None:
+                bad_image("names a file that is not there", f"remap-fpath.img, file {file_id}")
+            result[file_id] = replace(state, linked_from=other.path)
+    return result
+
+
+def owner_kind(message: Any) -> str:  # noqa: ANN401
+    """Which kind a reg_file_entry belongs to: regular, device or procfs."""
+    is_path = message.flags & O.PATH
+    if file_type(message.mode) in (FileType.CHARACTER, FileType.BLOCK) and not is_path:
+        return "device"
+    if message.name.startswith(b"/proc/") and file_type(message.mode) != FileType.LINK:
+        return "procfs"
+    return "regular"
+
+
+def open_ops(state: Regular, fd: int, path: str, what: str) -> list[Op]:
+    """Open a named file at number ``fd``; memory uses it for mapped files as well."""
+    remedy = f"{path} must be there as it was at the checkpoint"
+    ops = []
+    if state.linked_from is not None:
+        ops.append(
+            Op(call="linkat", args=(AT_FDCWD, Data.path(state.linked_from), AT_FDCWD,
+                                    Data.path(path), 0), subject=what, remedy=remedy)
+        )  # fmt: skip
+    flags = state.flags | O.NOCTTY
+    ops += place(
+        Op(call="openat", args=(AT_FDCWD, Data.path(path), flags, 0), subject=what, remedy=remedy,
+           yields=Slot(f"open{fd}")), fd,
+    )  # fmt: skip
+    if state.linked_from is not None:
+        ops.append(Op(call="unlinkat", args=(AT_FDCWD, Data.path(path), 0), subject=what))
+    if _is_checked(state) and state.size:
+        ops.append(
+            Op(call="lseek", args=(fd, state.size - 1, SEEK_HOLE), subject=what,
+               note=f"has at least {state.size} bytes",
+               remedy=f"bring {path} back as it was at the checkpoint ({state.size} bytes)")
+        )  # fmt: skip
+    return ops
+
+
+def _is_checked(state: Regular) -> bool:
+    """Whether the size is compared; appenders do not care how long the file is."""
+    is_file = state.mode is None or file_type(state.mode) == FileType.REGULAR
+    return bool(state.size) and is_file and not state.flags & (O.PATH | O.APPEND)
+
+
+def _without_tmpfile_directory(state: Regular) -> int:
+    """Flags without the O_DIRECTORY that is a part of O_TMPFILE."""
+    is_file = state.mode is not None and file_type(state.mode) != FileType.DIRECTORY
+    is_path = state.flags & O.PATH
+    return state.flags & ~int(O.DIRECTORY) if is_file and not is_path else state.flags
+
+
+def _size(view: FdView) -> int | None:
+    if file_type(view.st_mode) != FileType.REGULAR or view.flags & O.PATH:
+        return None
+    return None if view.fs_magic in PSEUDO_MAGICS else view.st_size
+
+
+def _ghost_ops(
+    ids: Sequence[FileId], states: Mapping[FileId, Regular], context: PlanContext
+) -> list[Op]:
+    ghost = states[ids[0]].ghost
+    assert ghost is not None
+    openings = [
+        Opening(fd=context.fd(i), flags=states[i].flags, subject=subject(context, i, ghost.path))
+        for i in ids
+    ]
+    linkable = any(states[i].tmpfile for i in ids)
+    return ghosts.plan(ghost, mapped(ghost.path, context), openings, linkable=linkable)
+
+
+def _position(state: Regular, fd: int, what: str) -> list[Op]:
+    """The check of the size moves the position, so it is set after one even to 0."""
+    if state.flags & O.PATH or not (state.pos or _is_checked(state)):
+        return []
+    is_directory = state.mode is not None and file_type(state.mode) == FileType.DIRECTORY
+    if is_directory or state.flags & O.DIRECTORY:
+        return [Op(call="lseek", args=(fd, state.pos, SEEK_SET), subject=what)]
+    return [
+        Op(call="lseek", args=(fd, state.pos, SEEK_SET), subject=what, note="position",
+           expect=Expect.EQUAL, want=state.pos)
+    ]  # fmt: skip
+
+
+KIND: FileKind[Regular] = RegularKind()

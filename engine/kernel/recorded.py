@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views and images made of plain data, for tests without a live task: RecordedFd, RecordedImages.
+
+Whatever a test does not give answers as an ordinary file would; what a file would not answer
+at all raises KeyError, so that a test cannot pass on an answer that nobody recorded.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.engine.errors import KernelError, Refused
+from torpor.engine.kind import FdView, FileId, Message
+
+
+@dataclass(slots=True, kw_only=True)
+class RecordedFd:
+    """Satisfies FdView. ``description`` tells open file descriptions apart (kcmp)."""
+
+    pid: int = 1041
+    ns_pid: int = 41
+    fd: int = 3
+    link: str = "/data/file"
+    flags: int = 0
+    pos: int = 0
+    mnt_id: int = 27
+    info: Sequence[str] = ()
+    st_mode: int = 0o100644
+    st_dev: int = 0xFE00
+    st_ino: int = 1234
+    st_rdev: int = 0
+    st_size: int = 0
+    st_nlink: int = 1
+    st_uid: int = 0
+    st_gid: int = 0
+    fs_magic: int = 0xEF53
+
+    description: object = None
+    sockopts: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+    socket_name: bytes = b""
+    socket_peer: bytes | None = None
+    ioctls: Mapping[int, bytes] = field(default_factory=dict)
+    fcntls: Mapping[int, int] = field(default_factory=dict)
+    fcntl_buffers: Mapping[int, bytes] = field(default_factory=dict)
+    poll: int = 0
+    watches: Mapping[int, str] = field(default_factory=dict)
+    """Inode number → path."""
+    pipe: bytes = b""
+    messages: Sequence[Message] = ()
+    content: bytes = b""
+    paths: Mapping[str, tuple[int, int]] | None = None
+    """None: the link itself is there, and nothing else."""
+    netlinks: Mapping[tuple[int, int, bytes], bytes] = field(default_factory=dict)
+    targets: Sequence[tuple[int, int, int, int]] = ()
+    target_descriptions: Mapping[tuple[int, int], object] = field(default_factory=dict)
+    """(tfd, index) → description that an epoll watches under that number."""
+
+    @property
+    def subject(self) -> str:
+        """`task 41, fd 7 -> pipe:[9123]`."""
+        return f"task {self.ns_pid}, fd {self.fd} -> {self.link}"
+
+    def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
+        """As recorded, None otherwise."""
+        value = self.sockopts.get((level, option))
+        return None if value is None else value[:size_bytes]
+
+    def sockname(self) -> bytes:
+        """As recorded."""
+        return self.socket_name
+
+    def peername(self) -> bytes | None:
+        """As recorded."""
+        return self.socket_peer
+
+    def ioctl(self, request: int, buffer: bytes) -> bytes:
+        """As recorded."""
+        del buffer
+        return self.ioctls[request]
+
+    def fcntl(self, command: int, argument: int = 0) -> int:
+        """As recorded; the signal (F_GETSIG, 11) is none by default."""
+        del argument
+        if command == 11:
+            return self.fcntls.get(command, 0)
+        result = self.fcntls[command]
+        if result < 0:
+            raise KernelError("fcntl failed", errno=-result, subject=self.subject)
+        return result
+
+    def fcntl_bytes(self, command: int, buffer: bytes) -> bytes | None:
+        """As recorded; zeros by default."""
+        return self.fcntl_buffers.get(command, bytes(len(buffer)))
+
+    def poll_events(self) -> int:
+        """As recorded."""
+        return self.poll
+
+    def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
+        """As recorded."""
+        del device, handle_type, handle
+        return self.watches.get(inode)
+
+    def pipe_content(self) -> bytes:
+        """As recorded."""
+        return self.pipe
+
+    def peek_messages(self) -> Sequence[Message]:
+        """As recorded."""
+        return self.messages
+
+    def file_content(self, limit_bytes: int) -> bytes:
+        """As recorded; refused above the limit."""
+        if len(self.content) > limit_bytes:
+            raise Refused("file is too large", subject=self.subject)
+        return self.content
+
+    def path_stat(self, path: str) -> tuple[int, int] | None:
+        """As recorded; see ``paths``."""
+        if self.paths is None:
+            return (self.st_dev, self.st_ino) if path == self.link else None
+        return self.paths.get(path)
+
+    def netlink(self, family: int, protocol: int, request: bytes) -> bytes:
+        """As recorded."""
+        return self.netlinks[family, protocol, request]
+
+    def epoll_targets(self) -> Sequence[tuple[int, int, int, int]]:
+        """As recorded."""
+        return self.targets
+
+    def same_file(self, other: FdView) -> bool:
+        """Whether both have the same description."""
+        if self.description is None:
+            return other is self
+        return getattr(other, "description", None) == self.description
+
+    def epoll_target_is(self, tfd: int, index: int, other: FdView) -> bool:
+        """Whether the target has the description of ``other``."""
+        return self.target_descriptions[tfd, index] == getattr(other, "description", None)
+
+
+@dataclass(slots=True)
+class RecordedImages:
+    """An ImageSink and ImageSource in memory; messages and facts go through their bytes."""
+
+    images: dict[str, list[tuple[type[Any], bytes, bytes]]] = field(default_factory=dict)
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, name: str, message: Any, payload: bytes = b"") -> None:  # noqa: ANN401
+        """Append an entry."""
+        entry = (type(message), message.SerializeToString(), bytes(payload))
+        self.images.setdefault(name, []).append(entry)
+
+    def extra(self, section: str, key: str, *value: Any) -> Any:  # noqa: ANN401
+        """With a value: keep it. Without: give it back, or None."""
+        if value:
+            self.facts.setdefault(section, {})[key] = json.dumps(value[0])
+            return None
+        kept = self.facts.get(section, {}).get(key)
+        return None if kept is None else json.loads(kept)
+
+    def entries(self, name: str) -> Iterator[tuple[Any, bytes]]:
+        """(message, payload) of an image."""
+        for message_type, raw, payload in self.images.get(name, ()):
+            yield message_type.FromString(raw), payload
+
+    def files(self, type_name: str) -> Iterator[tuple[FileId, Any]]:
+        """(id, message) of the files of a type."""
+        for entry, _ in self.entries("files"):
+            types = entry.DESCRIPTOR.fields_by_name["type"].enum_type
+            if types.values_by_number[entry.type].name == type_name:
+                member = next(v for f, v in entry.ListFields() if f.name not in ("type", "id"))
+                yield FileId(entry.id), member
