@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C seam with types: the only module that imports `_native`.
+
+Every function raises: Vanished when the task is gone (ESRCH), Denied when a right is
+missing (EPERM, EACCES), Timeout, and KernelError with the system call's name otherwise.
+All ptrace calls for a task must come from the thread that seized it.
+"""
+
+import errno
+import os
+import signal
+import struct
+from array import array
+from collections.abc import Sequence
+
+from torpor.engine._native import ffi, lib
+from torpor.engine.errors import Denied, Error, KernelError, Timeout, Vanished
+from torpor.engine.kernel.arch.x86_64 import Regs
+
+PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_DETACH, PTRACE_SYSCALL = 7, 9, 17, 24
+PTRACE_LISTEN = 0x4208
+NT_X86_XSTATE = 0x202
+XSTATE_ROOM = 16384
+SIGINFO_SIZE = 128
+SIGINFO_BATCH = 64
+FILTER_ROOM = 4096 * 8
+SCAN_ROOM = 4096
+DEFAULT_TIMEOUT_S = 10.0
+
+KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM = range(7)
+KCMP_EPOLL_TFD = 7
+
+Address = int
+
+
+def error_for(code: int, call: str, subject: str, *, cause: str = "") -> Error:
+    """The error for a negative result of the seam."""
+    number = -code
+    if number == errno.ESRCH:
+        return Vanished(f"{call} found no such task", subject=subject, cause=cause)
+    if number in (errno.EPERM, errno.EACCES):
+        return Denied(
+            f"{call} was not permitted",
+            subject=subject,
+            cause=cause or os.strerror(number),
+            remedy="run with CAP_SYS_PTRACE, or as the owner of the task",
+        )
+    if number == errno.ETIMEDOUT:
+        return Timeout(f"{call} did not finish in time", subject=subject, cause=cause)
+    return KernelError(f"{call} failed", errno=number, subject=subject, cause=cause)
+
+
+def _check(result: int, call: str, task: int) -> int:
+    if result < 0:
+        raise error_for(result, call, f"task {task}")
+    return result
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+# ---- ptrace
+
+
+def seize(tid: int, options: int = 0) -> None:
+    """PTRACE_SEIZE. PTRACE_O_TRACESYSGOOD is always added."""
+    _check(lib.seam_seize(tid, options), "ptrace(SEIZE)", tid)
+
+
+def interrupt(tid: int) -> None:
+    """PTRACE_INTERRUPT; the stop comes later, see `wait_stop` and `settle`."""
+    _check(lib.seam_interrupt(tid), "ptrace(INTERRUPT)", tid)
+
+
+def set_options(tid: int, options: int) -> None:
+    """PTRACE_SETOPTIONS of a stopped task. PTRACE_O_TRACESYSGOOD is always added."""
+    _check(lib.seam_set_options(tid, options), "ptrace(SETOPTIONS)", tid)
+
+
+def wait_stop(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+    """Wait for any stop; returns the wait status. Raises Vanished when the task ended."""
+    status = ffi.new("int *")
+    result = lib.seam_wait(tid, _ns(timeout_s), status)
+    if result == -errno.ECHILD:
+        raise Vanished("waitpid found no such task", subject=f"task {tid}")
+    _check(result, "waitpid", tid)
+    if not os.WIFSTOPPED(status[0]):
+        raise Vanished("ended while it was waited for", subject=f"task {tid}",
+                       cause=describe_end(status[0]))  # fmt: skip
+    return status[0]
+
+
+def wait_end(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+    """Wait until a task ends, letting no stop pass unseen; returns the wait status."""
+    status = ffi.new("int *")
+    _check(lib.seam_wait(tid, _ns(timeout_s), status), "waitpid", tid)
+    return status[0]
+
+
+def describe_end(status: int) -> str:
+    """`exit code 3` or `killed by SIGSEGV`."""
+    if os.WIFEXITED(status):
+        return f"exit code {os.WEXITSTATUS(status)}"
+    return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+
+
+def settle(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Interrupt a seized task and wait until it stands at its event stop.
+
+    Signals that come first are delivered, as they would have been. For a task that stands
+    at a system call stop, `cont` comes before.
+    """
+    _check(lib.seam_settle(tid, _ns(timeout_s)), "ptrace(INTERRUPT)", tid)
+
+
+def stop_all(
+    tids: Sequence[int], options: int = 0, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> list[int]:
+    """Seize and interrupt all, then wait for all; returns those that vanished (or are zombies).
+
+    When one cannot be seized or does not stop, those that did are let go again.
+    """
+    wanted = ffi.new("int[]", list(tids))
+    results = ffi.new("int[]", len(tids))
+    lib.seam_stop_all(wanted, len(tids), options, _ns(timeout_s), results)
+    outcome = list(zip(tids, results, strict=True))
+    gone = [tid for tid, result in outcome if result == -errno.ESRCH or _is_dead(tid, result)]
+    for tid, result in outcome:
+        if result < 0 and tid not in gone:
+            for other, stopped in outcome:
+                if stopped == 0:
+                    lib.seam_resume(PTRACE_DETACH, other, 0)
+            raise error_for(result, "ptrace(SEIZE)", f"task {tid}", cause=_why_not_seized(tid))
+    return gone
+
+
+def _is_dead(tid: int, result: int) -> bool:
+    """A zombie cannot be seized: the kernel says EPERM."""
+    return result == -errno.EPERM and _status_field(tid, "State")[:1] in ("", "Z", "X")
+
+
+def _why_not_seized(tid: int) -> str:
+    tracer = _status_field(tid, "TracerPid")
+    if tracer not in ("", "0"):
+        return f"it is traced by task {tracer} already"
+    return f"state {_status_field(tid, 'State')}"
+
+
+def _status_field(tid: int, name: str) -> str:
+    try:
+        with open(f"/proc/{tid}/status", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                if line.startswith(name + ":"):
+                    return line.partition(":")[2].strip()
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return ""
+
+
+def cont(tid: int, sig: int = 0) -> None:
+    """PTRACE_CONT."""
+    _check(lib.seam_resume(PTRACE_CONT, tid, sig), "ptrace(CONT)", tid)
+
+
+def cont_to_syscall(tid: int, sig: int = 0) -> None:
+    """PTRACE_SYSCALL: run to the next entry or exit of a system call."""
+    _check(lib.seam_resume(PTRACE_SYSCALL, tid, sig), "ptrace(SYSCALL)", tid)
+
+
+def step(tid: int) -> None:
+    """PTRACE_SINGLESTEP. Only for tasks that may die with us: see native/seam/remote.c."""
+    _check(lib.seam_resume(PTRACE_SINGLESTEP, tid, 0), "ptrace(SINGLESTEP)", tid)
+
+
+def detach(tid: int, sig: int = 0) -> None:
+    """PTRACE_DETACH of a stopped task."""
+    _check(lib.seam_resume(PTRACE_DETACH, tid, sig), "ptrace(DETACH)", tid)
+
+
+def event_message(tid: int) -> int:
+    """PTRACE_GETEVENTMSG."""
+    message = ffi.new("uint64_t *")
+    _check(lib.seam_event_message(tid, message), "ptrace(GETEVENTMSG)", tid)
+    return message[0]
+
+
+def get_regs(tid: int) -> Regs:
+    """General registers."""
+    words = ffi.new("uint64_t[]", Regs.WORDS)
+    _check(lib.seam_get_regs(tid, words, Regs.WORDS), "ptrace(GETREGS)", tid)
+    return Regs.unpack(bytes(ffi.buffer(words)))
+
+
+def set_regs(tid: int, regs: Regs) -> None:
+    """General registers, fs_base and gs_base included."""
+    words = ffi.from_buffer("uint64_t[]", regs.pack())
+    _check(lib.seam_set_regs(tid, words, Regs.WORDS), "ptrace(SETREGS)", tid)
+
+
+def get_xstate(tid: int) -> bytes:
+    """NT_X86_XSTATE: floating point and vector registers, in the standard XSAVE format."""
+    room = ffi.new("char[]", XSTATE_ROOM)
+    size = lib.seam_get_regset(tid, NT_X86_XSTATE, room, XSTATE_ROOM)
+    return bytes(ffi.buffer(room, _check(size, "ptrace(GETREGSET)", tid)))
+
+
+def set_xstate(tid: int, xstate: bytes) -> None:
+    """NT_X86_XSTATE."""
+    room = ffi.from_buffer(xstate)
+    result = lib.seam_set_regset(tid, NT_X86_XSTATE, room, len(xstate))
+    _check(result, "ptrace(SETREGSET)", tid)
+
+
+def get_sigmask(tid: int) -> int:
+    """Blocked signals; of a call with a temporary mask (ppoll), the one behind it."""
+    mask = ffi.new("uint64_t *")
+    _check(lib.seam_get_sigmask(tid, mask), "ptrace(GETSIGMASK)", tid)
+    return mask[0]
+
+
+def set_sigmask(tid: int, mask: int) -> None:
+    """Blocked signals."""
+    _check(lib.seam_set_sigmask(tid, mask), "ptrace(SETSIGMASK)", tid)
+
+
+def pending_signals(tid: int, shared: bool) -> list[bytes]:
+    """Queued siginfos (128 bytes each) of the thread, or of its process; none is consumed."""
+    found: list[bytes] = []
+    room = ffi.new("char[]", SIGINFO_SIZE * SIGINFO_BATCH)
+    while True:
+        count = _check(
+            lib.seam_pending_signals(tid, shared, len(found), room, SIGINFO_BATCH),
+            "ptrace(PEEKSIGINFO)",
+            tid,
+        )
+        raw = bytes(ffi.buffer(room, count * SIGINFO_SIZE))
+        found += [raw[i : i + SIGINFO_SIZE] for i in range(0, len(raw), SIGINFO_SIZE)]
+        if count < SIGINFO_BATCH:
+            return found
+
+
+def get_siginfo(tid: int) -> bytes:
+    """Siginfo of the present stop (128 bytes)."""
+    room = ffi.new("char[]", SIGINFO_SIZE)
+    _check(lib.seam_get_siginfo(tid, room), "ptrace(GETSIGINFO)", tid)
+    return bytes(ffi.buffer(room))
+
+
+def stop_signal(tid: int) -> int:
+    """Of a task at its event stop: the signal of the job control stop it is in, 0 for none."""
+    (number,) = struct.unpack_from("<i", get_siginfo(tid))
+    return 0 if number == signal.SIGTRAP else int(number)
+
+
+def rseq_config(tid: int) -> tuple[int, int, int, int]:
+    """(address, size, signature, flags) of the restartable sequences area; address 0: none."""
+    values = ffi.new("uint64_t[4]")
+    _check(lib.seam_rseq_config(tid, values), "ptrace(GET_RSEQ_CONFIGURATION)", tid)
+    return values[0], values[1], values[2], values[3]
+
+
+def user_dispatch(tid: int) -> tuple[int, int, int, int]:
+    """(mode, offset, length, selector) of syscall user dispatch. Linux 6.4."""
+    values = ffi.new("uint64_t[4]")
+    result = lib.seam_user_dispatch(tid, values)
+    _check(result, "ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG)", tid)
+    return values[0], values[1], values[2], values[3]
+
+
+def seccomp_filters(tid: int) -> list[tuple[bytes, int]]:
+    """(BPF instructions, flags) of each filter, the one installed first comes first.
+
+    Raises Denied without CAP_SYS_ADMIN.
+    """
+    room = ffi.new("char[]", FILTER_ROOM)
+    flags = ffi.new("uint64_t *")
+    found: list[tuple[bytes, int]] = []
+    while True:
+        count = lib.seam_seccomp_filter(tid, len(found), room)
+        if count == -errno.ENOENT or (count == -errno.EINVAL and not found):
+            return found
+        _check(count, "ptrace(SECCOMP_GET_FILTER)", tid)
+        result = lib.seam_seccomp_flags(tid, len(found), flags)
+        _check(result, "ptrace(SECCOMP_GET_METADATA)", tid)
+        found.append((bytes(ffi.buffer(room, count * 8)), flags[0]))
+
+
+def remote_calls(
+    tid: int, base: Regs, calls: Sequence[Sequence[int]], timeout_s: float = DEFAULT_TIMEOUT_S
+) -> list[int]:
+    """Run system calls (number and six arguments each) with ``base`` for all other registers.
+
+    The task must be stopped; it is left at the exit of the last call. Use `kernel.remote`.
+    """
+    words = array("Q", [value & (1 << 64) - 1 for call in calls for value in call])
+    results = ffi.new("int64_t[]", len(calls))
+    result = lib.seam_remote_calls(
+        tid,
+        ffi.from_buffer("uint64_t[]", base.pack()),
+        ffi.from_buffer("uint64_t[]", words),
+        len(calls),
+        _ns(timeout_s),
+        results,
+    )
+    _check(result, "an injected system call", tid)
+    return list(results)
+
+
+# ---- questions about another task
+
+
+def robust_list(tid: int) -> tuple[int, int]:
+    """(head, length) of the robust futex list."""
+    values = ffi.new("uint64_t[2]")
+    _check(lib.seam_robust_list(tid, values, values + 1), "get_robust_list", tid)
+    return values[0], values[1]
+
+
+def pidfd_open(pid: int) -> int:
+    """A pidfd, close-on-exec."""
+    return _check(lib.seam_pidfd_open(pid), "pidfd_open", pid)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A copy of another task's descriptor, close-on-exec."""
+    result = lib.seam_pidfd_getfd(pidfd, fd)
+    if result < 0:
+        raise error_for(result, "pidfd_getfd", f"fd {fd}")
+    return result
+
+
+def kcmp(pid1: int, pid2: int, kind: int, index1: int, index2: int) -> int:
+    """kcmp(2): 0 equal, 1 less, 2 greater, 3 not comparable."""
+    result = lib.seam_kcmp(pid1, pid2, kind, index1, index2)
+    if result < 0:
+        raise error_for(result, "kcmp", f"tasks {pid1} and {pid2}")
+    return result
+
+
+# ---- memory
+
+
+def read_memory(pid: int, address: Address, size: int) -> bytes:
+    """Memory of a task, whole or KernelError(EFAULT)."""
+    room = bytearray(size)
+    read_memory_into(pid, address, room)
+    return bytes(room)
+
+
+def read_memory_into(pid: int, address: Address, buffer: bytearray | memoryview) -> None:
+    """As `read_memory`, into room of the caller's."""
+    target = ffi.from_buffer(buffer, require_writable=True)
+    result = lib.seam_read_memory(pid, address, target, len(target))
+    if result < 0:
+        raise _memory_error(result, "process_vm_readv", pid, address, len(target))
+
+
+def write_memory(pid: int, address: Address, data: bytes | bytearray | memoryview) -> None:
+    """Write memory of a task; what is not writable goes through /proc/PID/mem."""
+    source = ffi.from_buffer(data)
+    result = lib.seam_write_memory(pid, address, source, len(source))
+    if result < 0:
+        raise _memory_error(result, "process_vm_writev", pid, address, len(source))
+
+
+def _memory_error(result: int, call: str, pid: int, address: int, size: int) -> Error:
+    return error_for(result, call, f"task {pid}, {size} bytes at {address:#x}")
+
+
+def scan_pages(
+    pagemap_fd: int,
+    start: Address,
+    end: Address,
+    *,
+    inverted: int = 0,
+    required: int = 0,
+    any_of: int = 0,
+    returned: int,
+    flags: int = 0,
+) -> "array[int]":
+    """PAGEMAP_SCAN of the whole range: (start, end, categories) triples, flat."""
+    position = ffi.new("uint64_t *", start)
+    masks = ffi.new("uint64_t[]", [inverted, required, any_of, returned])
+    room = ffi.new("uint64_t[]", 3 * SCAN_ROOM)
+    found = array("Q")
+    while position[0] < end:
+        count = lib.seam_scan_pages(pagemap_fd, position, end, masks, flags, room, SCAN_ROOM)
+        if count < 0:
+            raise error_for(count, "ioctl(PAGEMAP_SCAN)", f"{start:#x}-{end:#x}")
+        found.frombytes(ffi.buffer(room, count * 24))
+    return found
+
+
+class Buffer:
+    """Anonymous room of our own, in huge pages where there are any; freed by `close`."""
+
+    __slots__ = ("_start", "size")
+
+    def __init__(self, size: int) -> None:
+        pointer = ffi.new("void **")
+        result = lib.seam_buffer_map(size, pointer)
+        if result < 0:
+            raise error_for(result, "mmap", f"buffer of {size} bytes")
+        self._start = pointer[0]
+        self.size = size
+
+    def populate(self, start: int, size: int, threads: int = 2) -> None:
+        """Have the pages of a part ready."""
+        where = ffi.cast("char *", self._start) + start
+        result = lib.seam_buffer_populate(where, size, threads)
+        if result < 0:
+            raise error_for(result, "madvise", f"buffer of {size} bytes")
+
+    def capture_runs(self, pid: int, runs: "array[int]", start: int, threads: int = 2) -> int:
+        """Copy memory of a task, (address, length) pairs, to ``start``; returns the bytes."""
+        where = ffi.cast("char *", self._start) + start
+        words = ffi.from_buffer("uint64_t[]", runs)
+        result = lib.seam_capture_runs(pid, words, len(runs) // 2, where, threads)
+        if result < 0:
+            raise error_for(result, "process_vm_readv", f"task {pid}, {len(runs) // 2} runs")
+        return result
+
+    def write_file(self, fd: int, start: int, size: int, offset: int) -> int:
+        """Write a part to a file, whole."""
+        where = ffi.cast("char *", self._start) + start
+        result = lib.seam_write_file(fd, where, size, offset)
+        if result < 0:
+            raise error_for(result, "pwrite", f"{size} bytes at {offset}")
+        return result
+
+    def view(self, start: int, size: int) -> memoryview:
+        """The bytes, not copied; only while the buffer is open."""
+        return memoryview(ffi.buffer(ffi.cast("char *", self._start) + start, size))
+
+    def close(self) -> None:
+        """Give the room back."""
+        if self._start:
+            lib.seam_buffer_unmap(self._start, self.size)
+        self._start = ffi.NULL
+        self.size = 0
+
+
+def fill_runs(pid: int, runs: "array[int]", fd: int, threads: int = 2) -> int:
+    """Write parts of a file to a task's memory: (address, length, offset) triples."""
+    words = ffi.from_buffer("uint64_t[]", runs)
+    result = lib.seam_fill_runs(pid, words, len(runs) // 3, fd, threads)
+    if result < 0:
+        raise error_for(result, "process_vm_writev", f"task {pid}, {len(runs) // 3} runs")
+    return result
+
+
+def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":
+    """Addresses of pages that differ from the file, in the order of the runs (triples)."""
+    words = ffi.from_buffer("uint64_t[]", runs)
+    pages = sum((size + 4095) // 4096 for size in runs[1::3])
+    different = ffi.new("uint64_t[]", max(pages, 1))
+    count = lib.seam_compare_runs(pid, words, len(runs) // 3, fd, different, pages)
+    if count < 0:
+        raise error_for(count, "process_vm_readv", f"task {pid}, {len(runs) // 3} runs")
+    found = array("Q")
+    found.frombytes(ffi.buffer(different, count * 8))
+    return found
+
+
+# ---- a new tree
+
+
+def spawn_seed(
+    path: bytes,
+    argv: list[bytes],
+    *,
+    set_tid: int = 0,
+    flags: int = 0,
+    stdio: tuple[int, int, int] | None = None,
+    new_session: bool = False,
+    env: Sequence[bytes] = (),
+) -> int:
+    """Clone a child (with pid ``set_tid`` if not 0) that executes ``path`` at once.
+
+    Only its standard descriptors stay open. Raises KernelError named clone3 or execve.
+    """
+    keep = [ffi.new("char[]", item) for item in (path, *argv, *env)]
+    arguments = ffi.new("char *[]", [*keep[1 : 1 + len(argv)], ffi.NULL])
+    environment = ffi.new("char *[]", [*keep[1 + len(argv) :], ffi.NULL])
+    spawn = ffi.new("struct seam_spawn *")
+    spawn.path, spawn.argv, spawn.envp = keep[0], arguments, environment
+    spawn.set_tid, spawn.flags, spawn.new_session = set_tid, flags, new_session
+    for i, fd in enumerate(stdio or (-1, -1, -1)):
+        spawn.stdio[i] = fd
+    pid = lib.seam_spawn_seed(spawn)
+    if pid < 0:
+        call = "execve" if spawn.failed_call else "clone3"
+        name = os.fsdecode(path) + (f" with pid {set_tid}" if set_tid else "")
+        raise error_for(pid, call, name)
+    return pid

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The seed of a new tree: a child with a chosen pid that runs a program at once.
+ *
+ * Between clone3 and execve the child is a copy of an interpreter whose libc
+ * caches are wrong, so it makes plain system calls only.
+ */
+#include "seam_internal.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#define CLOEXEC_RANGE (1u << 2) /* CLOSE_RANGE_CLOEXEC, Linux 5.11 */
+#define HIGHEST_SIGNAL 64
+#define HIGHEST_FD 65536
+
+struct kernel_sigaction {
+	void *handler;
+	unsigned long flags;
+	void *restorer;
+	uint64_t mask;
+};
+
+/* struct clone_args up to set_tid_size, Linux 5.5 */
+struct clone_request {
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+	uint64_t set_tid, set_tid_size;
+};
+
+_Static_assert(sizeof(struct clone_request) == 80, "clone_args version 1");
+
+static void reset_signals(void)
+{
+	struct kernel_sigaction plain;
+	uint64_t none = 0;
+	int i;
+
+	memset(&plain, 0, sizeof(plain));
+	for (i = 1; i <= HIGHEST_SIGNAL; i++)
+		syscall(SYS_rt_sigaction, i, &plain, NULL, sizeof(plain.mask));
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none));
+}
+
+static int place_stdio(const int *stdio)
+{
+	int high[3], i;
+
+	/* first out of the way: a source may be a number that is overwritten */
+	for (i = 0; i < 3; i++) {
+		high[i] = stdio[i] < 0 ? -1 : (int)syscall(SYS_fcntl, stdio[i], F_DUPFD, 3);
+		if (stdio[i] >= 0 && high[i] < 0)
+			return -errno;
+	}
+	for (i = 0; i < 3; i++)
+		if (high[i] >= 0 && syscall(SYS_dup3, high[i], i, 0) < 0)
+			return -errno;
+	return 0;
+}
+
+static void close_others_at_exec(void)
+{
+	int fd;
+
+	if (!syscall(SYS_close_range, 3, ~0u, CLOEXEC_RANGE))
+		return;
+	for (fd = 3; fd < HIGHEST_FD; fd++)
+		syscall(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
+}
+
+static _Noreturn void child(const struct seam_spawn *spawn, int report)
+{
+	int error = 0;
+
+	if (spawn->new_session)
+		syscall(SYS_setsid);
+	error = -place_stdio(spawn->stdio);
+	if (!error) {
+		close_others_at_exec();
+		reset_signals();
+		syscall(SYS_execve, spawn->path, spawn->argv, spawn->envp);
+		error = errno;
+	}
+	if (syscall(SYS_write, report, &error, sizeof(error)) < 0)
+		error = 0; /* nobody listens: the exit code has to do */
+	syscall(SYS_exit_group, 127);
+	__builtin_unreachable();
+}
+
+int seam_spawn_seed(struct seam_spawn *spawn)
+{
+	int32_t wanted = spawn->set_tid;
+	struct clone_request request = {
+		.flags = spawn->flags,
+		.exit_signal = SIGCHLD,
+		.set_tid = spawn->set_tid ? (uintptr_t)&wanted : 0,
+		.set_tid_size = spawn->set_tid ? 1 : 0,
+	};
+	int report[2], error = 0;
+	uint64_t all = ~0ull, old;
+	ssize_t got;
+	long pid;
+
+	spawn->failed_call = 0;
+	if (pipe2(report, O_CLOEXEC))
+		return -errno;
+	/* no handler of ours may run in the child */
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
+	pid = syscall(SYS_clone3, &request, sizeof(request));
+	if (pid == 0)
+		child(spawn, report[1]);
+	if (pid < 0)
+		error = errno;
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof(old));
+	close(report[1]);
+	if (pid > 0) {
+		do
+			got = read(report[0], &error, sizeof(error));
+		while (got < 0 && errno == EINTR);
+		if (got == sizeof(error)) {
+			spawn->failed_call = 1;
+			waitpid((int)pid, NULL, __WALL);
+		} else {
+			error = 0;
+		}
+	}
+	close(report[0]);
+	return error ? -error : (int)pid;
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What can be asked about another task without stopping it. */
+#include "seam_internal.h"
+
+#include <sys/syscall.h>
+
+int seam_robust_list(int tid, uint64_t *head, uint64_t *length)
+{
+	return syscall(SYS_get_robust_list, tid, head, length) < 0 ? -errno : 0;
+}
+
+int seam_pidfd_open(int pid)
+{
+	long fd = syscall(SYS_pidfd_open, pid, 0);
+
+	return fd < 0 ? -errno : (int)fd;
+}
+
+int seam_pidfd_getfd(int pidfd, int fd)
+{
+	long copy = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+
+	return copy < 0 ? -errno : (int)copy;
+}
+
+int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2)
+{
+	long order = syscall(SYS_kcmp, pid1, pid2, type, index1, index2);
+
+	return order < 0 ? -errno : (int)order;
+}
