@@ -238,7 +238,7 @@ def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
     """The mmap of an area; open for writing when pages are still to be filled in."""
     flags = MAP_FIXED | (MAP_SHARED if area.shared else MAP_PRIVATE)
     prot = area.prot
-    if area.backing in (Backing.ANON, Backing.SHARED):
+    if area.backing in (Backing.ANON, Backing.SHARED, Backing.VDSO):
         flags |= MAP_ANONYMOUS
     if area.grows_down:
         flags |= MAP_GROWSDOWN

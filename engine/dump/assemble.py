@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From captures to the tree of an image: parsing, after the thaw or for a preview."""
+
+from collections.abc import Mapping, Sequence
+
+from torpor.engine.capture import TaskCapture, ThreadCapture
+from torpor.engine.dump.capture import Captured
+from torpor.engine.errors import Findings, Refused
+from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status
+from torpor.engine.kind import Limit, refuse
+from torpor.engine.memory import areas
+from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.tasks import creds, registers, signals, timers
+from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage, Tree
+from torpor.engine.tasks.seccomp import Filter
+
+LIMITS = (
+    Limit(case="deleted-exe", what="a program whose file was deleted or replaced",
+          remedy="restart the program from the file that is there now"),
+    Limit(case="dead-leader", what="a task whose main thread has ended while others live",
+          remedy="keep the main thread alive"),
+    Limit(case="deleted-directory", what="a working or root directory that was deleted",
+          remedy="change to a directory that exists"),
+)
+
+
+def assemble(
+    captured: Sequence[Captured], files_of: Mapping[int, int], runtime_filters: int
+) -> Tree:
+    """The tree; ``files_of`` maps pids inside to the owner of their descriptor table.
+
+    Raises:
+        Findings: everything that cannot be taken, not only the first.
+    """
+    inside = {c.task.pid: c.capture.ns_pid for c in captured}
+    refused: list[Refused] = []
+    tasks = [_task(c, inside, files_of, runtime_filters, refused) for c in captured]
+    if refused:
+        raise Findings(tuple(refused))
+    return Tree(tasks=tuple(tasks))
+
+
+def _task(
+    item: Captured, inside: Mapping[int, int], files_of: Mapping[int, int],
+    runtime_filters: int, refused: list[Refused],
+) -> TaskImage:
+    capture = item.capture
+    stat, status = parse_stat(capture.texts["stat"]), parse_status(capture.texts["status"])
+    comm = capture.texts["comm"].rstrip(b"\n")
+    ppid = inside.get(item.task.ppid, 0)
+    pgid, sid = status.ns_pgid[-1], status.ns_sid[-1]
+    if capture.zombie:
+        return TaskImage(pid=capture.ns_pid, ppid=ppid, pgid=pgid, sid=sid, state=DEAD,
+                         exit_code=stat.exit_code, comm=comm)
+    found, bad = areas.collect(item.vmas, capture.subject)
+    refused += bad
+    refused += _links(capture)
+    owner = files_of.get(capture.ns_pid, capture.ns_pid)
+    loginuid = capture.texts["loginuid"]
+    return TaskImage(
+        pid=capture.ns_pid, ppid=ppid, pgid=pgid, sid=sid,
+        state=STOPPED if item.task.state == "T" else ALIVE, exit_code=0, comm=comm,
+        threads=tuple(_thread(capture, t, runtime_filters) for t in capture.threads),
+        memory=_memory(capture, found), cwd=capture.links["cwd"], root=capture.links["root"],
+        umask=status.umask, personality=int(capture.texts["personality"] or b"0", 16),
+        subreaper=bool(capture.prctl.get("subreaper", 0)),
+        oom_score_adj=int(capture.texts["oom_score_adj"]),
+        loginuid=int(loginuid) if loginuid.strip() else None,
+        rlimits=tuple(parse_limits(capture.texts["limits"])),
+        actions=signals.parse_actions(capture.sigactions),
+        shared_pending=tuple(capture.shared_pending),
+        itimers=timers.parse_itimers(capture.itimers),
+        posix_timers=timers.parse_posix(
+            capture.texts["timers"].decode("ascii", "replace"), capture.posix_timers),
+        files_of=owner if owner != capture.ns_pid else None,
+    )
+
+
+def _links(capture: TaskCapture) -> list[Refused]:
+    found = []
+    if capture.links["exe"].endswith(" (deleted)"):
+        found.append(refuse(LIMITS[0], capture.subject, capture.links["exe"]))
+    found += [refuse(LIMITS[2], capture.subject, f"{name} {capture.links[name]}")
+              for name in ("cwd", "root") if capture.links[name].endswith(" (deleted)")]
+    return found
+
+
+def _thread(capture: TaskCapture, thread: ThreadCapture, runtime_filters: int) -> ThreadImage:
+    own = capture.seccomp or ()
+    kept = own[: max(len(own) - runtime_filters, 0)]
+    return ThreadImage(
+        tid=thread.ns_tid, comm=thread.comm, registers=registers.collect(thread),
+        sigmask=thread.sigmask, pending=tuple(thread.pending),
+        altstack=signals.parse_altstack(thread.altstack), rseq=thread.rseq,
+        robust=thread.robust, tid_address=thread.tid_address, pdeathsig=thread.pdeathsig,
+        scheduling=_scheduling(thread),
+        creds=creds.collect(thread.status, capture.prctl.get("securebits", 0)),
+        seccomp=tuple(Filter(program=code, flags=flags) for code, flags in kept),
+    )
+
+
+def _scheduling(thread: ThreadCapture) -> Scheduling:
+    import os
+
+    every = (1 << (os.cpu_count() or 1)) - 1
+    mask = int.from_bytes(thread.affinity, "little")
+    return Scheduling(
+        policy=thread.policy, priority=thread.priority, nice=thread.nice,
+        affinity=thread.affinity if mask & every != every else None, ioprio=thread.ioprio,
+        timerslack_ns=thread.timerslack_ns,
+    )
+
+
+def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
+    stat = parse_stat(capture.texts["stat"])
+    return Memory(
+        start_code=stat.start_code, end_code=stat.end_code, start_data=stat.start_data,
+        end_data=stat.end_data, start_brk=stat.start_brk, brk=capture.brk,
+        start_stack=stat.start_stack, arg_start=stat.arg_start, arg_end=stat.arg_end,
+        env_start=stat.env_start, env_end=stat.env_end, auxv=capture.texts["auxv"],
+        areas=tuple(a for a in found if a.backing is not Backing.VSYSCALL),
+        exe=capture.links["exe"], dumpable=capture.prctl.get("dumpable", 1),
+        thp_disabled=bool(max(capture.prctl.get("thp_disable", 0), 0)),
+    )

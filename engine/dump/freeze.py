@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping a tree: every thread of every task, at one instant, and letting go on every path.
+
+A cgroup, where there is one, is frozen first so that no new task slips away; then all threads
+are seized and interrupted; then the cgroup is thawed (a task frozen by cgroup v1 reaches its
+ptrace stop only when thawed), and by then none of them runs. Without a cgroup the lists of
+tasks and threads are read again until nothing new appears.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from torpor.engine import native
+from torpor.engine.errors import Error, Refused, Timeout, Vanished
+from torpor.engine.kernel import proc
+from torpor.engine.kernel.freezer import frozen
+from torpor.engine.options import DumpOptions
+
+ROUNDS = 200
+
+
+@dataclass(slots=True, kw_only=True)
+class StoppedTask:
+    """A task of the tree; ``tids`` is empty for a zombie. Pids as seen from here."""
+
+    pid: int
+    ppid: int
+    tids: list[int]
+    state: str
+    """Letter of stat before it was stopped: S, R, D, T, Z."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StoppedTree:
+    """All tasks of one tree, parents first."""
+
+    options: DumpOptions
+    tasks: list[StoppedTask] = field(default_factory=list)
+    seized: set[int] = field(default_factory=set)
+
+    def release(self) -> None:
+        """Let every thread run on. Never raises."""
+        for tid in sorted(self.seized):
+            try:
+                native.detach(tid)
+            except Error:
+                continue
+        self.seized.clear()
+
+    def end(self) -> None:
+        """Kill every task, the root last, and wait until they are gone."""
+        for task in reversed(self.tasks):
+            for tid in task.tids[:1]:
+                native.kill_traced(tid)
+        for task in reversed(self.tasks):
+            if task.tids:
+                _await_end(task)
+        self.seized.clear()
+
+
+def _await_end(task: StoppedTask) -> None:
+    for tid in reversed(task.tids):
+        try:
+            native.wait_end(tid)
+        except Error:
+            continue
+
+
+@contextmanager
+def stopped(trees: Sequence[DumpOptions]) -> Iterator[list[StoppedTree]]:
+    """Stop all trees at one instant; whatever happens inside, nothing stays stopped."""
+    cgroups = [path for options in trees for path in options.freezer_cgroups]
+    result = [StoppedTree(options=options) for options in trees]
+    with ExitStack() as stack:
+        for tree in result:
+            stack.callback(tree.release)
+        if cgroups:
+            with frozen(cgroups) as freezer:
+                for tree in result:
+                    _seize_tree(tree, wait=False)
+                freezer.thaw()
+                for tree in result:
+                    _settle(tree)
+        for tree in result:
+            _seize_tree(tree, wait=True)
+        yield result
+
+
+def _seize_tree(tree: StoppedTree, *, wait: bool) -> None:
+    """Seize until no new task or thread appears (one round inside a frozen cgroup)."""
+    for _ in range(ROUNDS):
+        tasks = list_tasks(tree.options.pid)
+        fresh = [tid for task in tasks for tid in task.tids if tid not in tree.seized]
+        known = {task.pid: task.state for task in tree.tasks}
+        for task in tasks:
+            task.state = known.get(task.pid, task.state)
+        tree.tasks = tasks
+        if not fresh:
+            return
+        if wait:
+            gone = native.stop_all(fresh)
+        else:
+            gone = []
+            for tid in fresh:
+                try:
+                    native.seize(tid)
+                    native.interrupt(tid)
+                except Vanished:
+                    gone.append(tid)
+        tree.seized.update(tid for tid in fresh if tid not in gone)
+        if not wait:
+            continue
+    raise Timeout("new tasks keep appearing", subject=f"tree of pid {tree.options.pid}",
+                  remedy="give the freezer cgroup of the tree (--freeze-cgroup)")
+
+
+def _settle(tree: StoppedTree) -> None:
+    for tid in sorted(tree.seized):
+        try:
+            native.settle(tid)
+        except Vanished:
+            tree.seized.discard(tid)
+
+
+def list_tasks(root: int) -> list[StoppedTask]:
+    """The tree below ``root``, parents first.
+
+    Raises:
+        Vanished: the root is gone.
+        Refused: the root is not a task that can be dumped.
+    """
+    if root == 1:
+        raise Refused("pid 1 of this machine is not a workload", subject="pid 1",
+                      remedy="name the root of a tree")
+    tasks = []
+    pending = [(root, 0)]
+    while pending:
+        pid, parent = pending.pop(0)
+        try:
+            stat = proc.parse_stat(proc.read_bytes(pid, "stat"))
+            tids = [] if stat.state in "ZX" else proc.threads(pid)
+            children = proc.children(pid)
+        except Vanished:
+            if pid == root:
+                raise
+            continue
+        tids.sort(key=lambda tid: (tid != pid, tid))
+        tasks.append(StoppedTask(pid=pid, ppid=parent, tids=tids, state=stat.state))
+        pending += [(child, pid) for child in sorted(children)]
+    return tasks

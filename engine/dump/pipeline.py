@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dump: look, stop, take, let go, write. The order is in `dump_trees`, in one place.
+
+Everything that can refuse is asked before the stop where it can be seen from /proc, and the
+rest before anything is written; a refusal or an error at any point lets every task run on.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from torpor.engine.dump import pages
+from torpor.engine.dump.assemble import assemble
+from torpor.engine.dump.capture import Captured, capture_task
+from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
+from torpor.engine.dump.netns import NetnsSockets
+from torpor.engine.errors import Findings, Refused
+from torpor.engine.files import table
+from torpor.engine.files.table import Collected, Table
+from torpor.engine.images.inventory import write_inventory
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.images.stats import DumpStats, write_stats
+from torpor.engine.images.writing import NewImageDirectory
+from torpor.engine.kernel import fdview, proc
+from torpor.engine.kernel.pagemap import Capture
+from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kind import DumpContext
+from torpor.engine.kinds import FILE_KINDS
+from torpor.engine.memory import areas, sysv
+from torpor.engine.memory.areas import Area
+from torpor.engine.native import KCMP_FILES, kcmp
+from torpor.engine.options import After, DumpOptions, DumpReport, Progress, ProgressFn
+from torpor.engine.restore import tree as tree_shape
+from torpor.engine.restore.load import processor_components
+from torpor.engine.tasks import codec, seccomp
+from torpor.engine.tasks.model import Tree
+
+CAP_SYS_ADMIN = 21
+
+
+@dataclass(slots=True, kw_only=True)
+class TreeDump:
+    """One tree on its way to an image directory."""
+
+    options: DumpOptions
+    captured: list[Captured] = field(default_factory=list)
+    tree: Tree | None = None
+    files: Collected = field(default_factory=Collected)
+    taken: pages.PagesTaken | None = None
+    warnings: list[str] = field(default_factory=list)
+    image_bytes: int = 0
+
+
+class Phases:
+    """Durations by name, told as progress."""
+
+    def __init__(self, progress: ProgressFn) -> None:
+        self.progress, self.seconds = progress, dict[str, float]()
+        self.begin = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.progress(Progress(phase=name))
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def dump_trees(
+    trees: Sequence[DumpOptions],
+    *,
+    while_frozen: Callable[[], None] | None,
+    commit: Callable[[], None] | None,
+    progress: ProgressFn,
+) -> tuple[DumpReport, ...]:
+    """See `torpor.engine.api.dump`."""
+    phase = Phases(progress)
+    dumps = [TreeDump(options=options) for options in trees]
+    hold = any(options.after is After.STOP for options in trees)
+    with ExitStack() as cleanup:
+        with phase("look"):
+            may_read = _may_read_filters()
+            for dump in dumps:
+                _preflight(dump, may_read)
+            images = [cleanup.enter_context(NewImageDirectory.create(d.options.images_dir))
+                      for d in dumps]
+            captures = [cleanup.enter_context(_capture_for(d.options.pid)) for d in dumps]
+        frozen_at = time.perf_counter()
+        with stopped(trees) as trees_stopped:
+            phase.seconds["stop"] = time.perf_counter() - frozen_at
+            for dump, stop, capture in zip(dumps, trees_stopped, captures, strict=True):
+                _take(dump, stop, capture, phase, may_read)
+            if while_frozen is not None:
+                with phase("files of the root"):
+                    while_frozen()
+            if not hold:
+                for stop in trees_stopped:
+                    stop.release()
+            frozen_s = time.perf_counter() - frozen_at
+            _write_all(dumps, images, phase, frozen_s)
+            if commit is not None:
+                with phase("commit"):
+                    commit()
+            for stop in trees_stopped:
+                if stop.options.after is After.STOP:
+                    stop.end()
+            if hold:
+                frozen_s = time.perf_counter() - frozen_at
+    return tuple(_report(dump, phase, frozen_s) for dump in dumps)
+
+
+def _may_read_filters() -> bool:
+    status = parse_status(proc.read_bytes(os.getpid(), "status"))
+    return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
+
+
+def _preflight(dump: TreeDump, may_read: bool) -> None:
+    """What can be refused by looking only.
+
+    Raises:
+        Findings: all refusals.
+    """
+    refused: list[Refused] = []
+    ours = {os.getpid()}
+    for task in list_tasks(dump.options.pid):
+        subject = f"pid {task.pid}"
+        if task.pid in ours:
+            raise Refused("the dumping process is inside the tree", subject=subject,
+                          remedy="dump from outside of the tree")
+        status = parse_status(proc.read_bytes(task.pid, "status"))
+        if status.tracer_pid:
+            refused.append(Refused("is traced", subject=subject,
+                                   cause=f"by pid {status.tracer_pid}",
+                                   remedy="detach the debugger"))
+        found = seccomp.preflight(proc.read_bytes(task.pid, "status"),
+                                  dump.options.runtime_seccomp_filters, may_read, subject)
+        if found is not None:
+            refused.append(found)
+        if task.tids and task.tids[0] != task.pid:
+            refused.append(Refused("the main thread has ended while others live",
+                                   subject=subject, remedy="keep the main thread alive"))
+    if refused:
+        raise Findings(tuple(refused))
+
+
+def _capture_for(pid: int) -> Capture:
+    """Buffers as large as the tree's memory may need, ready before the stop."""
+    capture = Capture()
+    total = 0
+    for task in list_tasks(pid):
+        if task.tids:
+            status = parse_status(proc.read_bytes(task.pid, "status"))
+            total += status.rss_anon_bytes + status.rss_shmem_bytes
+    capture.prepare(total)
+    return capture
+
+
+def _take(
+    dump: TreeDump, stop: StoppedTree, capture: Capture, phase: Phases, may_read: bool
+) -> None:
+    """Everything of one stopped tree."""
+    with phase("tasks"):
+        dump.captured = [capture_task(task, may_read) for task in stop.tasks]
+    alive = [c for c in dump.captured if not c.capture.zombie]
+    groups = _file_tables(alive)
+    with phase("descriptors"):
+        dump.files = _descriptors(dump, alive, groups)
+    with phase("check"):
+        owner = {c.capture.ns_pid: group[0].capture.ns_pid
+                 for group in groups for c in group}
+        dump.tree = assemble(dump.captured, owner, dump.options.runtime_seccomp_filters)
+        dump.files.refuse()
+        tree_shape.check(dump.tree)
+    by_ns = {t.pid: t for t in dump.tree.tasks}
+    areas_of: dict[int, Sequence[Area]] = {}
+    for c in alive:
+        memory = by_ns[c.capture.ns_pid].memory
+        areas_of[c.task.pid] = memory.areas if memory is not None else ()
+    with phase("memory"):
+        dump.taken = pages.take(alive, areas_of, capture)
+
+
+def _file_tables(alive: Sequence[Captured]) -> list[list[Captured]]:
+    """Tasks grouped by shared descriptor tables (CLONE_FILES)."""
+    groups: list[list[Captured]] = []
+    for item in alive:
+        for group in groups:
+            pid = group[0].task.pid
+            parent = item.task.ppid in {g.task.pid for g in group}
+            if parent and kcmp(pid, item.task.pid, KCMP_FILES, 0, 0) == 0:
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    return groups
+
+
+def _descriptors(
+    dump: TreeDump, alive: Sequence[Captured], groups: Sequence[Sequence[Captured]]
+) -> Collected:
+    context = DumpContext(
+        tcp=dump.options.tcp, container=dump.options.container,
+        ghost_limit_bytes=dump.options.ghost_limit_bytes, warn=dump.warnings.append,
+        tasks={c.task.pid: c.capture.ns_pid for c in alive}, realtime_ns=time.time_ns(),
+        same_netns=fdview.same_netns(dump.options.pid),
+    )
+    with NetnsSockets(alive) as sockets, fdview.open_views(
+        [group[0].task.pid for group in groups], netns_socket=sockets.get
+    ) as views:
+        number = {c.capture.ns_pid: i for i, c in enumerate(dump.captured, 1)}
+        tables = [
+            Table(number=number[group[0].capture.ns_pid],
+                  tasks=tuple(c.capture.ns_pid for c in group),
+                  views=views.of(group[0].task.pid))
+            for group in groups
+        ]
+        return table.collect_tables(tables, FILE_KINDS, context)
+
+
+def _write_all(
+    dumps: Sequence[TreeDump], images: Sequence[NewImageDirectory], phase: Phases, frozen_s: float
+) -> None:
+    with phase("write"):
+        for dump, out in zip(dumps, images, strict=True):
+            _write(dump, out)
+    with phase("sync"):
+        for dump, out in zip(dumps, images, strict=True):
+            path = out.finish()
+            write_stats(path, _stats(dump, phase, frozen_s))
+            dump.image_bytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+
+
+def _write(dump: TreeDump, out: NewImageDirectory) -> None:
+    assert dump.tree is not None
+    assert dump.taken is not None
+    write_inventory(out, root_ids=pb.task_kobj_ids_entry(
+        vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS))
+    table.encode_tables(dump.files, FILE_KINDS, out)
+    codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
+    segments = {number: sysv.parse(number, raw)
+                for c in dump.captured for number, raw in c.segments.items()}
+    sysv.encode(segments.values(), out)
+    out.extra("dump", "machine", dict(zip(("system", "node", "release", "version", "machine"),
+                                          os.uname(), strict=True)))
+    out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    out.extra("dump", "warnings", dump.warnings)
+    pages.write(dump.taken, out)
+
+
+def _stats(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
+    assert dump.taken is not None
+    count = dump.taken.size_bytes // areas.PAGE
+    return DumpStats(
+        freezing_s=phase.seconds.get("stop", 0.0), frozen_s=frozen_s,
+        memdump_s=phase.seconds.get("memory", 0.0), memwrite_s=phase.seconds.get("write", 0.0),
+        pages_scanned=count, pages_written=count,
+    )
+
+
+def _report(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
+    assert dump.taken is not None
+    return DumpReport(
+        images_dir=dump.options.images_dir, tasks=len(dump.captured),
+        threads=sum(len(c.capture.threads) for c in dump.captured),
+        descriptors=dump.files.descriptors, memory_bytes=dump.taken.size_bytes,
+        image_bytes=dump.image_bytes, frozen_s=frozen_s,
+        total_s=time.perf_counter() - phase.begin, phases_s=_flat(phase.seconds),
+        warnings=tuple(dump.warnings),
+    )
+
+
+def _flat(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in seconds.items()}

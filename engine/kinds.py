@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table of kinds of open file descriptions: a kind is in the engine by its line here.
+
+Order matters where two could match: special ones come before general ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torpor.engine.kind import FileKind
+
+FILE_KINDS: Sequence[FileKind[Any]] = ()

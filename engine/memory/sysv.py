@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System V shared memory: what a segment is besides its pages.
+
+Facts:
+- An attached segment is an area named `/SYSVkkkkkkkk (deleted)` whose inode number is the
+  segment's id (ipc/shm.c, newseg). Key, owner, mode and size are asked by an injected
+  shmctl(IPC_STAT): struct shmid64_ds, 112 bytes; ipc64_perm: key, uid, gid, cuid, cgid, mode.
+- CRIU keeps segments only of ipc namespaces of the tree; so ours are in torpor.json, their
+  pages in pagemap-shmem-ID like other shared memory.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from torpor.engine.kind import ImageSink, ImageSource
+
+IPC_STAT, IPC_SET, IPC_RMID, IPC_CREAT = 2, 1, 0, 0o1000
+STAT_BYTES = 112
+SHM_DEST = 0o1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A segment that some task of the tree has attached."""
+
+    shm_id: int
+    key: int
+    uid: int
+    gid: int
+    mode: int
+    size_bytes: int
+
+
+def parse(shm_id: int, raw: bytes) -> Segment:
+    """struct shmid64_ds as IPC_STAT fills it in."""
+    key, uid, gid, _, _, mode = struct.unpack_from("<iIIIII", raw)
+    (size,) = struct.unpack_from("<Q", raw, 48)
+    return Segment(shm_id=shm_id, key=key, uid=uid, gid=gid, mode=mode, size_bytes=size)
+
+
+def encode(segments: Iterable[Segment], images: ImageSink) -> None:
+    """Keep the segments in our own file."""
+    kept = [asdict(s) for s in sorted(segments, key=lambda s: s.shm_id)]
+    if kept:
+        images.extra("sysv", "segments", kept)
+
+
+def decode(images: ImageSource) -> Sequence[Segment]:
+    """Read them back."""
+    return [Segment(**{k: int(v) for k, v in one.items()})
+            for one in images.extra("sysv", "segments") or ()]

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arena: where the executor and its programs lie in a task while it is restored.
+
+One mapping in a hole that is free in the old layout and in the new one: the executor's code
+(readable and executable, written through /proc/PID/mem), then room for a program, for parked
+special areas, and a small stack. Threads of a task use it one after another. It is unmapped
+as the last thing before the task gets its own registers.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from signal import SIGTRAP
+
+from torpor.engine import native
+from torpor.engine.errors import Bug, Error, KernelError, Refused
+from torpor.engine.kernel.arch.x86_64 import MACHINE, SYSCALL_INSN, Regs, syscall_number
+from torpor.engine.memory.areas import TASK_SIZE
+from torpor.engine.program import encode as encoder
+from torpor.engine.program.ops import Op, Program
+
+PAGE = 4096
+CODE_BYTES = PAGE
+PARK_BYTES = 64 * PAGE
+STACK_BYTES = 4 * PAGE
+PROGRAM_BYTES = 1 << 20
+OPS_PER_RUN = 4096
+LOWEST = 0x10000000
+PROT_RX, PROT_RW = 5, 3
+MAP_ARENA = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+MASK64 = (1 << 64) - 1
+
+
+@cache
+def executor_code() -> bytes:
+    """The executor's bytes, built by native/build.py."""
+    blob = files("torpor.engine.blobs").joinpath(f"executor-{MACHINE}.bin")
+    return blob.read_bytes()
+
+
+def find_hole(used: Sequence[tuple[int, int]], size_bytes: int) -> int:
+    """Lowest 2 MiB aligned address with that much room between the used ranges."""
+    base = LOWEST
+    for start, end in sorted(used):
+        if start >= base + size_bytes:
+            break
+        if end > base:
+            base = (end + 0x1FFFFF) & ~0x1FFFFF
+    if base + size_bytes > TASK_SIZE:
+        raise Refused("there is no room left in the address space for the restore program",
+                      remedy="report it with the image's memory map (`torpor show`)")
+    return base
+
+
+def step_syscall(tid: int, address: int, name: str, *args: int) -> int:
+    """One system call in a stopped task of ours, by single step; result or -errno.
+
+    ``address`` is that of a `syscall` instruction. Fork and exec events are left to the caller:
+    use `spawn` for those calls.
+    """
+    regs = native.get_regs(tid).copy()
+    _set_call(regs, address, name, args)
+    native.set_regs(tid, regs)
+    native.step(tid)
+    status = native.wait_stop(tid)
+    if status >> 8 != SIGTRAP:
+        raise Bug(f"{name} ended in stop {status:#x}", subject=f"pid {tid}")
+    return _signed(native.get_regs(tid).rax)
+
+
+def _set_call(regs: Regs, address: int, name: str, args: Sequence[int]) -> None:
+    regs.rip, regs.rax, regs.orig_rax = address, syscall_number(name), MASK64
+    padded = [a & MASK64 for a in args] + [0] * (6 - len(args))
+    regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9 = padded
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def check(result: int, name: str, subject: str, remedy: str = "") -> int:
+    """Raise for a negative result."""
+    if result < 0:
+        raise KernelError(f"{name} failed", errno=-result, subject=subject, remedy=remedy)
+    return result
+
+
+def find_syscall(tid: int, start: int, end: int) -> int:
+    """Address of a `syscall` instruction in a range of a task's memory."""
+    at = native.read_memory(tid, start, end - start).find(SYSCALL_INSN)
+    if at < 0:
+        raise Bug("the vDSO holds no system call instruction", subject=f"pid {tid}")
+    return start + at
+
+
+@dataclass(slots=True, kw_only=True)
+class Arena:
+    """The mapping in one address space."""
+
+    base: int
+    program_bytes: int = PROGRAM_BYTES
+
+    @property
+    def size_bytes(self) -> int:
+        """Whole length."""
+        return CODE_BYTES + self.program_bytes + PARK_BYTES + STACK_BYTES
+
+    @property
+    def end(self) -> int:
+        """First address behind it."""
+        return self.base + self.size_bytes
+
+    @property
+    def park(self) -> int:
+        """Room for the kernel's special areas while the rest is unmapped."""
+        return self.base + CODE_BYTES + self.program_bytes
+
+    def map_into(self, tid: int, syscall_address: int, subject: str) -> None:
+        """Map it and write the executor."""
+        for start, size, prot in (
+            (self.base, CODE_BYTES, PROT_RX),
+            (self.base + CODE_BYTES, self.size_bytes - CODE_BYTES, PROT_RW),
+        ):
+            result = step_syscall(tid, syscall_address, "mmap", start, size, prot, MAP_ARENA,
+                                  MASK64, 0)
+            check(result, "mmap of the arena", subject)
+            if result != start:
+                raise Bug("the arena is not where it was asked for", subject=subject)
+        native.write_memory(tid, self.base, executor_code())
+
+    def call(self, tid: int, name: str, *args: int) -> int:
+        """One system call by the executor; result or -errno."""
+        from torpor.engine.program.ops import Expect, Slot
+
+        slot = Slot("result")
+        program = Program(name, [Op(call=name, args=args, expect=Expect.ANY, yields=slot)])
+        values: dict[str, int] = {}
+        self._run_piece(tid, program, "", values)
+        return _signed(values["result"])
+
+    def run(self, tid: int, program: Program, subject: str) -> None:
+        """Run a program to its end, in pieces when it is long.
+
+        Raises:
+            KernelError: an operation failed; the message names it.
+        """
+        values: dict[str, int] = {}
+        piece: list[Op] = []
+        size = 0
+        for op in program.ops:
+            need = sum(len(getattr(a, "content", b"")) + 64 for a in op.args) + 64
+            if piece and (len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2):
+                self._run_piece(tid, Program(program.name, piece), subject, values)
+                piece, size = [], 0
+            piece.append(op)
+            size += need
+        if piece:
+            self._run_piece(tid, Program(program.name, piece), subject, values)
+
+    def _run_piece(self, tid: int, program: Program, subject: str, values: dict[str, int]) -> None:
+        base = self.base + CODE_BYTES
+        encoded = encoder.encode(program, base, tuple(values))
+        content = bytearray(encoded.content)
+        if len(content) > self.program_bytes:
+            raise Refused("an object is too large for the restore program", subject=subject,
+                          cause=f"{len(content)} bytes in one operation")
+        slots = encoder.slots_of(program, tuple(values))
+        for name, value in values.items():
+            struct.pack_into("<Q", content, encoder.HEADER.size + 8 * slots[name], value & MASK64)
+        native.write_memory(tid, base, bytes(content))
+        self._execute(tid, base, subject, program.name)
+        raw = native.read_memory(tid, base, encoder.HEADER.size + 8 * len(slots))
+        index, result = encoder.outcome(raw)
+        if index >= 0:
+            raise encoded.failure(index, result, subject)
+        for name, at in slots.items():
+            (values[name],) = struct.unpack_from("<Q", raw, encoder.HEADER.size + 8 * at)
+
+    def _execute(self, tid: int, header: int, subject: str, name: str) -> None:
+        regs = native.get_regs(tid).copy()
+        regs.rip, regs.rdi, regs.rsp = self.base, header, self.end - 64
+        regs.orig_rax = MASK64
+        native.set_regs(tid, regs)
+        native.cont(tid)
+        status = native.wait_stop(tid, 120.0)
+        if status >> 8 != SIGTRAP:
+            raise _stopped(status, subject, name)
+
+    def unmap(self, tid: int, syscall_address: int, subject: str) -> None:
+        """Take it away again."""
+        result = step_syscall(tid, syscall_address, "munmap", self.base, self.size_bytes)
+        check(result, "munmap of the arena", subject)
+
+
+def _stopped(status: int, subject: str, name: str) -> Error:
+    signal = status >> 8 & 0xFF
+    cause = f"signal {signal}"
+    if signal == 31:
+        cause = "seccomp forbids one of its system calls (SIGSYS)"
+    return KernelError(f"program {name} was stopped", errno=0, subject=subject, cause=cause,
+                       remedy="report it with `torpor plan`")

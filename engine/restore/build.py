@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs for everything of a task that is neither memory nor descriptors."""
+
+import struct
+from collections.abc import Callable, Sequence
+
+from torpor.engine.memory import areas
+from torpor.engine.memory.areas import AT_FDCWD
+from torpor.engine.program.ops import Data, Expect, Op, Program
+from torpor.engine.tasks import attributes, creds, seccomp, signals, timers
+from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.creds import Creds
+from torpor.engine.tasks.model import Memory, TaskImage, ThreadImage
+
+PR_SET_MM, PR_SET_MM_MAP = 35, 14
+NO_EXE_FD = 0xFFFFFFFF
+MM_MAP = struct.Struct("<11QQII")
+
+Warn = Callable[[str], None]
+
+
+def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
+    """What belongs to the whole task: directories, memory markers, signal actions."""
+    program = Program("task")
+    if task.personality:
+        program.add(Op(call="personality", args=(task.personality,), subject="personality",
+                       expect=Expect.ANY))
+    if task.root != "/":
+        program.add(Op(call="chroot", args=(Data.path(task.root),), subject="root directory",
+                       remedy="chroot needs CAP_SYS_CHROOT"))
+    program.add(
+        Op(call="chdir", args=(Data.path(task.cwd),), subject="working directory",
+           remedy="the directory must be there as before"),
+        Op(call="umask", args=(task.umask,), subject="umask"),
+    )
+    program.extend(areas.plan_final(memory.areas, opened))
+    program.add(memory_markers(memory))
+    program.extend(signals.plan_actions(task.actions))
+    return program
+
+
+def memory_markers(memory: Memory) -> Op:
+    """brk, stack, argument and environment areas, auxiliary vector."""
+    auxv = Data(memory.auxv)
+    raw = MM_MAP.pack(
+        memory.start_code, memory.end_code, memory.start_data, memory.end_data,
+        memory.start_brk, memory.brk, memory.start_stack, memory.arg_start, memory.arg_end,
+        memory.env_start, memory.env_end, 0, len(memory.auxv), NO_EXE_FD,
+    )
+    return Op(call="prctl",
+              args=(PR_SET_MM, PR_SET_MM_MAP, Data(raw, 8, ((88, auxv),)), MM_MAP.size, 0),
+              subject="memory markers", note="brk, stack, arguments, environment, auxv")
+
+
+def thread_program(thread: ThreadImage, current: Scheduling) -> Program:
+    """What belongs to a thread and needs no right."""
+    program = Program("thread")
+    if thread.robust[0]:
+        program.add(Op(call="set_robust_list", args=thread.robust, subject="robust list"))
+    if thread.rseq[0]:
+        pointer, size, signature, _ = thread.rseq
+        program.add(Op(call="rseq", args=(pointer, size, 0, signature), subject="rseq"))
+    program.add(Op(call="set_tid_address", args=(thread.tid_address,), subject="clear_child_tid"))
+    program.extend(signals.plan_altstack(thread.altstack))
+    program.extend(attributes.plan_name(thread.comm))
+    program.extend(attributes.plan_scheduling(thread.scheduling, current))
+    return program
+
+
+def queue_program(task: TaskImage, limits: Sequence[tuple[int, int]], warn: Warn) -> Program:
+    """Pending signals of the task, timers, resource limits: the leader runs it late."""
+    program = Program("signals and timers")
+    program.extend(signals.plan_queue(task.shared_pending, task.pid, None))
+    program.extend(timers.plan(task.itimers, task.posix_timers))
+    program.extend(attributes.plan_rlimits(task.rlimits, limits, warn, task.subject))
+    return program
+
+
+def last_program(
+    task: TaskImage, thread: ThreadImage, memory: Memory, current: Creds, warn: Warn
+) -> Program:
+    """Pending signals and credentials of a thread; nothing may need a right after it."""
+    program = Program("credentials")
+    program.extend(signals.plan_queue(thread.pending, task.pid, thread.tid))
+    program.extend(creds.plan(thread.creds, current))
+    if thread is task.threads[0]:
+        program.extend(attributes.plan_prctl(
+            dumpable=memory.dumpable, subreaper=task.subreaper,
+            thp_disabled=memory.thp_disabled, warn=warn, subject=task.subject,
+        ))
+    program.extend(attributes.plan_pdeathsig(thread.pdeathsig))
+    program.extend(seccomp.plan(thread.seccomp))
+    return program
+
+
+def drain_child_signals() -> Op:
+    """Take a SIGCHLD that a restored zombie has sent to its parent."""
+    mask = Data(struct.pack("<Q", 1 << 16))
+    return Op(call="rt_sigtimedwait", args=(mask, 0, Data(bytes(16)), 8), expect=Expect.ANY,
+              subject="SIGCHLD", note="of zombies that were there before")
+
+
+__all__ = ["AT_FDCWD", "drain_child_signals", "last_program", "queue_program", "task_program",
+           "thread_program"]

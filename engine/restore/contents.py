@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filling memory from the pages files, and finding what a fork already has.
+
+Shared memory is filled once, through the first task that maps it. In a forked child only
+pages that differ from the parent's are written, so that equal ones stay shared copy-on-write;
+pages that the parent has and the child has not are dropped.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torpor.engine import native
+from torpor.engine.images import pages
+from torpor.engine.images.directory import ImageDirectory
+from torpor.engine.images.pages import LocatedRun, Pagemap
+from torpor.engine.memory.areas import PAGE, Area, Backing
+from torpor.engine.program.ops import Op
+
+MADV_DONTNEED = 4
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskPages:
+    """The pages of one task (or one shared segment): runs and the file they are in."""
+
+    runs: tuple[LocatedRun, ...]
+    fd: int
+
+    def within(self, area: Area) -> list[tuple[int, int, int]]:
+        """(address, bytes, offset in the file) of the runs inside an area."""
+        found = []
+        for run in self.runs:
+            if run.offset is None or run.run.end <= area.start:
+                continue
+            if run.run.vaddr >= area.end:
+                break
+            start, end = max(run.run.vaddr, area.start), min(run.run.end, area.end)
+            found.append((start, end - start, run.offset + start - run.run.vaddr))
+        return found
+
+
+@dataclass(slots=True)
+class Contents:
+    """All pages of an image directory."""
+
+    images: ImageDirectory
+    tasks: dict[int, TaskPages] = field(default_factory=dict)
+    shared: dict[int, TaskPages] = field(default_factory=dict)
+    filled_shared: set[int] = field(default_factory=set)
+    bytes_filled: int = 0
+
+    def of(self, pid: int) -> TaskPages:
+        """Pages of a task."""
+        if pid not in self.tasks:
+            self.tasks[pid] = self._open(f"pagemap-{pid}")
+        return self.tasks[pid]
+
+    def of_shared(self, shared_id: int) -> TaskPages:
+        """Pages of a shared segment; addresses count from its start."""
+        if shared_id not in self.shared:
+            self.shared[shared_id] = self._open(f"pagemap-shmem-{shared_id}")
+        return self.shared[shared_id]
+
+    def _open(self, name: str) -> TaskPages:
+        if name not in self.images:
+            return TaskPages(runs=(), fd=-1)
+        pagemap: Pagemap = pages.read_pagemap(self.images, name)
+        return TaskPages(runs=tuple(pagemap.located()), fd=pages.open_pages(self.images, pagemap))
+
+    def private_runs(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int, int]]:
+        """Runs of a task's private areas, by address."""
+        own = self.of(pid)
+        return [run for area in wanted if not area.shared and area.backing is not Backing.VVAR
+                for run in own.within(area)]
+
+    def area_bytes(self, pid: int, area: Area) -> bytes | None:
+        """Content of a whole area when the image has all of it (the vDSO's code)."""
+        found = self.of(pid).within(area)
+        if sum(size for _, size, _ in found) != area.size_bytes:
+            return None
+        import os
+
+        return b"".join(os.pread(self.of(pid).fd, size, offset) for _, size, offset in found)
+
+    def fill(self, tid: int, pid: int, wanted: Sequence[Area]) -> None:
+        """Write every stored page of the areas, private ones and shared ones not yet filled."""
+        self._write(tid, self.private_runs(pid, wanted), self.of(pid).fd)
+        for area in wanted:
+            if not area.shared or area.backing is Backing.FILE_SHARED:
+                continue
+            if area.shared_id in self.filled_shared:
+                continue
+            self.filled_shared.add(area.shared_id)
+            segment = self.of_shared(area.shared_id)
+            runs = []
+            for run in segment.runs:
+                start = area.start + run.run.vaddr - area.offset
+                if run.offset is not None and area.start <= start < area.end:
+                    size = min(run.run.size_bytes, area.end - start)
+                    runs.append((start, size, run.offset))
+            self._write(tid, runs, segment.fd)
+
+    def fill_forked(
+        self, tid: int, pid: int, parent: int, kept: Sequence[Area], fresh: Sequence[Area]
+    ) -> list[Op]:
+        """As `fill`, writing only what differs; returns operations that drop the parent's pages."""
+        own = self.private_runs(pid, kept)
+        if own:
+            different = native.compare_runs(tid, _flat(own), self.of(pid).fd)
+            self._write(tid, pages_of(own, different), self.of(pid).fd)
+        self.fill(tid, pid, fresh)
+        mine = [(start, start + size) for start, size, _ in own]
+        theirs = [(start, start + size) for start, size, _ in self.private_runs(parent, kept)]
+        return [
+            Op(call="madvise", args=(start, end - start, MADV_DONTNEED),
+               subject=f"{start:x}-{end:x}", note="the parent's pages only")
+            for start, end in subtract(theirs, mine)
+        ]
+
+    def _write(self, tid: int, runs: Sequence[tuple[int, int, int]], fd: int) -> None:
+        if runs:
+            native.fill_runs(tid, _flat(runs), fd)
+            self.bytes_filled += sum(size for _, size, _ in runs)
+
+    def close(self) -> None:
+        """Close the pages files."""
+        import os
+
+        for one in (*self.tasks.values(), *self.shared.values()):
+            if one.fd >= 0:
+                os.close(one.fd)
+        self.tasks.clear()
+        self.shared.clear()
+
+
+def pages_of(
+    runs: Sequence[tuple[int, int, int]], addresses: Iterable[int]
+) -> list[tuple[int, int, int]]:
+    """The parts of runs which hold the pages at ``addresses`` (in the order of the runs)."""
+    found: list[tuple[int, int, int]] = []
+    position = 0
+    for address in addresses:
+        while not runs[position][0] <= address < runs[position][0] + runs[position][1]:
+            position += 1
+        start, size, offset = runs[position]
+        length = min(PAGE, start + size - address)
+        last = found[-1] if found else (0, 0, 0)
+        if last[0] + last[1] == address and start < address:
+            found[-1] = (last[0], last[1] + length, last[2])
+        else:
+            found.append((address, length, offset + address - start))
+    return found
+
+
+def _flat(runs: Sequence[tuple[int, int, int]]) -> "array[int]":
+    return array("Q", [value for run in runs for value in run])
+
+
+def subtract(
+    ranges: Sequence[tuple[int, int]], minus: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Parts of sorted ranges which no range of ``minus`` (sorted) covers."""
+    result = []
+    cuts = iter([*minus, (1 << 64, 1 << 64)])
+    cut = next(cuts)
+    for whole_start, end in ranges:
+        start = whole_start
+        while start < end:
+            while cut[1] <= start:
+                cut = next(cuts)
+            if cut[0] >= end:
+                result.append((start, end))
+                break
+            if cut[0] > start:
+                result.append((start, cut[0]))
+            start = cut[1]
+    return result

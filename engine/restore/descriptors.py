@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How descriptors come back: numbers for the creating root, programs for every task.
+
+Service numbers start above every number that any task uses. The root creates each description
+once at its service number, children inherit them, and each task puts what it holds at its own
+numbers and closes the service range (engine/kind.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torpor.engine.files import table
+from torpor.engine.files.table import Placed
+from torpor.engine.kind import PlanContext
+from torpor.engine.program.ops import Expect, Op, Program
+from torpor.engine.restore.load import Snapshot
+
+RLIMIT_NOFILE = 7
+RESERVED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptors:
+    """The plan of all descriptors of a tree."""
+
+    base: int
+    context: PlanContext
+    create: Program
+    late: Mapping[int, Sequence[Op]]
+
+    @property
+    def highest(self) -> int:
+        """First number above the service range."""
+        return self.context.spare_fd + RESERVED
+
+
+def plan(
+    snapshot: Snapshot,
+    *,
+    stdio: Sequence[int],
+    inherit: Mapping[str, int],
+    path_map: Mapping[str, str],
+    new_container: bool,
+    warn: Callable[[str], None],
+) -> Descriptors:
+    """Number everything and let the kinds plan; ``stdio`` and ``inherit`` are numbers that
+    the seed has open at the start."""
+    base = max(table.service_base(snapshot.tables), max((*stdio, *inherit.values(), 2)) + 1)
+    holders = table.holders_of(snapshot.tables)
+    ids = sorted(holders)
+    moved = base + len(stdio) + len(inherit)
+    context = PlanContext(
+        fds={number: moved + i for i, number in enumerate(ids)},
+        holders=holders,
+        spare_fd=moved + len(ids),
+        stdio={fd: base + i for i, fd in enumerate(stdio)},
+        inherit={name: base + len(stdio) + i for i, name in enumerate(inherit)},
+        path_map=dict(path_map), new_container=new_container, warn=warn,
+    )
+    program = Program("files")
+    for fd, place in (*context.stdio.items(),
+                      *((inherit[n], context.inherit[n]) for n in inherit)):
+        program.add(Op(call="dup3", args=(fd, place, 0), subject=f"fd {fd}", note="kept",
+                       expect=Expect.EQUAL, want=place))
+    program.add(Op(call="close_range", args=(0, base - 1, 0), subject="descriptors of the seed"))
+    late: dict[int, list[Op]] = {}
+    for kind, states in snapshot.states:
+        program.extend(kind.plan(states, context))
+    for kind, states in snapshot.states:
+        for one in kind.late(states, context):
+            late.setdefault(one.task, []).append(one.op)
+    for one in table.late_locks(snapshot.locks):
+        late.setdefault(one.task, []).append(one.op)
+    return Descriptors(base=base, context=context, create=program, late=late)
+
+
+def placement(placed: Sequence[Placed], descriptors: Descriptors) -> tuple[Program, Program]:
+    """Two programs of a table's owner: put descriptors at their numbers; later, close others.
+
+    Late operations come between: they may still use service numbers.
+    """
+    ops = table.placement(placed, descriptors.context)
+    return (Program("descriptors", [op for op in ops if op.call == "dup3"]),
+            Program("close descriptors", [op for op in ops if op.call != "dup3"]))

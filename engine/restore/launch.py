@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The restore: takes a seed process and turns it into the dumped tree.
+
+The seed is either a container's placeholder (`take_over`) or a child of ours
+(`restore_tree`). From there on both are the same: the root executes its old program, creates
+every descriptor, gets its memory, forks its children, which do the same; then threads,
+descriptors, signals, timers, and credentials last. Nothing runs before all are complete; all
+die with us until then (PTRACE_O_EXITKILL).
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+
+from torpor.engine import native
+from torpor.engine.errors import Error, Refused
+from torpor.engine.kernel import proc
+from torpor.engine.kernel.arch.x86_64 import Regs
+from torpor.engine.memory import areas as area_kinds
+from torpor.engine.memory import vdso
+from torpor.engine.memory.areas import Backing
+from torpor.engine.memory.vdso import Group
+from torpor.engine.options import (
+    Progress,
+    ProgressFn,
+    RestoreOptions,
+    RestoreReport,
+    TakeoverOptions,
+    no_progress,
+)
+from torpor.engine.program.ops import Program
+from torpor.engine.restore import build, descriptors, layout, segments, spawn, tree
+from torpor.engine.restore.arena import Arena, find_hole, find_syscall
+from torpor.engine.restore.contents import Contents
+from torpor.engine.restore.load import Snapshot, load
+from torpor.engine.restore.spawn import Living
+from torpor.engine.tasks import creds
+from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.model import STOPPED, Memory, TaskImage, ThreadImage
+
+ALL_SIGNALS = (1 << 64) - 1
+GAVE_UP = 124
+SCRATCH_BELOW_STACK = 8192
+MASK64 = (1 << 64) - 1
+
+
+def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
+    """Turn a waiting placeholder into the dumped tree (see `torpor.engine.api`)."""
+    snapshot = load(options.images_dir)
+    try:
+        choose = None
+        if options.choose_pid is not None:
+            chooser = options.choose_pid
+
+            def choose(want: int) -> None:
+                chooser(options.pid, want)
+
+        restore = _Restore(snapshot, progress=progress, choose=choose,
+                           path_map=dict(options.path_map), container=True)
+        return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
+    finally:
+        snapshot.close()
+
+
+def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
+    """Create the tree anew on this host (see `torpor.engine.api`)."""
+    snapshot = load(options.images_dir)
+    try:
+        restore = _Restore(snapshot, progress=progress, choose=None, path_map={},
+                           container=False)
+        return restore.run(None, stdio=(), inherit=options.inherit)
+    finally:
+        snapshot.close()
+
+
+class _Restore:
+    """One restore in progress."""
+
+    def __init__(
+        self, snapshot: Snapshot, *, progress: ProgressFn, choose: spawn.ChoosePid | None,
+        path_map: dict[str, str], container: bool,
+    ) -> None:
+        self.snapshot, self.progress, self.choose = snapshot, progress, choose
+        self.path_map, self.container = path_map, container
+        self.contents: Contents = snapshot.contents
+        self.tree = snapshot.tree
+        self.warnings: list[str] = []
+        self.phases: dict[str, float] = {}
+        self.living: dict[int, Living] = {}
+        self.suspend_seccomp = False
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase and tell it."""
+        self.progress(Progress(phase=name))
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begin
+
+    def run(self, seed: int | None, *, stdio: tuple[int, ...],
+            inherit: "dict[str, int] | object") -> RestoreReport:
+        """Everything, from the seed to the running tree."""
+        begin = time.perf_counter()
+        tree.check(self.tree)
+        kept = dict(inherit) if isinstance(inherit, dict) else {}
+        pid = seed if seed is not None else self._spawn_seed(list(kept.values()))
+        options = spawn.OPTIONS
+        root: Living | None = None
+        try:
+            with self.phase("seize"):
+                root = self._seize(pid, options)
+            numbers = {name: i + 3 for i, name in enumerate(kept)}
+            self.plan = descriptors.plan(
+                self.snapshot, stdio=stdio if seed is not None else (0, 1, 2),
+                inherit=numbers if seed is None else {}, path_map=self.path_map,
+                new_container=self.container, warn=self.warnings.append,
+            )
+            self._build(root)
+            with self.phase("resume"):
+                self._let_go()
+        except BaseException:
+            self._give_up(pid, root)
+            raise
+        return RestoreReport(
+            pid=pid, tasks=len(self.tree.tasks),
+            threads=sum(len(t.threads) for t in self.tree.tasks),
+            memory_bytes=self.contents.bytes_filled, total_s=time.perf_counter() - begin,
+            phases_s=self.phases, warnings=tuple(self.warnings),
+        )
+
+    def _spawn_seed(self, _inherit: list[int]) -> int:
+        root = self.tree.root
+        with as_file(files("torpor.engine.blobs").joinpath("torpor-placeholder")) as program:
+            return native.spawn_seed(
+                os.fsencode(program), [b"torpor-placeholder", b"seed"], set_tid=root.pid,
+                new_session=root.sid == root.pid,
+            )
+
+    def _seize(self, pid: int, options: int) -> Living:
+        root = self.tree.root
+        try:
+            native.seize(pid, options | spawn.PTRACE_O_SUSPEND_SECCOMP)
+            self.suspend_seccomp = True
+        except Error:
+            native.seize(pid, options)
+        native.interrupt(pid)
+        native.wait_stop(pid)
+        native.set_sigmask(pid, ALL_SIGNALS)
+        task = Living(image=root, pid=pid, arena=Arena(base=0), syscall_address=0)
+        task.syscall_address = find_syscall(pid, *special_areas(pid).code)
+        task.tids[root.pid] = pid
+        self.living[root.pid] = task
+        return task
+
+    def _build(self, root: Living) -> None:
+        with self.phase("memory"):
+            self._execute(root, native.get_regs(root.pid).rsp)
+            if root.image.pgid == root.image.pid != root.image.sid:
+                root.arena.call(root.pid, "setpgid", 0, 0)
+        with self.phase("files"):
+            self._raise_descriptor_limit(root)
+            segments.create(root, self.snapshot.source)
+            root.arena.run(root.pid, self.plan.create, root.image.subject)
+        with self.phase("memory"):
+            self._lay_out_executed(root)
+        with self.phase("tasks"):
+            self._fork_children(root, root.image.sid if root.image.sid != root.image.pid
+                                else root.image.pid)
+            self._groups()
+            self._zombies()
+        with self.phase("state"):
+            self._place_descriptors()
+            for task in self._alive():
+                self._task_state(task)
+            for task in self._alive():
+                self._last_state(task)
+
+    def _alive(self) -> list[Living]:
+        return [self.living[t.pid] for t in self.tree.tasks if t.pid in self.living]
+
+    # ---- memory
+
+    def _memory(self, task: Living) -> Memory:
+        assert task.image.memory is not None
+        return task.image.memory
+
+    def _execute(self, task: Living, stack: int) -> None:
+        """exec the old program and map the arena into its fresh address space."""
+        memory = self._memory(task)
+        scratch = (stack - SCRATCH_BELOW_STACK) & -64
+        spawn.execute(task.pid, task.syscall_address, scratch, memory.exe, task.image.comm)
+        fresh = proc.read_maps(task.pid)
+        current = special_areas(task.pid)
+        task.syscall_address = find_syscall(task.pid, *current.code)
+        used = [(v.start, v.end) for v in fresh]
+        for other in self.tree.tasks:
+            used += [(a.start, a.end) for a in (other.memory.areas if other.memory else ())]
+        used = [(a, b) for a, b in used if a < area_kinds.TASK_SIZE]
+        task.arena = Arena(base=find_hole(used, Arena(base=0).size_bytes))
+        task.arena.map_into(task.pid, task.syscall_address, task.image.subject)
+
+    def _lay_out_executed(self, task: Living) -> None:
+        memory, current = self._memory(task), special_areas(task.pid)
+        old = vdso.group(memory.areas)
+        code_area = next((a for a in memory.areas if a.backing is Backing.VDSO), None)
+        code = self.contents.area_bytes(task.image.pid, code_area) if code_area else None
+        now = native.read_memory(task.pid, current.code[0], current.code[1] - current.code[0])
+        used = [(a.start, a.end) for a in memory.areas if a.backing is not Backing.VSYSCALL]
+        spare = find_hole([*used, (task.arena.base, task.arena.end)],
+                          current.end - current.start)
+        plan = vdso.plan(old, code, current, now, spare)
+        filled = self._filled(task)
+        program = layout.after_exec(task.arena, memory.areas, current, plan, self._backings(),
+                                    filled)
+        task.arena.run(task.pid, program, task.image.subject)
+        task.areas, task.opened, task.special = tuple(memory.areas), filled, old
+        wanted = [a for a in memory.areas
+                  if a.backing not in area_kinds.SPECIAL or plan.keep_old_code]
+        self.contents.fill(task.pid, task.image.pid, wanted)
+        for address, content in plan.patches:
+            native.write_memory(task.pid, address, content)
+        target = plan.moves[-1].target if plan.moves else None
+        if target is not None:
+            place = next(m for m in plan.moves if m.source == current.code[0])
+            task.syscall_address = find_syscall(task.pid, place.target,
+                                                place.target + place.size_bytes)
+
+    def _lay_out_forked(self, task: Living, parent: Living) -> None:
+        memory = self._memory(task)
+        filled = self._filled(task)
+        program, kept = layout.after_fork(
+            memory.areas, parent.areas, vdso.group(parent.areas), vdso.group(memory.areas),
+            self._backings(), filled, keep_old_code=False,
+        )
+        task.arena.run(task.pid, program, task.image.subject)
+        starts = {a.start for a in kept}
+        fresh = [a for a in memory.areas if a.start not in starts
+                 and a.backing not in area_kinds.SPECIAL]
+        drops = self.contents.fill_forked(task.pid, task.image.pid, parent.image.pid, kept, fresh)
+        task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
+        task.areas = tuple(memory.areas)
+        task.opened = filled | (parent.opened & starts)
+        task.special = parent.special
+
+    def _filled(self, task: Living) -> set[int]:
+        memory = self._memory(task)
+        found = set()
+        for area in memory.areas:
+            if area.backing is Backing.FILE_SHARED or area.backing is Backing.VVAR:
+                continue
+            if area.shared or self.contents.of(task.image.pid).within(area):
+                found.add(area.start)
+        return found
+
+    def _backings(self) -> layout.Backings:
+        memfds: dict[int, int] = {}
+        for kind, states in self.snapshot.states:
+            if kind.name == "memfd":
+                for number, state in states.items():
+                    memfds.setdefault(state.inode_id, self.plan.context.fd(number))
+        return layout.Backings(memfds=memfds)
+
+    # ---- tasks
+
+    def _raise_descriptor_limit(self, root: Living) -> None:
+        limits = proc.parse_limits(proc.read_text(root.pid, "limits"))
+        soft, hard = limits[descriptors.RLIMIT_NOFILE]
+        if self.plan.highest > hard:
+            raise Refused(f"{self.plan.highest} descriptors are needed while restoring",
+                          subject=root.image.subject, cause=f"the hard limit is {hard}",
+                          remedy="raise RLIMIT_NOFILE of the new container or of this shell")
+        if self.plan.highest > soft:
+            import resource
+
+            resource.prlimit(root.pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+    def _fork_children(self, parent: Living, inherited_sid: int) -> None:
+        born_in = 0 if parent.image is self.tree.root and (
+            parent.image.sid == parent.image.pid) else inherited_sid
+        plan = tree.fork_plan(self.tree, parent.image,
+                              parent.image.pid if born_in == 0 else born_in)
+        for child in plan.early:
+            self._make_child(parent, child, inherited_sid)
+        if plan.makes_session:
+            result = parent.arena.call(parent.pid, "setsid")
+            if result < 0:
+                raise Refused("setsid failed", subject=parent.image.subject, cause=str(result))
+        for child in plan.late:
+            self._make_child(parent, child, parent.image.sid)
+
+    def _make_child(self, parent: Living, child: TaskImage, sid: int) -> None:
+        self.progress(Progress(phase="tasks", text=child.subject, done=len(self.living),
+                               total=len(self.tree.tasks)))
+        flags = spawn.FORK_FLAGS
+        if child.files_of == parent.image.pid:
+            flags |= spawn.CLONE_FILES
+        pid = spawn.fork(parent.pid, parent.syscall_address, self._scratch(parent), child.pid,
+                         flags, self.choose)
+        task = Living(image=child, pid=pid, arena=parent.arena,
+                      syscall_address=parent.syscall_address)
+        task.tids[child.pid] = pid
+        self.living[child.pid] = task
+        if child.zombie:
+            return
+        native.set_sigmask(pid, ALL_SIGNALS)
+        assert child.memory is not None
+        assert parent.image.memory is not None
+        if child.memory.exe == parent.image.memory.exe:
+            self._lay_out_forked(task, parent)
+        else:
+            self._execute(task, self._scratch(task) + SCRATCH_BELOW_STACK)
+            self._lay_out_executed(task)
+        self._fork_children(task, sid)
+
+    def _scratch(self, task: Living) -> int:
+        return task.arena.park
+
+    def _groups(self) -> None:
+        """Process groups: leaders first, then members, then groups of ended leaders."""
+        pids = {t.pid for t in self.tree.tasks}
+        for task in self.tree.tasks:
+            if task.pgid == task.pid != task.sid and task is not self.tree.root:
+                self._setpgid(self.living[task.pid], 0)
+        for task in self.tree.tasks:
+            if task.pgid != task.pid and task.pgid in pids:
+                self._setpgid(self.living[task.pid], task.pgid)
+        for group, members in tree.dead_group_leaders(self.tree).items():
+            self._group_of_ended(group, members)
+
+    def _setpgid(self, task: Living, group: int) -> None:
+        result = task.arena.call(task.pid, "setpgid", 0, group)
+        if result < 0 and task.image.zombie is False:
+            raise Refused(f"process group {group} cannot be joined", subject=task.image.subject,
+                          cause=os.strerror(-result))
+
+    def _group_of_ended(self, group: int, members: list[TaskImage]) -> None:
+        first = self.living[members[0].pid]
+        helper = spawn.fork(first.pid, first.syscall_address, self._scratch(first), group,
+                            spawn.FORK_FLAGS, self.choose)
+        native.set_sigmask(helper, ALL_SIGNALS)
+        first.arena.call(helper, "setpgid", 0, 0)
+        for member in members:
+            self._setpgid(self.living[member.pid], group)
+        spawn.become_zombie(helper, first.syscall_address, 0)
+        first.arena.call(first.pid, "wait4", group, 0, 0x40000000, 0)
+        first.arena.run(first.pid, Program("signals", [build.drain_child_signals()]),
+                        first.image.subject)
+
+    def _zombies(self) -> None:
+        for task in [self.living[t.pid] for t in self.tree.tasks if t.zombie]:
+            parent = self.living[task.image.ppid]
+            spawn.become_zombie(task.pid, parent.syscall_address, task.image.exit_code)
+            del self.living[task.image.pid]
+            parent.arena.run(parent.pid, Program("signals", [build.drain_child_signals()]),
+                             parent.image.subject)
+
+    # ---- state
+
+    def _place_descriptors(self) -> None:
+        closing: dict[int, Program] = {}
+        for task in self._alive():
+            owner = task.image.files_of or task.image.pid
+            if owner in closing:
+                continue
+            place, close = descriptors.placement(self.snapshot.tables.get(owner, ()), self.plan)
+            closing[owner] = close
+            task.arena.run(task.pid, place, task.image.subject)
+        for pid, ops in self.plan.late.items():
+            task = self.living[pid]
+            task.arena.run(task.pid, Program("late descriptors", list(ops)), task.image.subject)
+        for pid, close in closing.items():
+            task = self.living[pid]
+            task.arena.run(task.pid, close, task.image.subject)
+
+    def _task_state(self, task: Living) -> None:
+        image, memory = task.image, self._memory(task)
+        program = build.task_program(image, memory, task.opened)
+        task.arena.run(task.pid, program, image.subject)
+        for thread in image.threads[1:]:
+            tid = spawn.fork(task.pid, task.syscall_address, self._scratch(task), thread.tid,
+                             spawn.CLONE_THREAD_FLAGS, self.choose)
+            native.set_sigmask(tid, ALL_SIGNALS)
+            task.tids[thread.tid] = tid
+        for thread in image.threads:
+            tid = task.tids[thread.tid]
+            task.arena.run(tid, build.thread_program(thread, current_scheduling(tid)),
+                           f"{image.subject}, thread {thread.tid}")
+        self._oom_score(task)
+
+    def _oom_score(self, task: Living) -> None:
+        now = int(proc.read_text(task.pid, "oom_score_adj"))
+        if now == task.image.oom_score_adj or self.container:
+            return
+        try:
+            proc.write_text(task.pid, "oom_score_adj", str(task.image.oom_score_adj))
+        except Error:
+            self.warnings.append(f"{task.image.subject}: oom_score_adj stays {now} instead of "
+                                 f"{task.image.oom_score_adj}")
+
+    def _last_state(self, task: Living) -> None:
+        image, memory = task.image, self._memory(task)
+        limits = proc.parse_limits(proc.read_text(task.pid, "limits"))
+        program = build.queue_program(image, limits, self.warnings.append)
+        task.arena.run(task.pid, program, image.subject)
+        for thread in reversed(image.threads):
+            tid = task.tids[thread.tid]
+            status = proc.read_bytes(task.pid, f"task/{tid}/status")
+            current = creds.collect(status, 0)
+            program = build.last_program(image, thread, memory, current, self.warnings.append)
+            task.arena.run(tid, program, f"{image.subject}, thread {thread.tid}")
+
+    # ---- end
+
+    def _let_go(self) -> None:
+        alive = self._alive()
+        for task in alive:
+            task.arena.unmap(task.pid, task.syscall_address, task.image.subject)
+            for thread in task.image.threads:
+                self._set_registers(task.tids[thread.tid], thread)
+        for task in alive:
+            if task.image.state == STOPPED:
+                os.kill(task.pid, 19)
+            for thread in task.image.threads:
+                tid = task.tids[thread.tid]
+                native.set_sigmask(tid, thread.sigmask)
+                native.detach(tid)
+
+    def _set_registers(self, tid: int, thread: ThreadImage) -> None:
+        regs = Regs.unpack(thread.registers.general)
+        regs.orig_rax = MASK64
+        native.set_xstate(tid, thread.registers.xstate)
+        native.set_regs(tid, regs)
+
+    def _give_up(self, pid: int, root: Living | None) -> None:
+        others = [t for t in self.living.values() if t is not root]
+        if root is not None and root.syscall_address:
+            spawn.end(root, others, GAVE_UP)
+            return
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            return
+
+
+def special_areas(pid: int) -> Group:
+    """The kernel's own block in a live task."""
+    parts = []
+    for vma in proc.read_maps(pid):
+        if vma.name == "[vdso]":
+            parts.append((Backing.VDSO.value, vma.start, vma.end))
+        elif vma.name.startswith("[vvar"):
+            parts.append((Backing.VVAR.value, vma.start, vma.end))
+    if not parts:
+        raise Refused("this kernel gives its tasks no vDSO", remedy="boot with vdso=1")
+    parts.sort(key=lambda part: part[1])
+    return Group(start=parts[0][1], end=parts[-1][2], parts=tuple(parts))
+
+
+def current_scheduling(tid: int) -> Scheduling:
+    """What a fresh task has, to set only what differs."""
+    return Scheduling(
+        policy=os.sched_getscheduler(tid), priority=os.sched_getparam(tid).sched_priority,
+        nice=os.getpriority(os.PRIO_PROCESS, tid),
+    )
+
+

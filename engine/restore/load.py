@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an image directory to everything a restore has to make, checked on the way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torpor.engine import native
+from torpor.engine.errors import BadImage
+from torpor.engine.files import table
+from torpor.engine.files.locks import Lock
+from torpor.engine.files.table import Placed
+from torpor.engine.images.directory import ImageDirectory
+from torpor.engine.images.inventory import read_inventory
+from torpor.engine.images.source import Source
+from torpor.engine.kind import FileId
+from torpor.engine.kinds import FILE_KINDS
+from torpor.engine.memory.areas import Backing
+from torpor.engine.restore.contents import Contents
+from torpor.engine.tasks import codec
+from torpor.engine.tasks.model import Tree
+from torpor.engine.tasks.registers import Component
+
+
+@dataclass(slots=True, kw_only=True)
+class Snapshot:
+    """An image directory, read. ``states`` are per kind, in the order of FILE_KINDS."""
+
+    images: ImageDirectory
+    source: Source
+    tree: Tree
+    tables: Mapping[int, Sequence[Placed]]
+    """Pid of a task → its descriptors; tasks that share a table have it once, at the owner."""
+    locks: Sequence[Lock]
+    states: Sequence[tuple[Any, Mapping[FileId, Any]]]
+    contents: Contents
+
+    def close(self) -> None:
+        """Close everything that was opened."""
+        self.contents.close()
+        self.images.close()
+
+
+def load(path: Path) -> Snapshot:
+    """Read and check a directory; nothing of the machine is touched.
+
+    Raises:
+        BadImage: something is missing, damaged or does not fit.
+    """
+    images = ImageDirectory.open(path)
+    try:
+        read_inventory(images)
+        source = Source(images)
+        tree, numbers = codec.decode_tree(source, processor_components(), native.xstate_template())
+        tables = table.decode_tables(source, numbers)
+        snapshot = Snapshot(
+            images=images, source=source, tree=tree, tables=tables,
+            states=_states(source, tables), locks=table.decode_locks(source),
+            contents=Contents(images),
+        )
+        _check_backings(snapshot)
+    except BaseException:
+        images.close()
+        raise
+    return snapshot
+
+
+def processor_components() -> tuple[Component, ...]:
+    """Where this processor keeps its XSAVE components."""
+    return tuple(
+        Component(number=n, offset=offset, size_bytes=size)
+        for n, offset, size in native.xstate_components()
+    )
+
+
+def _states(
+    source: Source, tables: Mapping[int, Sequence[Placed]]
+) -> list[tuple[Any, Mapping[FileId, Any]]]:
+    wanted = {one.file_id for placed in tables.values() for one in placed}
+    states, found = [], set()
+    for kind in FILE_KINDS:
+        mine = {number: s for number, s in kind.decode(source).items() if number in wanted}
+        if mine:
+            states.append((kind, mine))
+            found.update(mine)
+    missing = sorted(wanted - found)
+    if missing:
+        raise BadImage(
+            "a descriptor's file is not in the images, or of a kind that torpor does not restore",
+            subject=f"file {missing[0]}", cause=", ".join(source.file_types()),
+            remedy="see docs/limits.md",
+        )
+    return states
+
+
+def _check_backings(snapshot: Snapshot) -> None:
+    for task in snapshot.tree.tasks:
+        for area in task.memory.areas if task.memory else ():
+            if area.backing is Backing.SHARED and not area.shared_id:
+                raise BadImage("shared memory without an id", subject=area.subject)
+        snapshot.contents.of(task.pid) if task.memory else None

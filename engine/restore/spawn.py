@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making tasks: fork, thread and exec inside tasks that are stopped under our control.
+
+Facts:
+- A task seized with the FORK, CLONE and EXEC options stops with an event in the middle of
+  those calls; its new child is traced from its first instruction on (ptrace(2)).
+- execve of the old program gives the exe link and a clean address space without any
+  capability; the task is taken at the event stop, before it runs one instruction.
+- clone3 with set_tid needs CAP_CHECKPOINT_RESTORE in the pid namespace of the task; where
+  it is missing (or seccomp answers ENOSYS) a helper outside sets ns_last_pid right before.
+- A zombie that is traced is reaped by its tracer first; only then does its parent see it.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from signal import SIGCHLD, SIGTRAP
+
+from torpor.engine import native
+from torpor.engine.errors import Bug, Error, KernelError, Vanished
+from torpor.engine.kernel.arch.x86_64 import Regs, syscall_number
+from torpor.engine.memory.areas import Area
+from torpor.engine.memory.vdso import Group
+from torpor.engine.restore.arena import Arena
+from torpor.engine.tasks.model import TaskImage
+
+PTRACE_O_TRACEFORK, PTRACE_O_TRACEVFORK, PTRACE_O_TRACECLONE = 0x2, 0x4, 0x8
+PTRACE_O_TRACEEXEC, PTRACE_O_EXITKILL, PTRACE_O_SUSPEND_SECCOMP = 0x10, 0x100000, 0x200000
+OPTIONS = (PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC
+           | PTRACE_O_EXITKILL)
+EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC = 1, 2, 3, 4
+CLONE_FILES = 0x400
+CLONE_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
+MASK64 = (1 << 64) - 1
+PID_TRIES = 20
+PID_REMEDY = (
+    "restore where the old pids are free (a pid namespace of its own), or run with "
+    "CAP_CHECKPOINT_RESTORE or the pid helper"
+)
+
+ChoosePid = Callable[[int], None]
+"""Makes the next clone in the tree's pid namespace get this pid."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Living:
+    """A task that is being restored. ``tids`` maps its own tids to ours."""
+
+    image: TaskImage
+    pid: int
+    arena: Arena
+    syscall_address: int
+    areas: tuple[Area, ...] = ()
+    special: Group | None = None
+    opened: set[int] = field(default_factory=set)
+    tids: dict[int, int] = field(default_factory=dict)
+
+
+def fork(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
+         choose: ChoosePid | None) -> int:
+    """Fork (or make a thread of) a stopped task; the child's pid as seen from here.
+
+    ``scratch`` is writable memory of the task for clone3's arguments.
+
+    Raises:
+        KernelError: the pid is taken, or may not be chosen.
+    """
+    for _ in range(PID_TRIES):
+        if choose is not None:
+            choose(want)
+        child, got = _clone(tid, syscall_address, scratch, want, flags, choose is None)
+        if got == want:
+            return child
+        _discard(child, thread=not flags & 0xFF)
+        _reap_inside(tid, syscall_address, got)
+    raise KernelError(f"pid {want} is taken", errno=17, subject=f"task {want}", remedy=PID_REMEDY)
+
+
+def _clone(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
+           set_tid: bool) -> tuple[int, int]:
+    regs = native.get_regs(tid).copy()
+    if set_tid:
+        wanted_at = scratch + 128
+        native.write_memory(tid, wanted_at, struct.pack("<i", want))
+        args = struct.pack("<11Q", flags & ~0xFF, 0, 0, 0, flags & 0xFF, 0, 0, 0, wanted_at, 1, 0)
+        native.write_memory(tid, scratch, args)
+        _aim(regs, syscall_address, "clone3", (scratch, len(args)))
+    else:
+        _aim(regs, syscall_address, "clone", (flags, 0, 0, 0, 0))
+    native.set_regs(tid, regs)
+    native.step(tid)
+    status = native.wait_stop(tid)
+    if status >> 16 not in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
+        result = _signed(native.get_regs(tid).rax)
+        raise KernelError("clone failed", errno=-result if result < 0 else 5,
+                          subject=f"task {want}", remedy=PID_REMEDY)
+    child = native.event_message(tid)
+    native.wait_stop(child)
+    native.step(tid)
+    native.wait_stop(tid)
+    return child, _signed(native.get_regs(tid).rax)
+
+
+def _discard(child: int, *, thread: bool) -> None:
+    """End a child that got another pid than the wanted one."""
+    if thread:
+        raise KernelError("a thread got another tid than the wanted one", errno=17,
+                          subject=f"pid {child}", remedy=PID_REMEDY)
+    native.kill(child, 9)
+    try:
+        native.wait_stop(child)
+    except Vanished:
+        return
+
+
+def _reap_inside(tid: int, syscall_address: int, ns_pid: int) -> None:
+    from torpor.engine.restore.arena import step_syscall
+
+    step_syscall(tid, syscall_address, "wait4", ns_pid, 0, 0x40000000, 0)
+
+
+def execute(tid: int, syscall_address: int, scratch: int, path: str, name: bytes) -> None:
+    """execve a program in a stopped task and stop it before its first instruction."""
+    raw = path.encode("utf-8", "surrogateescape") + b"\0"
+    content = raw.ljust((len(raw) + 63) & ~63, b"\0")
+    at = scratch + 64
+    vector = struct.pack("<QQ", at + len(content), 0)
+    tail = name + b"\0"
+    argv_at = (at + len(content) + len(tail) + 7) & ~7
+    native.write_memory(tid, at, content + tail)
+    native.write_memory(tid, argv_at, vector)
+    regs = native.get_regs(tid).copy()
+    _aim(regs, syscall_address, "execve", (at, argv_at, argv_at + 8))
+    native.set_regs(tid, regs)
+    native.step(tid)
+    status = native.wait_stop(tid)
+    if status >> 16 != EVENT_EXEC:
+        result = _signed(native.get_regs(tid).rax)
+        raise KernelError(
+            f"cannot execute {path}", errno=-result if -4096 < result < 0 else 5,
+            subject=f"exe {path}",
+            remedy="the program must be there, the same as before, and executable",
+        )
+    native.step(tid)
+    status = native.wait_stop(tid)
+    if status >> 8 != SIGTRAP:
+        raise Bug(f"stop {status:#x} after an exec", subject=path)
+
+
+def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
+    """Let a forked child end with a wait status of before."""
+    signal = exit_code & 0x7F
+    if signal:
+        native.set_sigmask(child, 0)
+        native.cont(child, signal)
+    else:
+        regs = native.get_regs(child).copy()
+        _aim(regs, syscall_address, "exit_group", (exit_code >> 8 & 0xFF,))
+        native.set_regs(child, regs)
+        native.cont(child)
+    try:
+        native.wait_stop(child)
+    except Vanished:
+        return
+    raise Bug("a task did not become a zombie", subject=f"pid {child}")
+
+
+def end(root: Living, others: list[Living], status: int) -> None:
+    """Give up: kill every task; the root leaves with an exit status of its own."""
+    for task in reversed(others):
+        _kill(task.pid)
+    try:
+        regs = native.get_regs(root.pid).copy()
+        _aim(regs, root.syscall_address, "exit_group", (status,))
+        native.set_regs(root.pid, regs)
+        native.cont(root.pid)
+        native.wait_stop(root.pid)
+    except Error:
+        _kill(root.pid)
+
+
+def _kill(pid: int) -> None:
+    try:
+        native.kill(pid, 9)
+        for _ in range(100):
+            native.wait_stop(pid, 5.0)
+            native.cont(pid, 9)
+    except Error:
+        return
+
+
+def _aim(regs: Regs, address: int, name: str, args: tuple[int, ...]) -> None:
+    regs.rip, regs.rax, regs.orig_rax = address, syscall_number(name), MASK64
+    padded = [a & MASK64 for a in args] + [0] * (6 - len(args))
+    regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9 = padded
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+FORK_FLAGS = int(SIGCHLD)
