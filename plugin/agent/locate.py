@@ -7,9 +7,11 @@ is the monitor's, not the container's). A command of ``kubectl exec`` or of an e
 is in the same cgroup and pid namespace, but its parent is the shim, not the init.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,15 @@ _DEEPEST = 12
 PodObject = Mapping[str, Any]
 
 
+class StrangerInside(Refused):
+    """A task is in the container that is not its init's: it may soon be gone."""
+
+    @property
+    def reason(self) -> str:
+        """As for any refusal."""
+        return "Refused"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumePart:
     """An emptyDir, or the part of it that a subPath mounts; reached at ``mount_path``."""
@@ -34,8 +45,10 @@ class VolumePart:
 
     @property
     def key(self) -> str:
-        """Unique in the pod, and no path."""
-        return f"{self.name}.{self.sub_path.replace('/', '.')}" if self.sub_path else self.name
+        """Unique in the pod, the same in its next life, and no path."""
+        if not self.sub_path:
+            return self.name
+        return f"{self.name}.{hashlib.sha256(self.sub_path.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +106,11 @@ def locate(
 
 
 def foreign_tasks(container: Container, view: NodeView) -> tuple[Task, ...]:
-    """Tasks in the container's cgroup that its init is no ancestor of."""
-    tasks = view.tasks(view.tasks_named(container.container_id))
+    """Tasks in the container's cgroup that its init is no ancestor of.
+
+    Cheap enough for the pause: it looks at the container's own tasks only.
+    """
+    tasks = view.tasks(_pids_in(container.cgroup))
     ours = descendants(tasks, container.init_pid)
     return tuple(task for pid, task in tasks.items() if pid not in ours and task.state != "Z")
 
@@ -261,9 +277,9 @@ def _init(tasks: Mapping[int, Task], subject: str) -> Task:
     return min(found, key=lambda task: (len(task.ns_pids), task.pid))
 
 
-def _refuse_strangers(strangers: Sequence[Task], subject: str) -> Refused:
+def _refuse_strangers(strangers: Sequence[Task], subject: str) -> StrangerInside:
     shown = ", ".join(f"{task.pid} ({task.name})" for task in strangers[:5])
-    return Refused(
+    return StrangerInside(
         "somebody runs a command in the container",
         subject=subject,
         cause=f"process {shown} is in it but was not started by its init",
@@ -286,15 +302,16 @@ def _unified(root: Path) -> Path:
 
 def _holds(cgroup: Path, pid: int) -> bool:
     """Whether the task is in the cgroup or in one below it."""
+    return pid in _pids_in(cgroup)
+
+
+def _pids_in(cgroup: Path) -> set[int]:
+    found: set[int] = set()
     for root, _, files in os.walk(cgroup):
         if "cgroup.procs" in files:
-            try:
-                pids = Path(root, "cgroup.procs").read_text().split()
-            except OSError:
-                continue
-            if str(pid) in pids:
-                return True
-    return False
+            with suppress(OSError):  # it may go while we look
+                found.update(map(int, Path(root, "cgroup.procs").read_text().split()))
+    return found
 
 
 def _search(tree: Path, cid: str, pid: int) -> Path | None:

@@ -105,6 +105,10 @@ class NodeView:
         """Mounts in a task's mount namespace, in the kernel's order."""
         return tuple(parse_mount(line) for line in self._read(pid, "mountinfo").splitlines())
 
+    def seccomp_filters(self, pid: int) -> int:
+        """Number of seccomp filters in force (Linux 5.9); 0 for an unknown number."""
+        return int(self._status(pid).get("Seccomp_filters", "0"))
+
     def command(self, pid: int) -> str:
         """Its arguments, for messages."""
         return self._read(pid, "cmdline").replace("\0", " ").strip()
@@ -115,6 +119,9 @@ class NodeView:
             return self.task(pid).state not in ("Z", "X")
         except Vanished:
             return False
+
+    def _status(self, pid: int) -> dict[str, str]:
+        return dict(line.partition(":")[::2] for line in self._read(pid, "status").splitlines())
 
     def _read(self, pid: int, name: str) -> str:
         path = self.proc / str(pid) / name

@@ -129,6 +129,18 @@ def write_mark(container: Container, view: NodeView, name: str, text: str) -> No
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
+def has_mark(container: Container, view: NodeView, name: str) -> bool:
+    """Whether that file is there."""
+    place = VolumePart(name="placeholder", sub_path="", mount_path=PLACEHOLDER_MOUNT)
+    subject = f"{PLACEHOLDER_MOUNT}/{name} of {container.name}"
+    with _translated(subject), _volume_root(container, place, view) as directory:
+        try:
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+
 def data_links(container: Container, view: NodeView) -> dict[str, str]:
     """Mount point -> current ``..data`` of each ConfigMap, Secret and projected volume."""
     found = {}

@@ -95,6 +95,10 @@ class Store(Protocol):
         """Remove it, if it is there, and what only it used; gives the bytes freed."""
         ...
 
+    def sweep(self) -> int:
+        """Remove what no checkpoint uses and nothing touched for long; gives the bytes freed."""
+        ...
+
     def list(self) -> tuple[CheckpointRef, ...]:
         """Every committed checkpoint."""
         ...

@@ -47,7 +47,7 @@ class CheckpointRef:
     @property
     def path(self) -> str:
         """Where in the store it lies, relative to the root."""
-        return f"v1/checkpoints/{self.namespace}/{self.name}-{self.uid}"
+        return f"v1/checkpoints/{self.namespace}/{self.name[:190]}-{self.uid}"
 
     def __str__(self) -> str:
         return f"checkpoint {self.namespace}/{self.name}"
@@ -66,14 +66,13 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFacts:
-    """A container in the checkpoint; ``pause`` is a duration as Kubernetes writes it."""
+    """A container in the checkpoint."""
 
     name: str
     image: str
     image_id: str
     tasks: int
     memory_bytes: int
-    pause: str
     volumes: tuple[str, ...] = ()
 
 
@@ -290,7 +289,6 @@ def _encode_container(container: ContainerFacts) -> Json:
         "imageID": container.image_id,
         "tasks": container.tasks,
         "memoryBytes": container.memory_bytes,
-        "pause": container.pause,
         "volumes": list(container.volumes),
     }
 
@@ -307,7 +305,6 @@ def _decode_container(reader: _Reader) -> ContainerFacts:
         image_id=reader.text("imageID"),
         tasks=reader.integer("tasks", 0, 1 << 31),
         memory_bytes=reader.integer("memoryBytes", 0, MAX_FILE_BYTES),
-        pause=reader.text("pause"),
         volumes=tuple(cast("list[str]", list(volumes))),
     )
 

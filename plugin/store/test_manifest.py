@@ -37,7 +37,7 @@ def head() -> Head:
         containers=(
             ContainerFacts(
                 name="app", image="redis", image_id="sha256:1", tasks=3, memory_bytes=9,
-                pause="12.3ms", volumes=("data",),
+                volumes=("data",),
             ),
         ),
         pod_template={"spec": {"containers": [{"name": "app", "ü": None}]}},

@@ -163,7 +163,9 @@ class VolumeStore:
         return tuple(found)
 
     def sweep(self) -> int:
-        """Remove what no checkpoint uses and nothing touched for the grace period."""
+        """See `Store.sweep`; what was touched within the grace period stays."""
+        if not self._v1.is_dir():
+            return 0
         with self._translated(), self._opened(), self._lock(fcntl.LOCK_EX):
             oldest_s = time.time() - self._grace_s
             for path in (self._v1 / "tmp").iterdir():

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One checkpoint on this node: find, cut, capture, store, verify, report.
+
+With ``Continue`` the tasks run on when the engine returns, and the store takes its time
+after that. With ``Stop`` the engine holds the tasks until the data is in the store, verified,
+and the controller has deleted the pod; if anything fails until then, they run on.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torpor.engine.errors import Error, Vanished
+from torpor.engine.options import After, DumpOptions, DumpReport, Progress, TcpPolicy
+from torpor.plugin.agent import rootfs
+from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFound
+from torpor.plugin.agent.locate import (
+    Container,
+    StrangerInside,
+    foreign_tasks,
+    locate,
+)
+from torpor.plugin.agent.nodefacts import node_facts
+from torpor.plugin.agent.report import Reporter
+from torpor.plugin.agent.staging import JobFolder
+from torpor.plugin.api.conditions import Condition, condition
+from torpor.plugin.api.duration import format_duration, parse_duration_s
+from torpor.plugin.api.fields import JsonObject
+from torpor.plugin.api.reasons import ConditionType, Reason
+from torpor.plugin.api.v1alpha1 import (
+    AfterCheckpoint,
+    Checkpoint,
+    CheckpointedContainer,
+    EstablishedTcp,
+)
+from torpor.plugin.controller.podtemplate import record
+from torpor.plugin.k8s.errors import NotFound, Unreachable
+from torpor.plugin.k8s.kinds import PODS
+from torpor.plugin.store.base import Cancel, SourceTree, StoredManifest
+from torpor.plugin.store.manifest import CheckpointRef, ContainerFacts, Head
+
+_log = logging.getLogger(__name__)
+FACTS = "facts.json"
+_ATTEMPTS = 3
+_LONGEST_DUMP_S = 120.0
+
+
+def reference(checkpoint: Checkpoint) -> CheckpointRef:
+    """Key of a Checkpoint in its store."""
+    metadata = checkpoint.metadata
+    return CheckpointRef(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid)
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointJob:
+    """The work on one Checkpoint."""
+
+    context: Context
+    checkpoint: Checkpoint
+    folder: JobFolder
+    report: Reporter
+    deadline: Deadline = field(init=False)
+    is_captured: bool = field(default=False, init=False)
+    _instant: datetime = field(init=False)
+    _notes: list[str] = field(default_factory=list, init=False)
+    _digests: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self.deadline = Deadline(
+            limit_s=parse_duration_s(self.checkpoint.spec.timeout), subject=self._subject
+        )
+        self._instant = datetime.now(UTC)
+
+    @property
+    def _subject(self) -> str:
+        metadata = self.checkpoint.metadata
+        return f"checkpoint {metadata.namespace}/{metadata.name}"
+
+    @property
+    def _is_stop(self) -> bool:
+        return self.checkpoint.spec.after_checkpoint is AfterCheckpoint.STOP
+
+    def run(self) -> None:
+        """Do all of it.
+
+        Raises:
+            Error: it failed; the workload runs on.
+        """
+        self.context.store(self.checkpoint.status.store_name)
+        self.report.write(
+            {"startedAt": datetime.now(UTC)},
+            [self._condition(ConditionType.CAPTURED, False, Reason.IN_PROGRESS, "pod is captured")],
+        )
+        pod, containers, reports = self._dump()
+        self.context.metrics.freeze.observe(max(each.frozen_s for each in reports))
+        if not self._is_stop:
+            self._store(pod, containers, reports)
+        else:
+            self._persist({"pause": _pause(reports), "containers": self._told(containers, reports)})
+
+    # ---- the cut -----------------------------------------------------------------------
+
+    def _dump(self) -> tuple[JsonObject, tuple[Container, ...], tuple[DumpReport, ...]]:
+        """Dump all containers at one instant; tries again when something went meanwhile."""
+        attempt = 0
+        while True:
+            attempt += 1
+            self.deadline.check("capture")
+            pod = self._pod()
+            containers = self._locate(pod)
+            try:
+                with self._stage("dump"):
+                    return pod, containers, self._dump_once(pod, containers)
+            except Vanished as error:
+                self._check_pod_is_there(error)
+                if attempt == _ATTEMPTS or self.is_captured:
+                    raise
+                _log.info("%s: tried again: %s", self._subject, error)
+
+    def _dump_once(
+        self, pod: JsonObject, containers: tuple[Container, ...]
+    ) -> tuple[DumpReport, ...]:
+        self.folder.empty()
+        self.folder.remember_cgroups(each.cgroup for each in containers)
+        self._notes.clear()
+        tree = self.folder.tree
+        (tree / "images").mkdir(mode=0o700, parents=True)
+        facts = {
+            "cpuFlags": list(self.context.cpu_flags),
+            "dataLinks": {
+                each.name: rootfs.data_links(each, self.context.view) for each in containers
+            },
+        }
+        (tree / FACTS).write_text(json.dumps(facts, sort_keys=True))
+        return self.context.engine.dump(
+            [self._options(pod, each) for each in containers],
+            while_frozen=lambda: self._capture(containers),
+            commit=(lambda: self._commit(pod, containers)) if self._is_stop else None,
+            progress=self.report.note,
+        )
+
+    def _options(self, pod: JsonObject, container: Container) -> DumpOptions:
+        refuse = self.checkpoint.spec.tcp.established is EstablishedTcp.REFUSE
+        return DumpOptions(
+            pid=container.init_pid,
+            images_dir=self.folder.tree / "images" / container.name,
+            after=After.STOP if self._is_stop else After.CONTINUE,
+            tcp=TcpPolicy.REFUSE if refuse else TcpPolicy.CLOSE,
+            container=True,
+            runtime_seccomp_filters=runtime_filters(pod, container.name, self._filters(container)),
+            freezer_cgroups=(container.cgroup,),
+            timeout_s=max(1.0, min(self.deadline.left_s, _LONGEST_DUMP_S)),
+        )
+
+    def _filters(self, container: Container) -> int:
+        return self.context.view.seccomp_filters(container.init_pid)
+
+    def _capture(self, containers: tuple[Container, ...]) -> None:
+        """What must be consistent with memory; runs while the tasks stand still."""
+        self._instant = datetime.now(UTC)
+        view, tree = self.context.view, self.folder.tree
+        for container in containers:
+            strangers = foreign_tasks(container, view)
+            if strangers:
+                raise Vanished(
+                    "a command was started in the container just now",
+                    subject=f"{self._subject}, container {container.name}",
+                    cause=f"process {strangers[0].pid} ({strangers[0].name})",
+                    remedy="end `kubectl exec` sessions, wait for exec probes, then try again",
+                )
+            place = tree / rootfs.root_directory(container.name)
+            self._notes += rootfs.capture_root(container, view, place).notes
+            for part in container.volumes:
+                place = tree / rootfs.volume_directory(part.key)
+                self._notes += rootfs.capture_volume(container, part, view, place).notes
+
+    # ---- the store ---------------------------------------------------------------------
+
+    def _commit(self, pod: JsonObject, containers: tuple[Container, ...]) -> None:
+        """For Stop: the tasks stand still until this returns, and end then."""
+        self._store(pod, containers, ())
+        self._await_deletion(pod)
+
+    def _store(
+        self,
+        pod: JsonObject,
+        containers: tuple[Container, ...],
+        reports: tuple[DumpReport, ...],
+    ) -> None:
+        self.is_captured = True
+        for note in self._notes:
+            _log.warning("%s: %s", self._subject, note)
+        text = "state is captured" + "".join(f"; {note}" for note in self._notes)
+        captured = self._condition(ConditionType.CAPTURED, True, Reason.COMPLETED, text)
+        storing = self._condition(ConditionType.STORED, False, Reason.IN_PROGRESS, "being stored")
+        self.report.post({}, [captured, storing])
+        with self._stage("store"):
+            stored = self._put_and_verify(self._head(pod, containers))
+        self.context.metrics.transferred.labels("to-store").inc(stored.size_bytes)
+        text = f"{stored.size_bytes} bytes in store {self.checkpoint.status.store_name}, verified"
+        fields: dict[str, object] = {
+            "sizeBytes": stored.size_bytes,
+            "storedBytes": stored.stored_bytes,
+            "path": stored.ref.path,
+            "manifestDigest": stored.digest,
+            "completedAt": datetime.now(UTC),
+            "podTemplate": record(pod),
+            "containers": self._told(containers, reports, stored),
+            "progress": None,
+        }
+        if reports:
+            fields["pause"] = _pause(reports)
+        self._persist(
+            fields,
+            captured,
+            self._condition(ConditionType.STORED, True, Reason.COMPLETED, text),
+        )
+        _log.info("%s: %s", self._subject, text)
+
+    def _put_and_verify(self, head: Head) -> StoredManifest:
+        store = self.context.store(self.checkpoint.status.store_name)
+        tree = SourceTree(root=self.folder.tree, head=head)
+        cancel = Cancel()
+
+        def work() -> StoredManifest:
+            put = store.put(head.ref, tree, self.report.note, cancel=cancel)
+            self.report.note(Progress(phase="verifying"))
+            return store.verify(head.ref, digest=put.digest, cancel=cancel)
+
+        return self.deadline.run("storing", work, cancel)
+
+    def _head(self, pod: JsonObject, containers: tuple[Container, ...]) -> Head:
+        metadata = pod["metadata"]
+        return Head(
+            ref=reference(self.checkpoint),
+            pod_name=str(metadata["name"]),
+            pod_uid=str(metadata["uid"]),
+            created=self._instant.isoformat(timespec="milliseconds"),
+            node=node_facts(self.context.node_name, self.context.cpu_flags),
+            containers=tuple(
+                ContainerFacts(
+                    name=each.name,
+                    image=each.image,
+                    image_id=each.image_id,
+                    tasks=len(each.pids),
+                    memory_bytes=_pages_bytes(self.folder.tree / "images" / each.name),
+                    volumes=tuple(part.key for part in each.volumes),
+                )
+                for each in containers
+            ),
+            pod_template=record(pod),
+        )
+
+    def _told(
+        self,
+        containers: tuple[Container, ...],
+        reports: tuple[DumpReport, ...],
+        stored: StoredManifest | None = None,
+    ) -> tuple[CheckpointedContainer, ...]:
+        """`status.containers`."""
+        if stored is not None:
+            self._digests = {
+                each.name: stored.manifest.digest_below(f"images/{each.name}")
+                for each in containers
+            }
+        told = []
+        for index, each in enumerate(containers):
+            report = reports[index] if reports else None
+            images = self.folder.tree / "images" / each.name
+            told.append(
+                CheckpointedContainer(
+                    name=each.name,
+                    image=each.image,
+                    image_id=each.image_id,
+                    image_digest=self._digests[each.name],
+                    tasks=report.tasks if report else len(each.pids),
+                    memory_bytes=report.memory_bytes if report else _pages_bytes(images),
+                    pause=format_duration(report.frozen_s) if report else None,
+                )
+            )
+        return tuple(told)
+
+    def _await_deletion(self, pod: JsonObject) -> None:
+        """Wait until the controller has deleted the pod: only then may its tasks end."""
+        while self.deadline.left_s > 0:
+            if self._is_deleted(pod):
+                return
+            time.sleep(self.context.poll_s)
+        text = "the pod was not deleted in time, it runs on"
+        stored = self._condition(ConditionType.STORED, False, Reason.TIMEOUT, text)
+        self._persist({}, stored)
+        if not self._is_deleted(pod):  # from now on nobody will delete it
+            self.deadline.check("deletion of the pod by the controller")
+
+    def _is_deleted(self, pod: JsonObject) -> bool:
+        metadata = pod["metadata"]
+        try:
+            found = self.context.client.get(PODS, metadata["namespace"], metadata["name"])
+        except NotFound:
+            return True
+        except Unreachable:
+            return False
+        now = found["metadata"]
+        return bool(now["uid"] != metadata["uid"] or now.get("deletionTimestamp"))
+
+    # ---- helpers -----------------------------------------------------------------------
+
+    def _pod(self) -> JsonObject:
+        namespace = self.checkpoint.metadata.namespace
+        name = self.checkpoint.spec.pod_ref.name
+        subject = f"pod {namespace}/{name}"
+        try:
+            pod = self.context.client.get(PODS, namespace, name)
+        except NotFound as error:
+            raise PodNotFound(
+                "the pod is gone", subject=subject, remedy="name a pod that runs"
+            ) from error
+        metadata = pod["metadata"]
+        if metadata["uid"] != self.checkpoint.status.pod_uid:
+            raise PodNotFound(
+                "the pod was replaced by another of its name",
+                subject=subject,
+                cause=f"its UID is {metadata['uid']}, not {self.checkpoint.status.pod_uid}",
+                remedy="create a new Checkpoint",
+            )
+        if metadata.get("deletionTimestamp"):
+            raise PodDeleting(
+                "the pod is being deleted", subject=subject, remedy="name a pod that runs"
+            )
+        return pod
+
+    def _check_pod_is_there(self, error: Vanished) -> None:
+        """Say that the pod went, if that is why something vanished."""
+        try:
+            self._pod()
+        except Unreachable:
+            return
+        except Error as reason:
+            raise reason from error
+
+    def _locate(self, pod: JsonObject) -> tuple[Container, ...]:
+        """Find the containers; waits a little for exec probes to end."""
+        until_s = time.monotonic() + min(self.context.exec_patience_s, self.deadline.left_s)
+        while True:
+            try:
+                return locate(pod, self.checkpoint.spec.containers, self.context.view)
+            except StrangerInside:
+                if time.monotonic() > until_s:
+                    raise
+            time.sleep(self.context.poll_s)
+
+    def _persist(self, fields: dict[str, object], *conditions: Condition) -> None:
+        """Write to the status, through short outages of the API server."""
+        persist(self.report, fields, conditions, self.deadline, self.context.poll_s)
+
+    def _condition(
+        self, kind: ConditionType, status: bool, reason: Reason, message: str
+    ) -> Condition:
+        generation = self.checkpoint.metadata.generation
+        return condition(kind, status, reason, message, generation=generation)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start_s = time.monotonic()
+        yield
+        took_s = time.monotonic() - start_s
+        self.context.metrics.stage.labels("Checkpoint", name).observe(took_s)
+        _log.info("%s: %s took %.3f s", self._subject, name, took_s)
+
+
+def persist(
+    report: Reporter,
+    fields: dict[str, object],
+    conditions: tuple[Condition, ...],
+    deadline: Deadline,
+    poll_s: float,
+) -> None:
+    """Write a status until the API server takes it or time is up."""
+    while True:
+        try:
+            report.write(fields, conditions)
+        except Unreachable:
+            if deadline.left_s <= 0:
+                raise
+            time.sleep(poll_s)
+        else:
+            return
+
+
+def runtime_filters(pod: JsonObject, name: str, installed: int) -> int:
+    """How many seccomp filters of the init the runtime has put there.
+
+    A profile that the pod names is one filter. Where it names none, kubelet may still have set
+    the default one (``seccompDefault``): then an init that has any filter got its first so.
+    """
+    container = next(each for each in pod["spec"]["containers"] if each["name"] == name)
+    own = container.get("securityContext") or {}
+    if own.get("privileged"):
+        return 0
+    profile = own.get("seccompProfile") or (pod["spec"].get("securityContext") or {}).get(
+        "seccompProfile"
+    )
+    if profile is not None and profile.get("type") == "Unconfined":
+        return 0
+    return min(1, installed)
+
+
+def _pause(reports: tuple[DumpReport, ...]) -> str:
+    return format_duration(max(each.frozen_s for each in reports))
+
+
+def _pages_bytes(images: Path) -> int:
+    return sum(path.stat().st_size for path in images.glob("pages-*.img"))

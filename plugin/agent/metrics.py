@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent measures. No pod names in labels: they would never end."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_STAGES_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The agent's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.jobs = Counter(
+            "torpor_agent_jobs",
+            "Jobs that came to an end on this node.",
+            ["kind", "result", "reason"],
+            registry=self.registry,
+        )
+        self.running = Gauge(
+            "torpor_agent_jobs_running",
+            "Jobs that are being worked on.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.freeze = Histogram(
+            "torpor_agent_freeze_seconds",
+            "How long the tasks of a pod stood still for a checkpoint.",
+            buckets=_PAUSES_S,
+            registry=self.registry,
+        )
+        self.stage = Histogram(
+            "torpor_agent_stage_seconds",
+            "How long a part of a job took.",
+            ["kind", "stage"],
+            buckets=_STAGES_S,
+            registry=self.registry,
+        )
+        self.transferred = Counter(
+            "torpor_agent_transfer_bytes",
+            "Plain bytes written to and read from stores.",
+            ["direction"],
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "torpor_agent_errors",
+            "Errors outside of any job, tried again.",
+            ["kind"],
+            registry=self.registry,
+        )
