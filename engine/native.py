@@ -73,6 +73,13 @@ def interrupt(tid: int) -> None:
     _check(lib.seam_interrupt(tid), "ptrace(INTERRUPT)", tid)
 
 
+def kill_traced(tid: int) -> None:
+    """End a stopped tracee; needs no right beyond tracing it. A task that is gone is fine."""
+    result = lib.seam_kill(tid)
+    if result != -errno.ESRCH:
+        _check(result, "ptrace(KILL)", tid)
+
+
 def set_options(tid: int, options: int) -> None:
     """PTRACE_SETOPTIONS of a stopped task. PTRACE_O_TRACESYSGOOD is always added."""
     _check(lib.seam_set_options(tid, options), "ptrace(SETOPTIONS)", tid)
@@ -317,6 +324,11 @@ def robust_list(tid: int) -> tuple[int, int]:
     return values[0], values[1]
 
 
+def ioprio_get(tid: int) -> int:
+    """IO priority of a thread (ioprio_get(2))."""
+    return _check(lib.seam_ioprio(tid), "ioprio_get", tid)
+
+
 def pidfd_open(pid: int) -> int:
     """A pidfd, close-on-exec."""
     return _check(lib.seam_pidfd_open(pid), "pidfd_open", pid)
@@ -494,3 +506,31 @@ def spawn_seed(
         name = os.fsdecode(path) + (f" with pid {set_tid}" if set_tid else "")
         raise error_for(pid, call, name)
     return pid
+
+
+# ---- the processor
+
+LAST_COMPONENT = 32
+LEGACY_FEATURES = 3
+
+
+def xstate_components() -> list[tuple[int, int, int]]:
+    """(number, offset, size) of every XSAVE component that the kernel has enabled."""
+    features = ffi.new("uint64_t *")
+    lib.seam_xsave_size(features)
+    found = []
+    offset, size = ffi.new("unsigned int *"), ffi.new("unsigned int *")
+    for number in range(2, LAST_COMPONENT):
+        if features[0] >> number & 1 and not lib.seam_xsave_component(number, offset, size):
+            found.append((number, offset[0], size[0]))
+    return found
+
+
+def xstate_template() -> bytes:
+    """An NT_X86_XSTATE area of this processor, everything in its initial state."""
+    features = ffi.new("uint64_t *")
+    area = bytearray(max(lib.seam_xsave_size(features), 576))
+    struct.pack_into("<H", area, 0, 0x37F)
+    struct.pack_into("<I", area, 24, 0x1F80)
+    struct.pack_into("<Q", area, 464, features[0])
+    return bytes(area)

@@ -6,7 +6,7 @@ Layout in the task, from the base address on: header, slots, operations, data. T
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torpor.engine.errors import Bug, KernelError
@@ -47,8 +47,8 @@ class Encoded:
 class _Layout:
     """Places data and slots; addresses are known once the counts are."""
 
-    def __init__(self, program: Program, base: int) -> None:
-        self.slots = {name: i for i, name in enumerate(_slot_names(program))}
+    def __init__(self, program: Program, base: int, earlier: Sequence[str]) -> None:
+        self.slots = slots_of(program, earlier)
         self.slots_address = base + HEADER.size
         self.ops_address = (self.slots_address + 8 * len(self.slots) + 63) & ~63
         self.next = self.ops_address + OP.size * len(program.ops)
@@ -68,9 +68,12 @@ class _Layout:
         return address
 
 
-def encode(program: Program, base: int) -> Encoded:
-    """The program as it must lie at ``base`` (64-byte aligned) of the task."""
-    layout = _Layout(program, base)
+def encode(program: Program, base: int, earlier: Sequence[str] = ()) -> Encoded:
+    """The program as it must lie at ``base`` (64-byte aligned) of the task.
+
+    ``earlier`` names slots which a piece of the same program before this one has set.
+    """
+    layout = _Layout(program, base, earlier)
     ops = b"".join(_encode_op(op, layout) for op in program.ops)
     content = bytearray(layout.next - base)
     HEADER.pack_into(
@@ -98,17 +101,13 @@ def outcome(header: bytes) -> tuple[int, int]:
     return index, result
 
 
-def slots_of(program: Program) -> Mapping[str, int]:
+def slots_of(program: Program, earlier: Sequence[str] = ()) -> dict[str, int]:
     """Index of each slot."""
-    return {name: i for i, name in enumerate(_slot_names(program))}
-
-
-def _slot_names(program: Program) -> list[str]:
-    names: dict[str, None] = {}
+    names = dict.fromkeys(earlier)
     for op in program.ops:
         if op.yields is not None:
             names.setdefault(op.yields.name)
-    return list(names)
+    return {name: i for i, name in enumerate(names)}
 
 
 def _encode_op(op: Op, layout: _Layout) -> bytes:

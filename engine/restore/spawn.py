@@ -106,7 +106,7 @@ def _discard(child: int, *, thread: bool) -> None:
     if thread:
         raise KernelError("a thread got another tid than the wanted one", errno=17,
                           subject=f"pid {child}", remedy=PID_REMEDY)
-    native.kill(child, 9)
+    native.kill_traced(child)
     try:
         native.wait_stop(child)
     except Vanished:
@@ -181,7 +181,7 @@ def end(root: Living, others: list[Living], status: int) -> None:
 
 def _kill(pid: int) -> None:
     try:
-        native.kill(pid, 9)
+        native.kill_traced(pid)
         for _ in range(100):
             native.wait_stop(pid, 5.0)
             native.cont(pid, 9)

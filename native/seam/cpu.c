@@ -15,3 +15,16 @@ int seam_xsave_component(unsigned int number, unsigned int *offset, unsigned int
 		return -1;
 	return 0;
 }
+
+/* Length of the standard area for what the kernel has enabled; the enabled features. */
+unsigned int seam_xsave_size(uint64_t *features)
+{
+	unsigned int eax, ebx, ecx, edx, low, high;
+
+	*features = 0;
+	if (!__get_cpuid_count(LEAF_XSAVE, 0, &eax, &ebx, &ecx, &edx))
+		return 0;
+	__asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+	*features = (uint64_t)high << 32 | low;
+	return ebx;
+}

@@ -35,6 +35,12 @@ int seam_interrupt(int tid)
 	return request(PTRACE_INTERRUPT, tid, NULL, NULL);
 }
 
+/* Ends a tracee whatever its state; unlike kill(2) it asks for no right beyond tracing. */
+int seam_kill(int tid)
+{
+	return request(PTRACE_KILL, tid, NULL, NULL);
+}
+
 int seam_set_options(int tid, uint64_t options)
 {
 	return request(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | TRACE_SYSCALL_GOOD));

@@ -29,3 +29,10 @@ int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2)
 
 	return order < 0 ? -errno : (int)order;
 }
+
+int seam_ioprio(int tid)
+{
+	long value = syscall(SYS_ioprio_get, 1, tid); /* IOPRIO_WHO_PROCESS */
+
+	return value < 0 ? -errno : (int)value;
+}

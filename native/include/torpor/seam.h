@@ -17,6 +17,7 @@
  * a task whose tracer dies at a system call stop is killed by SIGTRAP. */
 int seam_seize(int tid, uint64_t options);
 int seam_interrupt(int tid);
+int seam_kill(int tid);
 int seam_set_options(int tid, uint64_t options);
 int seam_resume(int request, int tid, int signal);
 int seam_wait(int tid, int64_t timeout_ns, int *status);
@@ -44,6 +45,7 @@ int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size
 
 /* task.c: what is asked about another task without stopping it. */
 int seam_robust_list(int tid, uint64_t *head, uint64_t *length);
+int seam_ioprio(int tid);
 int seam_pidfd_open(int pid);
 int seam_pidfd_getfd(int pidfd, int fd);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
@@ -81,5 +83,9 @@ struct seam_spawn {
 	int failed_call; /* out: 0 clone3, 1 execve or what prepared it */
 };
 int seam_spawn_seed(struct seam_spawn *spawn);
+
+/* cpu.c: the XSAVE area of this processor. */
+int seam_xsave_component(unsigned int number, unsigned int *offset, unsigned int *size);
+unsigned int seam_xsave_size(uint64_t *features);
 
 #endif
