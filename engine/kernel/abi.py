@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of the kernel's interface which kinds use; kinds may not import socket or os.
+
+Only ever append. Values are those of x86-64 and aarch64 (include/uapi, v6.8).
+"""
+
+from enum import IntEnum
+
+
+class AF(IntEnum):
+    """Address families (include/linux/socket.h)."""
+
+    UNSPEC = 0
+    UNIX = 1
+    INET = 2
+    AX25 = 3
+    INET6 = 10
+    NETLINK = 16
+    PACKET = 17
+    RDS = 21
+    CAN = 29
+    TIPC = 30
+    BLUETOOTH = 31
+    IUCV = 32
+    ALG = 38
+    NFC = 39
+    VSOCK = 40
+    KCM = 41
+    QIPCRTR = 42
+    SMC = 43
+    XDP = 44
+    MCTP = 45
+
+
+class SOCK(IntEnum):
+    """Types of sockets (include/linux/net.h)."""
+
+    STREAM = 1
+    DGRAM = 2
+    RAW = 3
+    RDM = 4
+    SEQPACKET = 5
+    DCCP = 6
+    PACKET = 10
+
+
+class IPPROTO(IntEnum):
+    """Protocols of AF_INET."""
+
+    IP = 0
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    IPV6 = 41
+    ICMPV6 = 58
+    SCTP = 132
+    UDPLITE = 136
+    MPTCP = 262
+
+
+SOL_SOCKET = 1
+SOL_NETLINK = 270
+
+
+class SO(IntEnum):
+    """Options of SOL_SOCKET (asm-generic/socket.h)."""
+
+    REUSEADDR = 2
+    TYPE = 3
+    DONTROUTE = 5
+    BROADCAST = 6
+    SNDBUF = 7
+    RCVBUF = 8
+    KEEPALIVE = 9
+    OOBINLINE = 10
+    NO_CHECK = 11
+    PRIORITY = 12
+    LINGER = 13
+    REUSEPORT = 15
+    PASSCRED = 16
+    RCVLOWAT = 18
+    RCVTIMEO = 20
+    SNDTIMEO = 21
+    BINDTODEVICE = 25
+    ATTACH_FILTER = 26
+    """Also SO_GET_FILTER when read."""
+    TIMESTAMP = 29
+    ACCEPTCONN = 30
+    SNDBUFFORCE = 32
+    RCVBUFFORCE = 33
+    PASSSEC = 34
+    TIMESTAMPNS = 35
+    MARK = 36
+    TIMESTAMPING = 37
+    PROTOCOL = 38
+    DOMAIN = 39
+    RXQ_OVFL = 40
+    PEEK_OFF = 42
+    SELECT_ERR_QUEUE = 45
+    BUSY_POLL = 46
+    MEMINFO = 55
+    ZEROCOPY = 60
+    BUF_LOCK = 72
+    PASSPIDFD = 76
+
+
+class IP(IntEnum):
+    """Options of IPPROTO_IP."""
+
+    TOS = 1
+    TTL = 2
+    RECVOPTS = 6
+    PKTINFO = 8
+    MTU_DISCOVER = 10
+    RECVERR = 11
+    RECVTTL = 12
+    RECVTOS = 13
+    FREEBIND = 15
+    TRANSPARENT = 19
+    RECVORIGDSTADDR = 20
+    MINTTL = 21
+    BIND_ADDRESS_NO_PORT = 24
+    MULTICAST_TTL = 33
+    MULTICAST_LOOP = 34
+
+
+class IPV6(IntEnum):
+    """Options of IPPROTO_IPV6."""
+
+    UNICAST_HOPS = 16
+    MULTICAST_HOPS = 18
+    MULTICAST_LOOP = 19
+    MTU_DISCOVER = 23
+    RECVERR = 25
+    V6ONLY = 26
+    RECVPKTINFO = 49
+    RECVHOPLIMIT = 51
+    RECVTCLASS = 66
+    TCLASS = 67
+    FREEBIND = 78
+
+
+class TCP(IntEnum):
+    """Options of IPPROTO_TCP."""
+
+    NODELAY = 1
+    CORK = 3
+    KEEPIDLE = 4
+    KEEPINTVL = 5
+    KEEPCNT = 6
+    SYNCNT = 7
+    LINGER2 = 8
+    DEFER_ACCEPT = 9
+    INFO = 11
+    CONGESTION = 13
+    USER_TIMEOUT = 18
+    FASTOPEN = 23
+    NOTSENT_LOWAT = 25
+    ULP = 31
+
+
+class TCPState(IntEnum):
+    """States of TCP, used by other families too (net/tcp_states.h)."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+
+
+class NETLINK(IntEnum):
+    """Options of SOL_NETLINK."""
+
+    ADD_MEMBERSHIP = 1
+    PKTINFO = 3
+    BROADCAST_ERROR = 4
+    NO_ENOBUFS = 5
+    LISTEN_ALL_NSID = 8
+    LIST_MEMBERSHIPS = 9
+    CAP_ACK = 10
+    EXT_ACK = 11
+    GET_STRICT_CHK = 12
+
+
+SIOCINQ = 0x541B
+SIOCOUTQ = 0x5411
+SOCK_CLOEXEC = 0o2000000
+MSG_DONTWAIT = 0x40
+MSG_NOSIGNAL = 0x4000
+POLLERR = 8
+POLLHUP = 16
+POLLRDHUP = 0x2000
+S_IFSOCK = 0o140000
+ENXIO = 6
+RENAME_NOREPLACE = 1
