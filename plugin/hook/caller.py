@@ -8,11 +8,14 @@ becomes readable when it ends (pidfd_open(2)). The container of a process is a c
 its cgroup path, as in ``plugin/agent/locate.py``.
 """
 
+import contextlib
 import os
 import re
 import select
 import socket
 import struct
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +38,30 @@ class Caller:
         """For logs."""
         where = f"container {self.container_id[:12]}" if self.container_id else "node"
         return f"pid {self.pid}, uid {self.uid}, {where}"
+
+
+class Waiting:
+    """Callers that wait for an answer right now."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callers: list[Caller] = []
+
+    @contextlib.contextmanager
+    def while_answering(self, caller: Caller) -> Iterator[None]:
+        """The caller waits for as long as this lasts."""
+        with self._lock:
+            self._callers.append(caller)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callers.remove(caller)
+
+    def pids_in(self, container_id: str) -> frozenset[int]:
+        """Processes of a container that wait; they are no part of its workload."""
+        with self._lock:
+            return frozenset(c.pid for c in self._callers if c.container_id == container_id)
 
 
 def identify(connection: socket.socket, proc: Path = Path("/proc")) -> Caller:

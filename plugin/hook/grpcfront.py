@@ -24,7 +24,7 @@ import grpc
 
 from torpor.engine.errors import Denied, Error
 from torpor.plugin.hook.backend import Backend, refusal
-from torpor.plugin.hook.caller import Caller, identify
+from torpor.plugin.hook.caller import Caller, Waiting, identify
 from torpor.plugin.hook.packets import CALLS_AT_ONCE, listen
 from torpor.plugin.proto import hook_pb2 as pb
 from torpor.plugin.proto.hook_pb2_grpc import HookServicer, add_HookServicer_to_server
@@ -70,16 +70,19 @@ class Callers:
 class HookService(HookServicer):
     """The service itself."""
 
-    def __init__(self, backend: Backend, callers: Callers) -> None:
+    def __init__(self, backend: Backend, callers: Callers, waiting: Waiting) -> None:
         self._backend = backend
         self._callers = callers
+        self._waiting = waiting
 
     def Checkpoint(
         self, request: pb.CheckpointRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.CheckpointEvent]:
         """Progress, then a result."""
         try:
-            yield from self._backend.checkpoint(self._callers.behind(context.peer()), request)
+            caller = self._callers.behind(context.peer())
+            with self._waiting.while_answering(caller):
+                yield from self._backend.checkpoint(caller, request)
         except Error as error:
             log.warning("hook: refused: %s", error)
             yield refusal(error)
@@ -93,14 +96,14 @@ class HookService(HookServicer):
 class GrpcFront:
     """The outer socket, the inner server, and the threads that carry bytes between them."""
 
-    def __init__(self, path: Path, backend: Backend) -> None:
+    def __init__(self, path: Path, backend: Backend, waiting: Waiting) -> None:
         self._path = path
         self._callers = Callers()
         self._private = Path(tempfile.mkdtemp(prefix="torpor-hook-"))  # mode 0700
         self._inner = self._private / "grpc.sock"
         self._server = grpc.server(ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="hook"))
         add_HookServicer_to_server(  # type: ignore[no-untyped-call]
-            HookService(backend, self._callers), self._server
+            HookService(backend, self._callers, waiting), self._server
         )
         self._server.add_insecure_port(f"unix:{self._inner}")
         self._socket = listen(path, socket.SOCK_STREAM)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from torpor.engine.errors import Error, Refused
 from torpor.plugin.hook.backend import Backend, refusal
-from torpor.plugin.hook.caller import Caller, identify
+from torpor.plugin.hook.caller import Caller, Waiting, identify
 from torpor.plugin.proto import hook_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ TEXT_LIMIT = 4096
 class PacketFront:
     """Listens, and answers each connection in a thread of its own."""
 
-    def __init__(self, path: Path, backend: Backend) -> None:
+    def __init__(self, path: Path, backend: Backend, waiting: Waiting) -> None:
         self._path = path
         self._backend = backend
+        self._waiting = waiting
         self._places = threading.BoundedSemaphore(CALLS_AT_ONCE)
         self._socket = listen(path, socket.SOCK_SEQPACKET)
         self._thread = threading.Thread(target=self._accept, name="hook-packets", daemon=True)
@@ -87,8 +88,9 @@ class PacketFront:
     def _checkpoint(
         self, connection: socket.socket, caller: Caller, request: pb.CheckpointRequest
     ) -> None:
-        for event in self._backend.checkpoint(caller, request):
-            _send(connection, event)
+        with self._waiting.while_answering(caller):
+            for event in self._backend.checkpoint(caller, request):
+                _send(connection, event)
 
 
 def listen(path: Path, kind: socket.SocketKind) -> socket.socket:

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from torpor.plugin.hook.backend import Backend
+from torpor.plugin.hook.caller import Waiting
 from torpor.plugin.hook.grpcfront import GrpcFront
 from torpor.plugin.hook.packets import PacketFront
 
@@ -26,13 +27,18 @@ CLIENT = "torpor-hook"
 
 
 class HookServer:
-    """A running hook; also a context manager."""
+    """A running hook; also a context manager.
+
+    ``waiting.pids_in(container_id)`` are the processes of a container that only wait for their
+    checkpoint: the agent takes the container's tree without them.
+    """
 
     def __init__(self, socket_path: Path, backend: Backend) -> None:
         self.socket_path = socket_path
         self.packet_path = socket_path.with_name(PACKET_SOCKET)
-        self._packets = PacketFront(self.packet_path, backend)
-        self._grpc = GrpcFront(socket_path, backend)
+        self.waiting = Waiting()
+        self._packets = PacketFront(self.packet_path, backend, self.waiting)
+        self._grpc = GrpcFront(socket_path, backend, self.waiting)
 
     def start(self) -> None:
         """Begin to answer."""

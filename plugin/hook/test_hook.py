@@ -17,7 +17,7 @@ from native.build import build_programs
 from torpor.engine.errors import Denied, Refused, Vanished
 from torpor.plugin.api.fields import JsonObject
 from torpor.plugin.hook.backend import ON_STOP_ANNOTATION, ApiBackend
-from torpor.plugin.hook.caller import Caller, container_of, identify
+from torpor.plugin.hook.caller import Caller, Waiting, container_of, identify
 from torpor.plugin.hook.grpcfront import Callers
 from torpor.plugin.hook.packets import PACKET_LIMIT
 from torpor.plugin.hook.server import HookServer, install_client
@@ -103,6 +103,14 @@ def test_an_inner_connection_without_a_name_is_refused() -> None:
     callers.remove(name)
     with pytest.raises(Denied):
         callers.behind(f"unix-abstract:{name}")
+
+
+def test_who_waits_is_known_while_it_waits() -> None:
+    waiting = Waiting()
+    with waiting.while_answering(INSIDE), waiting.while_answering(ROOT):
+        assert waiting.pids_in(CONTAINER) == {INSIDE.pid}
+        assert waiting.pids_in("cd" * 32) == frozenset()
+    assert waiting.pids_in(CONTAINER) == frozenset()
 
 
 def test_sockets_go_with_the_server(tmp_path: Path, recorder: Recorder) -> None:

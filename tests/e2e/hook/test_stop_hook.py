@@ -249,3 +249,26 @@ def test_root_of_the_node_asks_by_name(cluster: Cluster, hook: Path) -> None:
     name = made["metadata"]["name"]
     assert f"checkpoint is ready: {NAMESPACE}/{name}: Completed" in text
     cluster.kubectl("delete", "pod", "-n", NAMESPACE, "asked", "--grace-period=1")
+
+
+# An OCI runtime runs this; the container is none of a pod, so the service has to say no to it.
+RUN_WITH_HOOK = """
+rm -rf /tmp/bundle && mkdir -p /tmp/bundle/rootfs && cd /tmp/bundle
+cp /run/torpor-hook/torpor-hook rootfs/ && runc spec
+cat > edit.sed <<'END'
+s|"sh"|"/torpor-hook", "health", "--socket", "/none"|
+s|"terminal": true|"terminal": false|
+s|"ociVersion"|"hooks": {"createRuntime": [{"path": "/run/torpor-hook/torpor-hook", \
+"args": ["torpor-hook", "oci", "--wait", "5s", "--socket", "/run/torpor-hook/packet.sock"]}]}, \\
+"ociVersion"|
+END
+sed -i -f edit.sed config.json
+runc run by-hand 2>&1 || echo "ended with $?"
+cd / && rm -rf /tmp/bundle
+"""
+
+
+def test_as_a_hook_of_an_oci_runtime(cluster: Cluster, hook: Path) -> None:
+    text = cluster.on(NODE, RUN_WITH_HOOK)
+    assert "ended with" in text, "a createRuntime hook that fails must fail the start"
+    assert "container by-hand: no pod of this node has the container" in hook.read_text()
