@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding containers in recorded shapes of /proc and of cgroup trees."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import pytest
 
 from torpor.engine.errors import Refused, Vanished
 from torpor.plugin.agent.locate import foreign_tasks, locate
-from torpor.plugin.agent.procview import NodeView, parse_mount
+from torpor.plugin.agent.procview import parse_mount
 
 CID = "3f" * 32
 SIDE = "4e" * 32
@@ -20,37 +17,16 @@ MOUNTINFO = """\
 """  # noqa: E501
 
 
-@dataclass
-class Machine:
-    """Builds a /proc and a cgroup tree out of files."""
+@pytest.fixture(autouse=True)
+def _mountinfo(machine):
+    """Every task that a test makes has these mounts."""
+    plain = machine.task
 
-    root: Path
-    view: NodeView = field(init=False)
+    def task(pid, *args, **kwargs):
+        plain(pid, *args, **kwargs)
+        (machine.root / "proc" / str(pid) / "mountinfo").write_text(MOUNTINFO)
 
-    def __post_init__(self) -> None:
-        (self.root / "proc").mkdir()
-        (self.root / "cg").mkdir()
-        self.view = NodeView(proc=self.root / "proc", cgroups=self.root / "cg")
-
-    def task(self, pid, parent, ns, cgroup, *, name="app", state="S (sleeping)"):
-        path = self.root / "proc" / str(pid)
-        path.mkdir()
-        (path / "status").write_text(
-            f"Name:\t{name}\nState:\t{state}\nPPid:\t{parent}\nNSpid:\t{pid}\t{ns}\n"
-        )
-        (path / "cgroup").write_text(cgroup)
-        (path / "mountinfo").write_text(MOUNTINFO)
-
-    def cgroup(self, path, pids):
-        directory = self.root / "cg" / path
-        directory.mkdir(parents=True)
-        (directory / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
-        return directory
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+    machine.task = task
 
 
 def v1(path: str) -> str:
@@ -82,7 +58,7 @@ def pod(**spec):
     }
 
 
-def test_v1(machine: Machine):
+def test_v1(machine):
     path = f"/kubepods/burstable/podu/{CID}"
     for pid, parent, ns in ((100, 50, 1), (101, 100, 7), (102, 101, 8)):
         machine.task(pid, parent, ns, v1(path))
@@ -98,7 +74,7 @@ def test_v1(machine: Machine):
     assert foreign_tasks(found, machine.view) == ()
 
 
-def test_v2_systemd_scope_with_conmon_and_nested_cgroup(machine: Machine):
+def test_v2_systemd_scope_with_conmon_and_nested_cgroup(machine):
     slice_ = "/kubepods.slice/kubepods-podu.slice"
     machine.task(90, 1, 90, f"0::{slice_}/crio-conmon-{CID}.scope\n", name="conmon")
     machine.task(100, 90, 1, f"0::{slice_}/crio-{CID}.scope/container\n")
@@ -110,7 +86,7 @@ def test_v2_systemd_scope_with_conmon_and_nested_cgroup(machine: Machine):
     assert found.pids == (100,)
 
 
-def test_hybrid_takes_the_v1_freezer(machine: Machine):
+def test_hybrid_takes_the_v1_freezer(machine):
     path = f"/kubepods/podu/{CID}"
     machine.task(100, 50, 1, v1(path))
     machine.cgroup(f"unified{path}", [100])
@@ -118,21 +94,21 @@ def test_hybrid_takes_the_v1_freezer(machine: Machine):
     assert locate(pod(), [], machine.view)[0].cgroup == directory
 
 
-def test_path_of_another_cgroup_namespace_is_searched(machine: Machine):
+def test_path_of_another_cgroup_namespace_is_searched(machine):
     machine.task(100, 50, 1, f"0::/../../podu/cri-containerd-{CID}.scope\n")
     (machine.root / "cg" / "cgroup.controllers").write_text("cpu\n")
     directory = machine.cgroup(f"kubepods.slice/podu/cri-containerd-{CID}.scope", [100])
     assert locate(pod(), [], machine.view)[0].cgroup == directory
 
 
-def test_no_cgroup_tree(machine: Machine):
+def test_no_cgroup_tree(machine):
     machine.task(100, 50, 1, v1(f"/kubepods/podu/{CID}"))
     with pytest.raises(Refused, match="freezer cgroup") as caught:
         locate(pod(), [], machine.view)
     assert "TORPOR_CGROUP_ROOT" in caught.value.remedy
 
 
-def test_exec_in_the_container_is_refused(machine: Machine):
+def test_exec_in_the_container_is_refused(machine):
     path = f"/kubepods/podu/{CID}"
     machine.task(100, 50, 1, v1(path))
     machine.task(105, 50, 9, v1(path), name="bash")
@@ -145,7 +121,7 @@ def test_exec_in_the_container_is_refused(machine: Machine):
     assert [task.pid for task in foreign_tasks(found, machine.view)] == [105]
 
 
-def test_pid_namespace_inside_the_container(machine: Machine):
+def test_pid_namespace_inside_the_container(machine):
     path = f"/kubepods/podu/{CID}"
     machine.task(100, 50, 1, v1(path))
     machine.task(110, 100, "20\t1", v1(path))
@@ -153,7 +129,7 @@ def test_pid_namespace_inside_the_container(machine: Machine):
     assert locate(pod(), [], machine.view)[0].init_pid == 100
 
 
-def test_two_containers_share_a_volume_once(machine: Machine):
+def test_two_containers_share_a_volume_once(machine):
     for pid, cid in ((100, CID), (200, SIDE)):
         machine.task(pid, 50, 1, v1(f"/kubepods/podu/{cid}"))
         machine.cgroup(f"freezer/kubepods/podu/{cid}", [pid])
@@ -164,7 +140,7 @@ def test_two_containers_share_a_volume_once(machine: Machine):
     assert [part.mount_path for part in alone.volumes] == ["/d"]
 
 
-def test_sub_paths(machine: Machine):
+def test_sub_paths(machine):
     machine.task(100, 50, 1, v1(f"/kubepods/podu/{CID}"))
     machine.cgroup(f"freezer/kubepods/podu/{CID}", [100])
     mounts = [
@@ -190,17 +166,17 @@ def test_sub_paths(machine: Machine):
 
 
 @pytest.mark.parametrize("key", ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"])
-def test_pods_that_are_refused(machine: Machine, key: str):
+def test_pods_that_are_refused(machine, key: str):
     with pytest.raises(Refused, match=key):
         locate(pod(**{key: True}), [], machine.view)
 
 
-def test_sidecar_is_refused(machine: Machine):
+def test_sidecar_is_refused(machine):
     with pytest.raises(Refused, match="sidecar"):
         locate(pod(initContainers=[{"name": "s", "restartPolicy": "Always"}]), [], machine.view)
 
 
-def test_container_that_is_not_there(machine: Machine):
+def test_container_that_is_not_there(machine):
     with pytest.raises(Refused, match="no such container"):
         locate(pod(), ["nope"], machine.view)
     with pytest.raises(Vanished, match="no running init"):
