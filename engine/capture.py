@@ -16,7 +16,7 @@ class ThreadCapture:
     tid: int
     ns_tid: int
     comm: bytes
-    status: bytes
+    status: str
     regs: bytes
     """struct user_regs_struct; the interrupted call still undecided (see restart)."""
     xstate: bytes
@@ -52,8 +52,8 @@ class TaskCapture:
 
     pid: int
     ns_pid: int
-    texts: Mapping[str, bytes]
-    """Content of /proc/PID/NAME: stat, status, smaps, limits, timers, auxv, ..."""
+    texts: Mapping[str, str]
+    """Content of /proc/PID/NAME: stat, status, smaps, limits, timers, ..."""
     links: Mapping[str, str]
     """Text of /proc/PID/{exe,cwd,root}."""
     threads: Sequence[ThreadCapture] = ()
@@ -63,6 +63,7 @@ class TaskCapture:
     itimers: Sequence[bytes] = ()
     """Real, virtual, prof: struct itimerval (interval, value), 32 bytes."""
     posix_timers: Sequence[PosixTimerCapture] = ()
+    auxv: bytes = b""
     brk: int = 0
     prctl: Mapping[str, int] = field(default_factory=dict)
     seccomp: Sequence[tuple[bytes, int]] | None = None

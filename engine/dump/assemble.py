@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torpor.engine.capture import TaskCapture, ThreadCapture
 from torpor.engine.dump.capture import Captured
 from torpor.engine.errors import Findings, Refused
-from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status
+from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status, parse_timers
 from torpor.engine.kind import Limit, refuse
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area, Backing
@@ -47,7 +47,7 @@ def _task(
 ) -> TaskImage:
     capture = item.capture
     stat, status = parse_stat(capture.texts["stat"]), parse_status(capture.texts["status"])
-    comm = capture.texts["comm"].rstrip(b"\n")
+    comm = capture.texts["comm"].rstrip("\n").encode("utf-8", "surrogateescape")
     ppid = inside.get(item.task.ppid, 0)
     pgid, sid = status.ns_pgid[-1], status.ns_sid[-1]
     if capture.zombie:
@@ -63,7 +63,7 @@ def _task(
         state=STOPPED if item.task.state == "T" else ALIVE, exit_code=0, comm=comm,
         threads=tuple(_thread(capture, t, runtime_filters) for t in capture.threads),
         memory=_memory(capture, found), cwd=capture.links["cwd"], root=capture.links["root"],
-        umask=status.umask, personality=int(capture.texts["personality"] or b"0", 16),
+        umask=status.umask or 0, personality=int(capture.texts["personality"] or "0", 16),
         subreaper=bool(capture.prctl.get("subreaper", 0)),
         oom_score_adj=int(capture.texts["oom_score_adj"]),
         loginuid=int(loginuid) if loginuid.strip() else None,
@@ -72,7 +72,8 @@ def _task(
         shared_pending=tuple(capture.shared_pending),
         itimers=timers.parse_itimers(capture.itimers),
         posix_timers=timers.parse_posix(
-            capture.texts["timers"].decode("ascii", "replace"), capture.posix_timers),
+            parse_timers(capture.texts["timers"]), capture.posix_timers,
+            {t.tid: t.ns_tid for t in capture.threads}),
         files_of=owner if owner != capture.ns_pid else None,
     )
 
@@ -115,10 +116,10 @@ def _scheduling(thread: ThreadCapture) -> Scheduling:
 def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
     stat = parse_stat(capture.texts["stat"])
     return Memory(
-        start_code=stat.start_code, end_code=stat.end_code, start_data=stat.start_data,
+        start_code=stat.startcode, end_code=stat.endcode, start_data=stat.start_data,
         end_data=stat.end_data, start_brk=stat.start_brk, brk=capture.brk,
-        start_stack=stat.start_stack, arg_start=stat.arg_start, arg_end=stat.arg_end,
-        env_start=stat.env_start, env_end=stat.env_end, auxv=capture.texts["auxv"],
+        start_stack=stat.startstack, arg_start=stat.arg_start, arg_end=stat.arg_end,
+        env_start=stat.env_start, env_end=stat.env_end, auxv=capture.auxv,
         areas=tuple(a for a in found if a.backing is not Backing.VSYSCALL),
         exe=capture.links["exe"], dumpable=capture.prctl.get("dumpable", 1),
         thp_disabled=bool(max(capture.prctl.get("thp_disable", 0), 0)),

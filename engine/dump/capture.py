@@ -16,10 +16,9 @@ from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Denied, Error
 from torpor.engine.kernel import proc
-from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status
+from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status, parse_timers
 from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
-from torpor.engine.tasks.timers import timer_ids
 
 TEXTS = ("stat", "status", "smaps", "limits", "timers", "oom_score_adj", "loginuid",
          "personality", "comm", "cgroup")
@@ -52,10 +51,10 @@ def capture_task(task: StoppedTask, may_read_filters: bool) -> Captured:
     threads = [_capture_thread(task.pid, tid, space) for tid in task.tids]
     status = parse_status(texts["status"])
     with Remote.safe(task.pid, space) as remote:
-        texts["auxv"] = _auxv(task.pid, remote)
+        auxv = _auxv(task.pid, remote)
         actions = _actions(remote, status.sig_cgt | status.sig_ign)
         itimers = _itimers(remote)
-        posix = _posix_timers(remote, timer_ids(texts["timers"].decode("ascii", "replace")))
+        posix = _posix_timers(remote, [t.timer_id for t in parse_timers(texts["timers"])])
         values = {name: remote.try_call("prctl", number, 0, 0, 0, 0)
                   for name, number in PRCTL_VALUES.items()}
         values["subreaper"] = _word(remote, PR_GET_CHILD_SUBREAPER)
@@ -64,28 +63,28 @@ def capture_task(task: StoppedTask, may_read_filters: bool) -> Captured:
     capture = TaskCapture(
         pid=task.pid, ns_pid=status.ns_pid[-1], texts=texts, links=_links(task.pid),
         threads=tuple(threads), shared_pending=tuple(native.pending_signals(task.pid, True)),
-        sigactions=actions, itimers=itimers, posix_timers=posix, brk=brk, prctl=values,
+        sigactions=actions, itimers=itimers, posix_timers=posix, auxv=auxv, brk=brk, prctl=values,
         seccomp=_filters(task.pid, status.seccomp, may_read_filters),
     )
     return Captured(task=task, capture=capture, vmas=vmas, segments=segments)
 
 
-def _capture_zombie(task: StoppedTask, texts: dict[str, bytes]) -> Captured:
+def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:
     status = parse_status(texts["status"])
     capture = TaskCapture(pid=task.pid, ns_pid=status.ns_pid[-1], texts=texts, links={})
     return Captured(task=task, capture=capture, vmas=(), segments={})
 
 
-def _read(pid: int, name: str) -> bytes:
+def _read(pid: int, name: str) -> str:
     try:
-        return proc.read_bytes(pid, name)
+        return proc.read_text(pid, name)
     except Denied:
         if name in ("personality",):
-            return b""
+            return ""
         raise
     except Error as error:
         if name in ("timers", "loginuid", "smaps", "limits", "cgroup"):
-            return b""
+            return ""
         raise error
 
 
@@ -94,7 +93,7 @@ def _links(pid: int) -> dict[str, str]:
 
 
 def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
-    status = proc.read_bytes(pid, f"task/{tid}/status")
+    status = proc.read_text(pid, f"task/{tid}/status")
     comm = proc.read_bytes(pid, f"task/{tid}/comm").rstrip(b"\n")
     regs, xstate = native.get_regs(tid), native.get_xstate(tid)
     sigmask = native.get_sigmask(tid)

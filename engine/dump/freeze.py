@@ -138,7 +138,7 @@ def list_tasks(root: int) -> list[StoppedTask]:
     while pending:
         pid, parent = pending.pop(0)
         try:
-            stat = proc.parse_stat(proc.read_bytes(pid, "stat"))
+            stat = proc.parse_stat(proc.read_text(pid, "stat"))
             tids = [] if stat.state in "ZX" else proc.threads(pid)
             children = proc.children(pid)
         except Vanished:

@@ -9,6 +9,7 @@ Facts (PAGEMAP_SCAN, Linux 6.7, fs/proc/task_mmu.c):
 - The vDSO is kept whole: its code tells a restore whether the kernel is the same.
 """
 
+import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,19 +84,20 @@ def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
     wanted = [a for a in found if not a.shared and a.backing not in (Backing.VVAR,
                                                                       Backing.VSYSCALL)]
     runs = array("Q")
-    with pagemap.opened(pid) as fd:
+    fd = pagemap.open_pagemap(pid)
+    try:
         for area in wanted:
             if area.backing is Backing.VDSO:
                 runs.extend((area.start, area.size_bytes))
             else:
-                runs.extend(pagemap.own_pages(fd, area.start, area.end))
+                runs.extend(pagemap.private_runs(fd, area.start, area.end))
+    finally:
+        os.close(fd)
     return runs
 
 
 def write(taken: PagesTaken, images: NewImageDirectory) -> int:
     """Write pagemaps and pages files; bytes written."""
-    import os
-
     written = 0
     for number, segment in enumerate(taken.segments, 1):
         runs = _page_runs(segment)

@@ -114,7 +114,7 @@ def dump_trees(
 
 
 def _may_read_filters() -> bool:
-    status = parse_status(proc.read_bytes(os.getpid(), "status"))
+    status = parse_status(proc.read_text(os.getpid(), "status"))
     return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
 
 
@@ -131,13 +131,13 @@ def _preflight(dump: TreeDump, may_read: bool) -> None:
         if task.pid in ours:
             raise Refused("the dumping process is inside the tree", subject=subject,
                           remedy="dump from outside of the tree")
-        status = parse_status(proc.read_bytes(task.pid, "status"))
+        text = proc.read_text(task.pid, "status")
+        status = parse_status(text)
         if status.tracer_pid:
             refused.append(Refused("is traced", subject=subject,
                                    cause=f"by pid {status.tracer_pid}",
                                    remedy="detach the debugger"))
-        found = seccomp.preflight(proc.read_bytes(task.pid, "status"),
-                                  dump.options.runtime_seccomp_filters, may_read, subject)
+        found = seccomp.preflight(text, dump.options.runtime_seccomp_filters, may_read, subject)
         if found is not None:
             refused.append(found)
         if task.tids and task.tids[0] != task.pid:
@@ -153,8 +153,9 @@ def _capture_for(pid: int) -> Capture:
     total = 0
     for task in list_tasks(pid):
         if task.tids:
-            status = parse_status(proc.read_bytes(task.pid, "status"))
-            total += status.rss_anon_bytes + status.rss_shmem_bytes
+            raw = parse_status(proc.read_text(task.pid, "status")).raw
+            total += sum(int(raw.get(name, "0").split()[0]) << 10
+                         for name in ("RssAnon", "RssShmem", "VmSwap"))
     capture.prepare(total)
     return capture
 

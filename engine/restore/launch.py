@@ -193,7 +193,7 @@ class _Restore:
         memory = self._memory(task)
         scratch = (stack - SCRATCH_BELOW_STACK) & -64
         spawn.execute(task.pid, task.syscall_address, scratch, memory.exe, task.image.comm)
-        fresh = proc.read_maps(task.pid)
+        fresh = proc.parse_maps(proc.read_text(task.pid, "maps"))
         current = special_areas(task.pid)
         task.syscall_address = find_syscall(task.pid, *current.code)
         used = [(v.start, v.end) for v in fresh]
@@ -396,8 +396,10 @@ class _Restore:
         if now == task.image.oom_score_adj or self.container:
             return
         try:
-            proc.write_text(task.pid, "oom_score_adj", str(task.image.oom_score_adj))
-        except Error:
+            path = f"/proc/{task.pid}/oom_score_adj"
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(task.image.oom_score_adj))
+        except OSError:
             self.warnings.append(f"{task.image.subject}: oom_score_adj stays {now} instead of "
                                  f"{task.image.oom_score_adj}")
 
@@ -408,7 +410,7 @@ class _Restore:
         task.arena.run(task.pid, program, image.subject)
         for thread in reversed(image.threads):
             tid = task.tids[thread.tid]
-            status = proc.read_bytes(task.pid, f"task/{tid}/status")
+            status = proc.read_text(task.pid, f"task/{tid}/status")
             current = creds.collect(status, 0)
             program = build.last_program(image, thread, memory, current, self.warnings.append)
             task.arena.run(tid, program, f"{image.subject}, thread {thread.tid}")
@@ -449,7 +451,7 @@ class _Restore:
 def special_areas(pid: int) -> Group:
     """The kernel's own block in a live task."""
     parts = []
-    for vma in proc.read_maps(pid):
+    for vma in proc.parse_maps(proc.read_text(pid, "maps")):
         if vma.name == "[vdso]":
             parts.append((Backing.VDSO.value, vma.start, vma.end))
         elif vma.name.startswith("[vvar"):

@@ -42,11 +42,11 @@ class Creds:
     no_new_privs: bool
 
 
-def collect(status: bytes, securebits: int) -> Creds:
+def collect(status: str, securebits: int) -> Creds:
     """From the status text of a thread."""
     s = parse_status(status)
     return Creds(
-        uids=_four(s.uids), gids=_four(s.gids), groups=tuple(s.groups), inheritable=s.cap_inh,
+        uids=_four(s.uid), gids=_four(s.gid), groups=tuple(s.groups), inheritable=s.cap_inh,
         permitted=s.cap_prm, effective=s.cap_eff, bounding=s.cap_bnd, ambient=s.cap_amb,
         securebits=securebits, no_new_privs=bool(s.no_new_privs),
     )

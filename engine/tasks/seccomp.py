@@ -39,13 +39,13 @@ class Filter:
     flags: int
 
 
-def filter_count(status: bytes) -> tuple[int, int]:
+def filter_count(status: str) -> tuple[int, int]:
     """(mode, number of filters) of a thread."""
     s = parse_status(status)
     return s.seccomp, s.seccomp_filters
 
 
-def preflight(status: bytes, runtime_filters: int, may_read: bool, subject: str) -> Refused | None:
+def preflight(status: str, runtime_filters: int, may_read: bool, subject: str) -> Refused | None:
     """Whether a task's filters can be saved; asked before anything is injected."""
     mode, count = filter_count(status)
     if mode == MODE_STRICT:

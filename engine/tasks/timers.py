@@ -10,13 +10,13 @@ Facts:
   id it is given. Older kernels: ids are burnt until the wanted one comes.
 """
 
-import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torpor.engine.capture import PosixTimerCapture
+from torpor.engine.kernel.proc import TimerInfo
 from torpor.engine.program.ops import Data, Expect, Op
 
 ITIMERVAL = struct.Struct("<4q")
@@ -62,35 +62,25 @@ def parse_itimers(raw: Sequence[bytes]) -> tuple[Itimer, ...]:
     )
 
 
-def parse_posix(text: str, settings: Sequence[PosixTimerCapture]) -> tuple[PosixTimer, ...]:
-    """The text of /proc/PID/timers together with what the task was asked."""
+def parse_posix(
+    infos: Sequence[TimerInfo], settings: Sequence[PosixTimerCapture], inside: Mapping[int, int]
+) -> tuple[PosixTimer, ...]:
+    """/proc/PID/timers together with what the task was asked; ``inside`` maps tids."""
     by_id = {s.timer_id: s for s in settings}
     timers = []
-    for block in re.split(r"(?=^ID: )", text, flags=re.MULTILINE):
-        found = re.search(
-            r"ID: (\d+)\s+signal: (\d+)/([0-9a-fA-Fx]+)\s+notify: (\w+)/(\w+)\.(\d+)\s+"
-            r"ClockID: (-?\d+)", block,
-        )
-        if found is None:
-            continue
-        number, signal, value, kind, target, tid, clock = found.groups()
-        setting = by_id[int(number)]
+    for info in infos:
+        setting = by_id[info.timer_id]
         spec = ITIMERSPEC.unpack(setting.setting)
-        notify = NOTIFY[kind] | (SIGEV_THREAD_ID if target == "tid" else 0)
+        notify = NOTIFY[info.notify] | (SIGEV_THREAD_ID if info.notify_tid else 0)
         timers.append(
             PosixTimer(
-                timer_id=int(number), clock=int(clock), signal=int(signal), notify=notify,
-                value=int(value, 16), overrun=setting.overrun,
+                timer_id=info.timer_id, clock=info.clock_id, signal=info.signal, notify=notify,
+                value=info.value, overrun=setting.overrun,
                 interval_s=spec[0], interval_ns=spec[1], value_s=spec[2], value_ns=spec[3],
-                thread=int(tid) if target == "tid" else None,
+                thread=inside.get(info.notify_tid) if info.notify_tid else None,
             )
         )
     return tuple(timers)
-
-
-def timer_ids(text: str) -> list[int]:
-    """Ids in /proc/PID/timers."""
-    return [int(number) for number in re.findall(r"^ID: (\d+)", text, flags=re.MULTILINE)]
 
 
 def encode(itimers: Sequence[Itimer], posix: Sequence[PosixTimer], timers: Any) -> None:  # noqa: ANN401
