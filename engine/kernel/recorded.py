@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor.engine.errors import KernelError, Refused
-from torpor.engine.kind import FdView, FileId, Message
+from torpor.engine.kind import (
+    DumpContext,
+    FdView,
+    FileId,
+    FileKind,
+    Holder,
+    Message,
+    PlanContext,
+    State,
+)
+from torpor.engine.options import TcpPolicy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,3 +183,40 @@ class RecordedImages:
             if types.values_by_number[entry.type].name == type_name:
                 member = next(v for f, v in entry.ListFields() if f.name not in ("type", "id"))
                 yield FileId(entry.id), member
+
+
+def dump_context(**more: Any) -> DumpContext:  # noqa: ANN401
+    """A context as a dump of tasks 41 and 42 gives it, with changes."""
+    values: dict[str, Any] = {
+        "tcp": TcpPolicy.REFUSE,
+        "container": False,
+        "ghost_limit_bytes": 1 << 20,
+        "tasks": {1041: 41, 1042: 42},
+    }
+    return DumpContext(**(values | more))
+
+
+def plan_context(*ids: int, **more: Any) -> PlanContext:  # noqa: ANN401
+    """Files with these ids at service number 512 + id; task 41 has them at 2 + id."""
+    values: dict[str, Any] = {
+        "fds": {FileId(i): 512 + i for i in ids},
+        "holders": {FileId(i): [Holder(task=41, fd=2 + i)] for i in ids},
+        "spare_fd": 600,
+    }
+    return PlanContext(**(values | more))
+
+
+def through_images(
+    kind: FileKind[State], states: Mapping[FileId, State]
+) -> tuple[Mapping[FileId, State], RecordedImages]:
+    """What a kind makes of its own images, and these."""
+    images = RecordedImages()
+    kind.encode(states, images)
+    return kind.decode(images), images
+
+
+def described(kind: FileKind[State], states: Mapping[FileId, State], context: PlanContext) -> str:
+    """The printed plan, late operations at its end."""
+    lines = [op.describe() for op in kind.plan(states, context)]
+    lines += [f"{late.task}: {late.op.describe()}" for late in kind.late(states, context)]
+    return "\n".join(lines)

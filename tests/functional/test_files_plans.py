@@ -3,9 +3,11 @@
 
 import fcntl
 import os
+import signal
 import struct
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import inprocess
 from inprocess import forked, round_trip
 
-from torpor.engine.files import regular
+from torpor.engine.files import device, eventfd, pipe, regular, signalfd, timerfd
+from torpor.engine.kind import DumpContext
 
 
 def folder():
@@ -137,5 +140,99 @@ def test_locks():
         for fd in (whole, part, own):
             assert lines(before, fd)
             assert lines(before, fd) == lines(after, fd)
+
+    forked(body)
+
+
+def test_pipes():
+    def body():
+        read, write = os.pipe2(os.O_NONBLOCK)
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
+        os.write(write, b"queued" * 30000)
+        both = os.open(f"/proc/self/fd/{read}", os.O_RDWR)
+        again = os.open(f"/proc/self/fd/{write}", os.O_WRONLY | os.O_APPEND)
+        eof, gone = os.pipe()
+        os.close(gone)
+        gone, broken = os.pipe()
+        os.close(gone)
+        _, fast = os.pipe2(os.O_DIRECT)
+        fds = [read, write, both, again, eof, broken, _, fast]
+        before, after, result = round_trip([pipe.KIND], fds)
+        assert before == after
+        assert len({s.pipe_id for s in result.states["pipe"].values()}) == 4
+        assert fcntl.fcntl(both, fcntl.F_GETPIPE_SZ) == 1 << 20
+        os.write(again, b"more")
+        assert os.read(both, 1 << 20) == b"queued" * 30000 + b"more"
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+        assert os.read(eof, 1) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(broken, b"x")
+        os.write(fast, b"ab")
+        os.write(fast, b"c")
+        assert os.read(_, 10) == b"ab"
+
+    forked(body)
+
+
+def test_counters_timers_and_signals():
+    def body():
+        small = os.eventfd(7, os.EFD_NONBLOCK)
+        large = os.eventfd(0, os.EFD_SEMAPHORE)
+        os.eventfd_write(large, (1 << 63) + 5)
+        signals = inprocess.LIBC.signalfd(-1, struct.pack("<Q", 1 << 9 | 1 << 63), os.O_NONBLOCK)
+        timers = []
+        for clock, flags, value, interval in (
+            (1, 0, 10**12, 0), (0, 3, 1 << 61, 10**9), (1, 0, 10**7, 10**15), (7, 0, 0, 0),
+            (1, 0, 10**7, 0),
+        ):
+            timer = inprocess.LIBC.timerfd_create(clock, os.O_NONBLOCK)
+            spec = struct.pack("<4q", *divmod(interval, 10**9), *divmod(value, 10**9))
+            assert inprocess.LIBC.timerfd_settime(timer, flags, spec, None) == 0
+            timers.append(timer)
+        time.sleep(0.03)
+        fds = [small, large, signals, *timers]
+        kinds = [eventfd.KIND, signalfd.KIND, timerfd.KIND]
+        hide = ("it_value", "settime")
+        now = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        before, after, result = round_trip(kinds, fds, hide=hide, realtime_ns=now)
+        assert before == after
+        states = list(result.states["timerfd"].values())
+        assert states[1].deadline_ns is not None
+        assert [s.ticks for s in states] == [0, 0, 1, 0, 1]
+        left = [timerfd.KIND.collect(inprocess.own_fd(t), DumpContext(
+            tcp=None, container=False, ghost_limit_bytes=0, realtime_ns=now)) for t in timers]
+        assert left[1].settime_flags == 3
+        for old, new in zip(states[:2], left, strict=False):
+            assert 0 <= old.left_ns - new.left_ns < 5 * 10**9
+        assert left[2].left_ns > 9 * 10**14  # stood still, goes on by its interval
+        assert os.eventfd_read(small) == 7
+        assert os.eventfd_read(large) == 1
+        assert struct.unpack("<Q", os.read(timers[4], 8)) == (1,)
+        os.kill(os.getpid(), 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [10])
+        os.kill(os.getpid(), 10)
+        assert os.read(signals, 128)[0] == 10
+
+    forked(body)
+
+
+def test_devices_and_signal_owner():
+    def body():
+        null = os.open("/dev/null", os.O_RDWR | os.O_APPEND)
+        random = os.open("/dev/urandom", os.O_RDONLY)
+        read, write = os.pipe()
+        me = os.getpid()
+        fcntl.fcntl(read, 15, struct.pack("<ii", 1, me))
+        fcntl.fcntl(read, 10, signal.SIGUSR2)
+        fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        before, after, _ = round_trip([device.KIND, pipe.KIND], [null, random, read, write])
+        assert before == after
+        assert fcntl.fcntl(read, 16, bytes(8)) == struct.pack("<ii", 1, me)
+        got = []
+        signal.signal(signal.SIGUSR2, lambda *_: got.append(1))
+        os.write(write, b"x")
+        assert got
+        assert len(os.read(random, 8)) == 8
 
     forked(body)

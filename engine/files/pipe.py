@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipes: both ends, what is queued in them, and pipes that lead out of the tree.
+
+Facts (probed on v6.18):
+- The link is `pipe:[inode]`; descriptions with the same inode are of the same pipe. There may be
+  more than two: opening /proc/PID/fd/N makes a new one, also O_RDWR.
+- Content is had by tee(2) without consuming it; capacity by F_GETPIPE_SZ, set by F_SETPIPE_SZ
+  (above /proc/sys/fs/pipe-max-size only with CAP_SYS_RESOURCE).
+- poll(2) tells whether the other end is open anywhere: POLLERR on a write end without readers,
+  POLLHUP on a read end without writers. So "the other end is outside of the tree" is told
+  from "the other end is closed", and the latter comes back as such.
+- O_DIRECT on a write end makes packets. tee keeps their borders, but reading the copy as one
+  buffer loses them: queued packets are refused, empty packet pipes are not.
+- The stdio of a container leads to the runtime. It is bound to the new container's stdio, with
+  every other description of the same pipe (/dev/stdout opened by name).
+- What cannot be set back: the inode number, how the bytes lay in the pipe's buffers.
+
+Source: pipe(7); fs/pipe.c, pipe_poll (v6.18).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torpor.engine.errors import Refused
+from torpor.engine.files.common import (
+    AT_FDCWD,
+    NOBODY,
+    OWNER_OUTSIDE,
+    Base,
+    F,
+    FileType,
+    O,
+    Owner,
+    bad_image,
+    created,
+    decode_owner,
+    encode_owner,
+    file_type,
+    late_owners,
+    read_owner,
+    status_flags,
+    subject,
+)
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kind import (
+    DumpContext,
+    FdView,
+    FileId,
+    FileKind,
+    ImageSink,
+    ImageSource,
+    LateOp,
+    Limit,
+    PlanContext,
+    refuse,
+)
+from torpor.engine.program.ops import Data, Expect, Op, Slot, move, place
+
+DEFAULT_BYTES = 65536
+PIECE_BYTES = 1 << 20
+POLLERR, POLLHUP = 8, 16
+
+OUTSIDE = Limit(
+    case="other-end-outside",
+    what="the other end of the pipe is held by a task outside of the tree",
+    remedy="checkpoint that task as well, or redirect the descriptor to a file",
+)
+PACKETS = Limit(
+    case="packets-queued",
+    what="packets are queued in a pipe with O_DIRECT",
+    remedy="have the reader take them before the checkpoint",
+)
+NO_REPLACEMENT = Limit(
+    case="no-replacement",
+    what="the pipe led out of the tree and nothing is given in its place",
+    remedy="name a descriptor for it with --inherit-fd fd[N]:pipe:[INODE]",
+)
+LIMITS = (OUTSIDE, PACKETS, NO_REPLACEMENT, OWNER_OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipe:
+    """One description of a pipe.
+
+    ``is_outer``: its other end is outside; ``stdio``: it is that number of the container.
+    ``content`` and ``capacity`` are the pipe's, the same in all of its descriptions.
+    """
+
+    pipe_id: int
+    flags: int
+    content: bytes = b""
+    capacity: int = DEFAULT_BYTES
+    is_outer: bool = False
+    stdio: int | None = None
+    owner: Owner = NOBODY
+
+    @property
+    def key(self) -> str:
+        """Name under which a caller gives a replacement."""
+        return f"pipe:[{self.pipe_id}]"
+
+    @property
+    def can_read(self) -> bool:
+        """Not a write end."""
+        return self.flags & O.ACCMODE != O.WRONLY
+
+    @property
+    def can_write(self) -> bool:
+        """Not a read end."""
+        return self.flags & O.ACCMODE != 0
+
+
+class PipeKind(Base[Pipe]):
+    """Pipes without a name."""
+
+    name = "pipe"
+    types: Sequence[str] = ("PIPE",)
+    limits: Sequence[Limit] = LIMITS
+
+    def matches(self, view: FdView) -> bool:
+        """A pipe of pipefs, not a fifo, not O_PATH."""
+        is_pipe = file_type(view.st_mode) == FileType.FIFO and view.link.startswith("pipe:[")
+        return is_pipe and not view.flags & O.PATH
+
+    def collect(self, view: FdView, context: DumpContext) -> Pipe:
+        """Read the state; the content and where it leads once for each pipe."""
+        pipe = _shared(view, context)
+        if pipe.content and view.flags & O.DIRECT and view.flags & O.ACCMODE:
+            raise refuse(PACKETS, view.subject)
+        return Pipe(
+            pipe_id=view.st_ino, flags=view.flags & ~int(O.CLOEXEC), content=pipe.content,
+            capacity=pipe.capacity, is_outer=pipe.is_outer, stdio=pipe.stdio,
+            owner=read_owner(view, context),
+        )  # fmt: skip
+
+    def check(self, states: Mapping[FileId, Pipe], context: DumpContext) -> Iterable[Refused]:
+        """Pipes of a tree that is no container must have both ends in it."""
+        for file_id, state in states.items():
+            if state.is_outer and state.stdio is None:
+                view = context.views[file_id]
+                others = [h for i in _same(states, state) for h in context.holders.get(i, ())]
+                held = ", ".join(f"task {h.task} fd {h.fd}" for h in others)
+                yield refuse(OUTSIDE, view.subject, f"inside it is {held}")
+
+    def encode(self, states: Mapping[FileId, Pipe], images: ImageSink) -> None:
+        """pipe_entry for each, pipe_data_entry for each pipe."""
+        written: set[int] = set()
+        for file_id, state in states.items():
+            entry = pb.pipe_entry(
+                id=file_id, pipe_id=state.pipe_id, flags=state.flags,
+                fown=encode_owner(state.owner),
+            )  # fmt: skip
+            images.add("files", pb.file_entry(type=pb.PIPE, id=file_id, pipe=entry))
+            if state.pipe_id in written:
+                continue
+            written.add(state.pipe_id)
+            data = pb.pipe_data_entry(
+                pipe_id=state.pipe_id, bytes=len(state.content), size=state.capacity
+            )
+            images.add("pipes-data", data, state.content)
+            if state.is_outer:
+                images.extra("pipe", str(state.pipe_id), {"outer": True, "stdio": state.stdio})
+
+    def decode(self, images: ImageSource) -> Mapping[FileId, Pipe]:
+        """Read pipes and their content back."""
+        data = {entry.pipe_id: (entry, content) for entry, content in images.entries("pipes-data")}
+        states = {}
+        for file_id, entry in images.files("PIPE"):
+            extra = images.extra("pipe", str(entry.pipe_id)) or {}
+            found, content = data.get(entry.pipe_id, (None, b""))
+            capacity = found.size if found is not None and found.size else DEFAULT_BYTES
+            if len(content) > capacity:
+                bad_image(f"pipe {entry.pipe_id} holds more than its size", "pipes-data.img")
+            states[file_id] = Pipe(
+                pipe_id=entry.pipe_id, flags=entry.flags & ~int(O.CLOEXEC), content=content,
+                capacity=capacity, is_outer=bool(extra.get("outer")), stdio=extra.get("stdio"),
+                owner=decode_owner(entry.fown),
+            )  # fmt: skip
+        return states
+
+    def plan(self, states: Mapping[FileId, Pipe], context: PlanContext) -> Sequence[Op]:
+        """One pipe2 for each pipe, or its replacement."""
+        held = created(states, context)
+        pipes: dict[int, dict[FileId, Pipe]] = {}
+        for file_id, state in held.items():
+            pipes.setdefault(state.pipe_id, {})[file_id] = state
+        ops: list[Op] = []
+        for ends in pipes.values():
+            ops += _plan_pipe(ends, context)
+        return ops
+
+    def late(self, states: Mapping[FileId, Pipe], context: PlanContext) -> Sequence[LateOp]:
+        """Signal owners."""
+        return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
+
+
+def _same(states: Mapping[FileId, Pipe], state: Pipe) -> list[FileId]:
+    return [i for i, other in states.items() if other.pipe_id == state.pipe_id]
+
+
+def _shared(view: FdView, context: DumpContext) -> Pipe:
+    """What all descriptions of the pipe have in common."""
+    known: dict[int, Pipe] = context.cache.setdefault("pipes", {})
+    if view.st_ino not in known:
+        ends = {i: v for i, v in context.views.items() if v.link == view.link}
+        views = list(ends.values()) or [view]
+        readers = [v for v in views if v.flags & O.ACCMODE != O.WRONLY]
+        writers = [v for v in views if v.flags & O.ACCMODE]
+        is_outer = (not readers and not writers[0].poll_events() & POLLERR) or (
+            not writers and not readers[0].poll_events() & POLLHUP
+        )
+        known[view.st_ino] = Pipe(
+            pipe_id=view.st_ino, flags=0,
+            content=readers[0].pipe_content() if readers and not is_outer else b"",
+            capacity=view.fcntl(F.GETPIPE_SZ), is_outer=is_outer,
+            stdio=_stdio(list(ends), context) if is_outer else None,
+        )  # fmt: skip
+    return known[view.st_ino]
+
+
+def _stdio(ids: Sequence[FileId], context: DumpContext) -> int | None:
+    """The lowest of 0, 1, 2 that a container's tasks have for one of the descriptions."""
+    if not context.container or not any(context.is_stdio(i) for i in ids):
+        return None
+    numbers = [h.fd for i in ids if context.is_stdio(i) for h in context.holders[i] if h.fd <= 2]
+    return min(numbers)
+
+
+def _plan_pipe(ends: Mapping[FileId, Pipe], context: PlanContext) -> list[Op]:
+    state = next(iter(ends.values()))
+    replacement = context.inherit.get(state.key)
+    if replacement is None and state.is_outer:
+        if state.stdio is not None and state.stdio in context.stdio:
+            return _bind_stdio(ends, context)
+        raise refuse(NO_REPLACEMENT, subject(context, next(iter(ends)), state.key))
+    if replacement is not None:
+        return [op for i, end in ends.items() for op in _bind(i, end, replacement, context)]
+    return _make(ends, context)
+
+
+def _bind_stdio(ends: Mapping[FileId, Pipe], context: PlanContext) -> list[Op]:
+    """What was 1 is the new 1, and so on; the other descriptions follow ``stdio``."""
+    ops = []
+    for file_id, end in ends.items():
+        numbers = [h.fd for h in context.holders.get(file_id, ()) if h.fd in context.stdio]
+        assert end.stdio is not None
+        number = min(numbers, default=end.stdio)
+        ops += _bind(file_id, end, context.stdio[number], context)
+    return ops
+
+
+def _bind(file_id: FileId, end: Pipe, source: int, context: PlanContext) -> list[Op]:
+    fd = context.fd(file_id)
+    return [
+        Op(call="dup3", args=(source, fd, 0), expect=Expect.EQUAL, want=fd,
+           subject=subject(context, file_id, end.key), note="bound to what takes its place")
+    ]  # fmt: skip
+
+
+def _make(ends: Mapping[FileId, Pipe], context: PlanContext) -> list[Op]:
+    """A new pipe, filled; the first description of each direction is the end pipe2 gave."""
+    state = next(iter(ends.values()))
+    what = subject(context, next(iter(ends)), state.key)
+    number = f"pipe{state.pipe_id}"
+    both, reader, writer = Data.room(8), Slot(f"{number}.r"), Slot(f"{number}.w")
+    ops = [
+        Op(call="pipe2", args=(both, 0), subject=what),
+        Op(call="@load32", args=(both, 0), yields=reader, subject=what),
+        Op(call="@load32", args=(both, 4), yields=writer, subject=what),
+    ]
+    if state.capacity != DEFAULT_BYTES:
+        ops.append(
+            Op(call="fcntl", args=(writer, F.SETPIPE_SZ, state.capacity), subject=what,
+               expect=Expect.EQUAL, want=state.capacity,
+               remedy=f"raise /proc/sys/fs/pipe-max-size to {state.capacity} at least")
+        )  # fmt: skip
+    for start in range(0, len(state.content), PIECE_BYTES):
+        piece = state.content[start : start + PIECE_BYTES]
+        ops.append(
+            Op(call="write", args=(writer, Data(piece), len(piece)), subject=what,
+               expect=Expect.EQUAL, want=len(piece), note="what was queued")
+        )  # fmt: skip
+    free = {0: reader, int(O.WRONLY): writer}
+    # anew first: they are opened by the ends that pipe2 gave
+    first = {int(end.flags & O.ACCMODE): i for i, end in reversed(list(ends.items()))}
+    for file_id, end in ends.items():
+        access = int(end.flags & O.ACCMODE)
+        if access not in free or first[access] != file_id:
+            ops += _again(file_id, end, reader, context)
+    for direction, made in free.items():
+        if direction in first:
+            file_id = first[direction]
+            fd, name = context.fd(file_id), subject(context, file_id, state.key)
+            ops += move(made, fd, subject=name)
+            ops += status_flags(fd, ends[file_id].flags, 0, name)
+        else:
+            ops.append(Op(call="close", args=(made,), subject=what, note="nobody has this end"))
+    return ops
+
+
+def _again(file_id: FileId, end: Pipe, reader: Slot, context: PlanContext) -> list[Op]:
+    """A further description, by the link in /proc of the read end at a known number."""
+    fd, spare = context.fd(file_id), context.spare_fd
+    what = subject(context, file_id, end.key)
+    flags = end.flags & ~int(O.ASYNC)
+    again = Op(
+        call="openat", args=(AT_FDCWD, Data.path(f"/proc/self/fd/{spare}"), flags, 0),
+        subject=what, note="one more description", remedy="mount /proc where the tree is restored",
+        yields=Slot(f"open{fd}"),
+    )  # fmt: skip
+    return [
+        Op(call="dup3", args=(reader, spare, 0), subject=what, expect=Expect.EQUAL, want=spare),
+        *place(again, fd),
+        Op(call="close", args=(spare,), subject=what),
+        *status_flags(fd, end.flags, flags, what),
+    ]
+
+
+KIND: FileKind[Pipe] = PipeKind()
