@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`torpor show`."""
+
+from argparse import Namespace
+
+from torpor.engine.cli import output
+from torpor.engine.images.directory import Verify
+from torpor.engine.inspect.read import read
+
+
+def run(options: Namespace) -> int:
+    """Print what an image directory holds."""
+    verify = Verify.WITHOUT_PAGES if options.no_verify else Verify.ALL
+    images = read(options.target or options.dir, verify=verify)
+    if options.json:
+        output.emit_json(images)
+    else:
+        from torpor.engine.inspect.render import lines
+
+        output.emit_lines(lines(images))
+    return 0
