@@ -38,7 +38,7 @@ from torpor.plugin.api.v1alpha1 import (
     CheckpointedContainer,
     EstablishedTcp,
 )
-from torpor.plugin.controller.podtemplate import record
+from torpor.plugin.api.podrecord import record
 from torpor.plugin.k8s.errors import NotFound, Unreachable
 from torpor.plugin.k8s.kinds import PODS
 from torpor.plugin.store.base import Cancel, SourceTree, StoredManifest
