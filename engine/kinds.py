@@ -7,6 +7,14 @@ Order matters where two could match: special ones come before general ones.
 from collections.abc import Sequence
 from typing import Any
 
+from torpor.engine.files import device, eventfd, pipe, regular, signalfd, timerfd
 from torpor.engine.kind import FileKind
 
-FILE_KINDS: Sequence[FileKind[Any]] = ()
+FILE_KINDS: Sequence[FileKind[Any]] = (
+    eventfd.KIND,
+    signalfd.KIND,
+    timerfd.KIND,
+    pipe.KIND,
+    device.KIND,
+    regular.KIND,
+)

@@ -12,6 +12,7 @@ from torpor.engine.kernel.arch.nr_x86_64 import NR
 
 __all__ = ["NR", "Regs", "restart_registers", "sigframe", "syscall_number", "xstate_for_sigframe"]
 
+MACHINE = "x86_64"
 SYSCALL_INSN = b"\x0f\x05"
 SIGRETURN_SEQUENCES = (
     b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",  # mov $15,%rax; syscall
