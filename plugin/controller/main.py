@@ -18,7 +18,6 @@ from prometheus_client import generate_latest
 from torpor.engine.errors import Error, Refused
 from torpor.plugin.api.common import CONTROLLER_MANAGER, RESTORE_LABEL
 from torpor.plugin.api.fields import JsonObject
-from torpor.plugin.controller.loop import Loop
 from torpor.plugin.controller.metrics import Metrics
 from torpor.plugin.controller.podtemplate import HelperImage
 from torpor.plugin.controller.reconcile import Cluster, reconcilers
@@ -27,6 +26,7 @@ from torpor.plugin.k8s.client import Client, Selector, connect
 from torpor.plugin.k8s.events import Recorder
 from torpor.plugin.k8s.kinds import CHECKPOINTS, NODES, PODS, RESTORES, STORES, Kind
 from torpor.plugin.k8s.lease import LeaderElection
+from torpor.plugin.k8s.loop import Loop
 from torpor.plugin.k8s.queue import Key, WorkQueue
 from torpor.plugin.k8s.watch import Watcher
 
@@ -213,7 +213,8 @@ def _serve(
             elif self.path == "/healthz":
                 self._answer(200, b"ok\n")
             elif self.path == "/readyz":
-                ready = controller.synced or not election.leading
+                standby = election.takes_part and not election.leading
+                ready = controller.synced or standby
                 self._answer(200 if ready else 503, b"ok\n" if ready else b"listing\n")
             else:
                 self._answer(404, b"not found\n")

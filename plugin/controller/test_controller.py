@@ -13,8 +13,9 @@ import pytest
 from torpor.plugin.api.common import AGENT_MANAGER, DATA_FINALIZER, NODE_LABEL
 from torpor.plugin.api.conditions import condition
 from torpor.plugin.api.fields import JsonObject
+from torpor.plugin.api.podrecord import record
 from torpor.plugin.controller import main
-from torpor.plugin.controller.podtemplate import HelperImage, record
+from torpor.plugin.controller.podtemplate import HelperImage
 from torpor.plugin.k8s.apply import StatusWriter
 from torpor.plugin.k8s.fake_api import FakeApi
 from torpor.plugin.k8s.kinds import CHECKPOINTS, EVENTS, NODES, PODS, RESTORES, STORES, Kind

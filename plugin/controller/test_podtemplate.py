@@ -8,8 +8,9 @@ import pytest
 from torpor.plugin.api import codec
 from torpor.plugin.api.common import RESTORE_LABEL, RESTORE_UID_ANNOTATION
 from torpor.plugin.api.fields import JsonObject
+from torpor.plugin.api.podrecord import record
 from torpor.plugin.api.v1alpha1 import Checkpoint, Restore
-from torpor.plugin.controller.podtemplate import HelperImage, build, pod_name, record, volume_name
+from torpor.plugin.controller.podtemplate import HelperImage, build, pod_name, volume_name
 
 SOURCE: JsonObject = {
     "metadata": {

@@ -8,6 +8,7 @@ plain, because generated clients can neither apply nor watch custom objects well
 
 import json
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class Client:
 
         self._configuration = configuration
         self._pool: Any = ApiClient(configuration).rest_client.pool_manager
+        if str(configuration.host).startswith("https:"):
+            self._pool.connection_pool_kw["ssl_context"] = _ssl_context(configuration)
         self._base = str(configuration.host).rstrip("/")
         self._user_agent = user_agent
 
@@ -263,6 +266,20 @@ def connect(*, kubeconfig: str = "", context: str = "", user_agent: str = "torpo
         ) from error
     configuration.connection_pool_maxsize = 32
     return Client(configuration, user_agent=user_agent)
+
+
+def _ssl_context(configuration: Any) -> ssl.SSLContext:
+    """TLS that takes the certificate authorities which kubectl takes.
+
+    Python 3.13 asks for extensions that RFC 5280 wants and that many clusters' authorities lack
+    (VERIFY_X509_STRICT: key usage, authority key identifier). The chain is verified all the same.
+    """
+    context: ssl.SSLContext = urllib3.util.ssl_.create_urllib3_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _events(response: Any, subject: str) -> Iterator[JsonObject]:

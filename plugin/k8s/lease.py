@@ -49,6 +49,8 @@ class LeaderElection:
         self._times = times or LeaseTimes()
         self._stopped = threading.Event()
         self._leading = threading.Event()
+        self._reached = threading.Event()
+        self._last_error = ""
         self._seen_version = ""
         self._seen_monotonic_s = 0.0
         self._renewed_monotonic_s = 0.0
@@ -57,6 +59,11 @@ class LeaderElection:
     def leading(self) -> bool:
         """True while we hold the lease."""
         return self._leading.is_set()
+
+    @property
+    def takes_part(self) -> bool:
+        """True once the API server answered about the lease."""
+        return self._reached.is_set()
 
     def stop(self) -> None:
         """Leave the election; a held lease is given back."""
@@ -92,14 +99,20 @@ class LeaderElection:
                 body = {"metadata": {"name": self._name, "namespace": self._namespace}}
                 self._client.create(LEASES, self._namespace, {**body, "spec": spec})
             else:
+                self._reached.set()
                 if not self._may_take(lease):
                     return False
                 self._client.replace(LEASES, self._namespace, self._name, self._renewed(lease))
         except (Conflict, AlreadyExists):
+            self._reached.set()
             return False
         except ApiError as error:
-            log.warning("lease %s: %s", self._name, error)
+            if str(error) != self._last_error:
+                log.warning("lease %s: %s", self._name, error)
+            self._last_error = str(error)
             return False
+        self._last_error = ""
+        self._reached.set()
         self._renewed_monotonic_s = began
         return True
 
