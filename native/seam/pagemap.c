@@ -14,6 +14,11 @@ _Static_assert(sizeof(struct scan_request) == 96, "pm_scan_arg");
 
 #define SCAN _IOWR('f', 16, struct scan_request)
 
+static uint64_t later(uint64_t one, uint64_t other)
+{
+	return one > other ? one : other;
+}
+
 /*
  * Scan from *position to end until the room is full; *position is where to go
  * on.  masks are inverted, required, any_of, returned.  Gives the number of
@@ -44,8 +49,13 @@ int64_t seam_scan_pages(int pagemap_fd, uint64_t *position, uint64_t end, const 
 				continue;
 			return -errno;
 		}
+		/* walk_end is that of an earlier round when the last one came to the end
+		 * (fs/proc/task_mmu.c, do_pagemap_scan, v6.18): only a full room needs it */
+		if ((size_t)got < room - found)
+			*position = end;
+		else
+			*position = later(request.walk_end, ranges[3 * (found + (size_t)got) - 2]);
 		found += (size_t)got;
-		*position = request.walk_end;
 	}
 	return (int64_t)found;
 }

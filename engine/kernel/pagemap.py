@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of a task hold something of its own: PAGEMAP_SCAN (Linux 6.7).
+
+Facts: pages that are swapped out or present, and neither a file's nor the zero page, are the
+task's own. Of a shared mapping every page that is there counts, because the file is the
+memory itself. Guard pages (MADV_GUARD_INSTALL, Linux 6.13) look swapped out; they have a
+category of their own since 6.15. Page frame numbers are not used.
+Source: Documentation/admin-guide/mm/pagemap.rst (v6.18).
+"""
+
+import errno
+import os
+from array import array
+from enum import IntFlag
+from functools import cache
+
+from torpor.engine import native
+from torpor.engine.errors import Denied, KernelError, Unavailable, Vanished
+
+PAGE_SIZE = 4096
+
+
+class Page(IntFlag):
+    """Categories of a page."""
+
+    WP_ALLOWED = 1
+    WRITTEN = 2
+    FILE = 4
+    PRESENT = 8
+    SWAPPED = 16
+    PFN_ZERO = 32
+    HUGE = 64
+    SOFT_DIRTY = 128
+    GUARD = 256
+
+
+WP_MATCHING, CHECK_WP_ASYNC = 1, 2
+
+
+def open_pagemap(pid: int) -> int:
+    """A descriptor of /proc/PID/pagemap."""
+    path = f"/proc/{pid}/pagemap"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
+    except PermissionError:
+        raise Denied(
+            f"{path} may not be read",
+            remedy="run as the owner of the task, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+        ) from None
+
+
+def private_runs(fd: int, start: int, end: int) -> "array[int]":
+    """(address, length) pairs of a private mapping's own pages."""
+    absent = Page.FILE | Page.PFN_ZERO | (Page.GUARD if knows_guards() else 0)
+    present = Page.PRESENT | Page.SWAPPED
+    return _pairs(_scan(fd, start, end, inverted=absent, required=absent, any_of=present))
+
+
+def resident_runs(fd: int, start: int, end: int) -> "array[int]":
+    """(address, length) pairs of all pages that are there; for shared memory."""
+    return _pairs(_scan(fd, start, end, any_of=Page.PRESENT | Page.SWAPPED))
+
+
+def guard_runs(fd: int, start: int, end: int) -> "array[int]":
+    """(address, length) pairs of guard pages; empty where the kernel knows none."""
+    if not knows_guards():
+        return array("Q")
+    return _pairs(_scan(fd, start, end, required=Page.GUARD))
+
+
+@cache
+def knows_guards() -> bool:
+    """Whether this kernel tells guard pages apart; asked of our own first page."""
+    fd = open_pagemap(os.getpid())
+    try:
+        _scan(fd, 0, PAGE_SIZE, required=Page.GUARD)
+    except Unavailable:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _scan(
+    fd: int, start: int, end: int, *, inverted: int = 0, required: int = 0, any_of: int = 0
+) -> "array[int]":
+    try:
+        return native.scan_pages(
+            fd,
+            start,
+            end,
+            inverted=inverted,
+            required=required,
+            any_of=any_of,
+            returned=Page.PFN_ZERO,
+        )
+    except KernelError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL):
+            raise Unavailable(
+                "the kernel has no PAGEMAP_SCAN for this",
+                cause=error.cause,
+                remedy="use Linux 6.7 or newer",
+            ) from error
+        raise
+
+
+def _pairs(triples: "array[int]") -> "array[int]":
+    """Drop the category, join what only differs in it."""
+    pairs = array("Q")
+    for i in range(0, len(triples), 3):
+        start, end = triples[i], triples[i + 1]
+        if pairs and pairs[-2] + pairs[-1] == start:
+            pairs[-1] += end - start
+        else:
+            pairs.extend((start, end - start))
+    return pairs

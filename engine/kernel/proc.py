@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/proc: thin readers, and one parser for each text. Knows formats, decides nothing.
+
+Parsers take text and tolerate fields that a kernel between 5.10 and 6.18 lacks: numbers
+that are not there are 0, flags and lists are empty. Names are decoded with surrogateescape.
+Source: proc_pid_*(5), Documentation/filesystems/proc.rst (v6.18).
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from torpor.engine.errors import Denied, KernelError, Vanished
+
+RLIM_INFINITY = (1 << 64) - 1
+DELETED = " (deleted)"
+RLIMIT_NAMES = {
+    "Max cpu time": 0, "Max file size": 1, "Max data size": 2, "Max stack size": 3,
+    "Max core file size": 4, "Max resident set": 5, "Max processes": 6, "Max open files": 7,
+    "Max locked memory": 8, "Max address space": 9, "Max file locks": 10,
+    "Max pending signals": 11, "Max msgqueue size": 12, "Max nice priority": 13,
+    "Max realtime priority": 14, "Max realtime timeout": 15,
+}  # fmt: skip
+
+_MAPS_LINE = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
+)
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+# ---- reading
+
+
+def read_bytes(pid: int | str, name: str) -> bytes:
+    """/proc/PID/NAME whole. Raises Vanished, Denied, KernelError."""
+    path = f"/proc/{pid}/{name}"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except (FileNotFoundError, ProcessLookupError):
+        raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
+    except PermissionError as error:
+        raise _denied(path, error) from None
+    except OSError as error:
+        raise _failed("read", path, error) from None
+
+
+def read_text(pid: int | str, name: str) -> str:
+    """As `read_bytes`, decoded."""
+    return read_bytes(pid, name).decode("utf-8", "surrogateescape")
+
+
+def read_link(pid: int | str, name: str) -> str:
+    """Text of the link /proc/PID/NAME."""
+    path = f"/proc/{pid}/{name}"
+    try:
+        return os.readlink(path)
+    except (FileNotFoundError, ProcessLookupError):
+        raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
+    except PermissionError as error:
+        raise _denied(path, error) from None
+    except OSError as error:
+        raise _failed("readlink", path, error) from None
+
+
+def list_numbers(pid: int | str, name: str) -> list[int]:
+    """Entries of a directory under /proc/PID (fd, task) as sorted numbers."""
+    path = f"/proc/{pid}/{name}"
+    try:
+        return sorted(int(entry) for entry in os.listdir(path))
+    except (FileNotFoundError, ProcessLookupError):
+        raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
+    except PermissionError as error:
+        raise _denied(path, error) from None
+
+
+def threads(pid: int) -> list[int]:
+    """Thread ids of a process, as seen from here."""
+    return list_numbers(pid, "task")
+
+
+def children(pid: int) -> list[int]:
+    """Children of all threads of a process. A stopped tree's list is exact (proc_pid_task(5))."""
+    found: list[int] = []
+    for tid in threads(pid):
+        try:
+            found += (int(word) for word in read_text(pid, f"task/{tid}/children").split())
+        except Vanished:  # a thread that ended; its children are its siblings' now
+            continue
+    return sorted(found)
+
+
+def _denied(path: str, error: OSError) -> Denied:
+    return Denied(
+        f"{path} may not be read",
+        cause=os.strerror(error.errno or 0),
+        remedy="run with CAP_SYS_PTRACE (and CAP_DAC_READ_SEARCH for another user's task)",
+    )
+
+
+def _failed(call: str, path: str, error: OSError) -> KernelError:
+    return KernelError(f"{call} failed", errno=error.errno or 0, subject=path)
+
+
+# ---- stat and status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stat:
+    """/proc/PID/stat: what is used of it, under proc_pid_stat(5)'s names."""
+
+    pid: int
+    comm: str
+    state: str
+    ppid: int
+    pgrp: int
+    session: int
+    tty_nr: int
+    tpgid: int
+    flags: int
+    priority: int
+    nice: int
+    num_threads: int
+    starttime: int
+    startcode: int
+    endcode: int
+    startstack: int
+    exit_signal: int
+    rt_priority: int
+    policy: int
+    start_data: int
+    end_data: int
+    start_brk: int
+    arg_start: int
+    arg_end: int
+    env_start: int
+    env_end: int
+    exit_code: int
+
+
+_STAT_FIELDS = {
+    "ppid": 4, "pgrp": 5, "session": 6, "tty_nr": 7, "tpgid": 8, "flags": 9, "priority": 18,
+    "nice": 19, "num_threads": 20, "starttime": 22, "startcode": 26, "endcode": 27,
+    "startstack": 28, "exit_signal": 38, "rt_priority": 40, "policy": 41, "start_data": 45,
+    "end_data": 46, "start_brk": 47, "arg_start": 48, "arg_end": 49, "env_start": 50,
+    "env_end": 51, "exit_code": 52,
+}  # fmt: skip
+
+
+def parse_stat(text: str) -> Stat:
+    """/proc/PID/stat. The name may hold anything, a bracket too."""
+    head, _, tail = text.rpartition(")")
+    pid, _, comm = head.partition("(")
+    words = tail.split()
+    numbers = {
+        name: int(words[index - 3]) if index - 3 < len(words) else 0
+        for name, index in _STAT_FIELDS.items()
+    }
+    return Stat(pid=int(pid), comm=comm, state=words[0], **numbers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """/proc/PID/status. ``raw`` has every line by its name; masks are numbers."""
+
+    raw: dict[str, str]
+    name: str
+    state: str
+    umask: int | None
+    """None for a kernel thread or a zombie."""
+    tgid: int
+    pid: int
+    ppid: int
+    tracer_pid: int
+    uid: tuple[int, ...]
+    """Real, effective, saved, file system."""
+    gid: tuple[int, ...]
+    groups: tuple[int, ...]
+    ns_tgid: tuple[int, ...]
+    """Ids from the reader's pid namespace to the task's own, which is last."""
+    ns_pid: tuple[int, ...]
+    ns_pgid: tuple[int, ...]
+    ns_sid: tuple[int, ...]
+    threads: int
+    sig_pnd: int
+    shd_pnd: int
+    sig_blk: int
+    sig_ign: int
+    sig_cgt: int
+    cap_inh: int
+    cap_prm: int
+    cap_eff: int
+    cap_bnd: int
+    cap_amb: int
+    no_new_privs: int
+    seccomp: int
+    """0 off, 1 strict, 2 filters."""
+    seccomp_filters: int
+    thp_enabled: bool
+    shadow_stack: bool
+
+
+def parse_status(text: str) -> Status:
+    """/proc/PID/status."""
+    raw = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        raw[name] = value.strip()
+
+    def number(name: str, base: int = 10) -> int:
+        return int(raw.get(name) or "0", base)
+
+    def numbers(name: str) -> tuple[int, ...]:
+        return tuple(int(word) for word in raw.get(name, "").split())
+
+    return Status(
+        raw=raw,
+        name=raw.get("Name", ""),
+        state=raw.get("State", "")[:1],
+        umask=int(raw["Umask"], 8) if "Umask" in raw else None,
+        tgid=number("Tgid"),
+        pid=number("Pid"),
+        ppid=number("PPid"),
+        tracer_pid=number("TracerPid"),
+        uid=numbers("Uid"),
+        gid=numbers("Gid"),
+        groups=numbers("Groups"),
+        ns_tgid=numbers("NStgid"),
+        ns_pid=numbers("NSpid"),
+        ns_pgid=numbers("NSpgid"),
+        ns_sid=numbers("NSsid"),
+        threads=number("Threads"),
+        sig_pnd=number("SigPnd", 16),
+        shd_pnd=number("ShdPnd", 16),
+        sig_blk=number("SigBlk", 16),
+        sig_ign=number("SigIgn", 16),
+        sig_cgt=number("SigCgt", 16),
+        cap_inh=number("CapInh", 16),
+        cap_prm=number("CapPrm", 16),
+        cap_eff=number("CapEff", 16),
+        cap_bnd=number("CapBnd", 16),
+        cap_amb=number("CapAmb", 16),
+        no_new_privs=number("NoNewPrivs"),
+        seccomp=number("Seccomp"),
+        seccomp_filters=number("Seccomp_filters"),
+        thp_enabled=raw.get("THP_enabled", "1") == "1",
+        shadow_stack="shstk" in raw.get("x86_Thread_features", "").split(),
+    )
+
+
+# ---- maps and smaps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vma:
+    """A mapping. The fields from ``vm_flags`` on come from smaps and are empty from maps."""
+
+    start: int
+    end: int
+    prot: str
+    """`rwxp` or `rwxs`, a dash for what is missing."""
+    offset: int
+    dev_major: int
+    dev_minor: int
+    inode: int
+    name: str
+    """Path, `[heap]`, `[anon:...]` or empty; a removed file's ends in ` (deleted)`."""
+    vm_flags: frozenset[str] = frozenset()
+    sizes_kb: dict[str, int] = field(default_factory=dict)
+    """All lines in kB by name: Rss, Anonymous, Swap, ..."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+    @property
+    def shared(self) -> bool:
+        """MAP_SHARED."""
+        return self.prot[3] == "s"
+
+    @property
+    def deleted(self) -> bool:
+        """The file has no name any more."""
+        return self.inode != 0 and self.name.endswith(DELETED)
+
+    @property
+    def anonymous_kb(self) -> int:
+        """Private pages that are no file's."""
+        return self.sizes_kb.get("Anonymous", 0)
+
+    @property
+    def swap_kb(self) -> int:
+        """Swapped out."""
+        return self.sizes_kb.get("Swap", 0)
+
+    @property
+    def rss_kb(self) -> int:
+        """Resident."""
+        return self.sizes_kb.get("Rss", 0)
+
+
+def parse_maps(text: str) -> list[Vma]:
+    """/proc/PID/maps."""
+    return [_vma(match) for match in map(_MAPS_LINE.fullmatch, text.split("\n")) if match]
+
+
+def parse_smaps(text: str) -> list[Vma]:
+    """/proc/PID/smaps: maps with the lines that follow each mapping."""
+    found: list[Vma] = []
+    sizes: dict[str, int] = {}
+    for line in text.split("\n"):
+        match = _MAPS_LINE.fullmatch(line)
+        if match:
+            sizes = {}
+            found.append(replace(_vma(match), sizes_kb=sizes))
+            continue
+        name, _, value = line.partition(":")
+        if name == "VmFlags":
+            found[-1] = replace(found[-1], vm_flags=frozenset(value.split()))
+        elif value.endswith(" kB"):
+            sizes[name] = int(value[:-3])
+    return found
+
+
+def _vma(match: "re.Match[str]") -> Vma:
+    start, end, prot, offset, major, minor, inode, name = match.groups()
+    return Vma(
+        start=int(start, 16),
+        end=int(end, 16),
+        prot=prot,
+        offset=int(offset, 16),
+        dev_major=int(major, 16),
+        dev_minor=int(minor, 16),
+        inode=int(inode),
+        name=name.replace("\\012", "\n"),
+    )
+
+
+# ---- limits, timers, cgroup, mountinfo, fdinfo
+
+
+def parse_limits(text: str) -> list[tuple[int, int]]:
+    """/proc/PID/limits: (soft, hard) of the 16 limits, by their RLIMIT_ number."""
+    found = [(RLIM_INFINITY, RLIM_INFINITY)] * len(RLIMIT_NAMES)
+    for line in text.splitlines():
+        name = line[:25].strip()
+        if name in RLIMIT_NAMES:
+            soft, hard = line[25:].split()[:2]
+            found[RLIMIT_NAMES[name]] = (_limit(soft), _limit(hard))
+    return found
+
+
+def _limit(word: str) -> int:
+    return RLIM_INFINITY if word == "unlimited" else int(word)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerInfo:
+    """A POSIX timer in /proc/PID/timers."""
+
+    timer_id: int
+    signal: int
+    value: int
+    """sigev_value as the text has it, a pointer-sized number."""
+    notify: str
+    """`signal` or `none` (`thread` means SIGEV_THREAD)."""
+    notify_tid: int
+    """Thread of SIGEV_THREAD_ID as seen from here, else 0."""
+    clock_id: int
+
+
+def parse_timers(text: str) -> list[TimerInfo]:
+    """/proc/PID/timers."""
+    return [
+        _timer(block) for block in re.split(r"^(?=ID: )", text, flags=re.MULTILINE) if block.strip()
+    ]
+
+
+def _timer(block: str) -> TimerInfo:
+    lines = {name: value.strip() for name, _, value in (x.partition(":") for x in block.split("\n"))}
+    number, _, value = lines["signal"].partition("/")
+    notify, _, target = lines["notify"].partition("/")
+    kind, _, target_id = target.partition(".")
+    return TimerInfo(
+        timer_id=int(lines["ID"]),
+        signal=int(number),
+        value=int(value, 16),
+        notify=notify,
+        notify_tid=int(target_id) if kind == "tid" else 0,
+        clock_id=int(lines["ClockID"]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupEntry:
+    """A line of /proc/PID/cgroup. ``controllers`` is empty for version 2 (hierarchy 0)."""
+
+    hierarchy: int
+    controllers: tuple[str, ...]
+    path: str
+
+
+def parse_cgroup(text: str) -> list[CgroupEntry]:
+    """/proc/PID/cgroup."""
+    found = []
+    for line in text.splitlines():
+        number, names, path = line.split(":", 2)
+        controllers = tuple(names.split(",")) if names else ()
+        found.append(CgroupEntry(hierarchy=int(number), controllers=controllers, path=path))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A line of /proc/PID/mountinfo."""
+
+    mount_id: int
+    parent_id: int
+    dev_major: int
+    dev_minor: int
+    root: str
+    mount_point: str
+    options: tuple[str, ...]
+    shared: int
+    """Peer group id, 0 when the mount is not shared."""
+    master: int
+    propagate_from: int
+    unbindable: bool
+    fs_type: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """/proc/PID/mountinfo."""
+    return [_mount(line) for line in text.split("\n") if line]
+
+
+def _mount(line: str) -> Mount:
+    words = line.split(" ")
+    dash = words.index("-", 6)
+    tags = dict(tag.partition(":")[::2] for tag in words[6:dash])
+    major, _, minor = words[2].partition(":")
+    return Mount(
+        mount_id=int(words[0]),
+        parent_id=int(words[1]),
+        dev_major=int(major),
+        dev_minor=int(minor),
+        root=unescape(words[3]),
+        mount_point=unescape(words[4]),
+        options=tuple(words[5].split(",")),
+        shared=int(tags.get("shared", 0)),
+        master=int(tags.get("master", 0)),
+        propagate_from=int(tags.get("propagate_from", 0)),
+        unbindable="unbindable" in tags,
+        fs_type=unescape(words[dash + 1]),
+        source=unescape(words[dash + 2]),
+        super_options=tuple(words[dash + 3].split(",")),
+    )
+
+
+def unescape(text: str) -> str:
+    """Undo the kernel's octal escapes (blank, tab, newline, backslash, #)."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdinfoHead:
+    """The lines that every /proc/PID/fdinfo/N has; ``rest`` are the others."""
+
+    pos: int
+    flags: int
+    mnt_id: int
+    ino: int
+    """0 before Linux 5.14."""
+    rest: tuple[str, ...]
+
+
+def parse_fdinfo_head(text: str) -> FdinfoHead:
+    """/proc/PID/fdinfo/N. ``flags`` is octal there and has O_CLOEXEC."""
+    head = {"pos": 0, "flags": 0, "mnt_id": 0, "ino": 0}
+    rest = []
+    for name, value, line in _named_lines(text):
+        if name in head and not rest:
+            head[name] = int(value, 8 if name == "flags" else 10)
+        else:
+            rest.append(line)
+    return FdinfoHead(**head, rest=tuple(rest))
+
+
+def _named_lines(text: str) -> Iterator[tuple[str, str, str]]:
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        yield name, value.strip(), line
