@@ -11,48 +11,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.image.progress import Progress
 from native.build import build_programs
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.images.build import archive, name_of
+from tests.e2e.hook.node import NAMESPACE, NODE, wait_for
+from tests.e2e.images.build import name_of
 from torpor.plugin.hook.nri import NriPlugin, NriSettings
 from torpor.plugin.proto import nri_pb2 as pb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
-ROOT = Path(__file__).parents[3]
-DIRECTORY = Path("/var/lib/torpor-hook-cluster")
-NODE = "h"
-NAMESPACE = "hooked"
 HOLD_S = 3.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """One node with the newest containerd."""
-    made = Cluster(DIRECTORY, Progress())
-    made.up({NODE: "sid"}, [archive("distroless", Progress())])
-    for crd in sorted((ROOT / "crds").glob("*.yaml")):
-        made.kubectl("apply", "-f", "-", input=crd.read_text())
-    made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    restricted = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": NAMESPACE,
-            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-        },
-    }
-    made.kubectl("apply", "-f", "-", input=json.dumps(restricted))
-    wait_for(lambda: made.kubectl("get", "sa", "-n", NAMESPACE, "-o", "name"))
-    yield made
-    made.down()
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +71,6 @@ class StopWatcher(NriPlugin):
 
     def on_stopped(self, pod: pb.PodSandbox, container: pb.Container) -> None:
         self.alive[pod.name] = tasks_of(container.id)
-
-
-def wait_for(what: Callable[[], Any], timeout_s: float = 60) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {timeout_s} s")
 
 
 def tasks_of(container_id: str) -> list[int]:
