@@ -196,8 +196,7 @@ def restore(kinds, images, me):
     keep = [int(f) for f in os.listdir("/proc/self/fd") if not SERVICE <= int(f) < 900]
     run(table.placement(placements[me], context, keep=keep))
     for kind in kinds:
-        for late in kind.late(states[kind.name], context):
-            run([late.op])
+        run([late.op for late in kind.late(states[kind.name], context)])
     run([late.op for late in table.late_locks(table.decode_locks(images))])
 
 

@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import select
 import signal
 import struct
 import sys
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import inprocess
 from inprocess import forked, round_trip
 
-from torpor.engine.files import device, eventfd, pipe, regular, signalfd, timerfd
+from torpor.engine.files import device, epoll, eventfd, pipe, regular, signalfd, timerfd
 from torpor.engine.kind import DumpContext
 
 
@@ -234,5 +235,38 @@ def test_devices_and_signal_owner():
         os.write(write, b"x")
         assert got
         assert len(os.read(random, 8)) == 8
+
+    forked(body)
+
+
+def test_epoll():
+    def body():
+        read, write = os.pipe()
+        inner, outer = select.epoll(), select.epoll()
+        inner.register(read, select.EPOLLIN | select.EPOLLET)
+        outer.register(inner.fileno(), select.EPOLLIN)
+        outer.register(write, select.EPOLLOUT)
+        moved = os.dup(read)
+        outer.register(moved, select.EPOLLPRI)
+        lent = os.dup(moved)  # the number of `moved` goes, its watch stays
+        os.close(moved)
+        os.eventfd(0)  # at that number now
+        assert os.readlink(f"/proc/self/fd/{moved}") == "anon_inode:[eventfd]"
+        fds = [read, write, inner.fileno(), outer.fileno(), lent, moved]
+        os.set_inheritable(moved, True)
+        kinds = [pipe.KIND, eventfd.KIND, epoll.KIND]
+
+        def watches(shown, one):
+            return sorted(line.split(" ino:")[0] for line in shown[one.fileno()]["info"])
+
+        before, after, _ = round_trip(kinds, fds)
+        for one in (inner, outer):
+            assert watches(before, one) == watches(after, one)
+        assert len(watches(after, outer)) == 3
+        assert os.readlink(f"/proc/self/fd/{moved}") == "anon_inode:[eventfd]"
+        assert os.get_inheritable(moved)
+        assert outer.poll(0) == [(write, select.EPOLLOUT)]
+        os.write(write, b"x")
+        assert inner.fileno() in dict(outer.poll(0))
 
     forked(body)
