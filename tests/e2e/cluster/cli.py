@@ -3,10 +3,11 @@
 
 import argparse
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from deploy.image.process import BuildError
 from deploy.image.progress import Progress
@@ -17,6 +18,7 @@ from tests.e2e.cluster.node import ENVIRONMENT
 DESCRIPTION = """A real Kubernetes cluster on this machine: a control plane and nodes, each in
 namespaces of its own. Nothing of the machine changes but /var/lib/torpor-cluster and control
 groups named torpor-*; `down` removes both."""
+INTERRUPTED = 130
 USAGE = """\
 The cluster is up. Commands (prefix: {tool}):
   kubectl get pods -A        kubectl as administrator
@@ -44,9 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None
         return 0
-    except KeyboardInterrupt:
-        print("cluster: interrupted; `down` removes what is there", file=sys.stderr)
-        return 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _up(cluster: Cluster, options: argparse.Namespace) -> None:
+    signal.signal(signal.SIGINT, _interrupted)
     if unknown := set(options.node_root) - set(options.nodes):
         raise BuildError(f"--node-root names {', '.join(sorted(unknown))}, which --nodes does not")
     releases = {name: options.node_root.get(name, "trixie") for name in options.nodes}
@@ -107,18 +107,18 @@ def _status(cluster: Cluster, _: argparse.Namespace) -> int:
     return 0
 
 
-def _client(cluster: Cluster, options: argparse.Namespace) -> int:
+def _client(cluster: Cluster, options: argparse.Namespace) -> NoReturn:
     program = [] if options.verb == "lan" else [options.verb]
     command = cluster.lan_command([*program, *(options.argv or ["bash"] * (not program))])
-    return _call(command, cluster.client_environment())
+    _become(command, cluster.client_environment())
 
 
-def _inside(cluster: Cluster, options: argparse.Namespace) -> int:
+def _inside(cluster: Cluster, options: argparse.Namespace) -> NoReturn:
     argv = options.argv or ["bash"]
     if len(argv) == 1:
         argv = ["bash", "-c", argv[0]]
     terminal = {"TERM": os.environ.get("TERM", "dumb")}
-    return _call(cluster.node(options.node).enter(argv), {**ENVIRONMENT, **terminal})
+    _become(cluster.node(options.node).enter(argv), {**ENVIRONMENT, **terminal})
 
 
 def _kill(cluster: Cluster, options: argparse.Namespace) -> None:
@@ -147,8 +147,15 @@ VERBS = {
 }
 
 
-def _call(command: list[str], env: dict[str, str]) -> int:
-    return subprocess.call(command, env=env)
+def _become(command: list[str], env: dict[str, str]) -> NoReturn:
+    """Replaces this program by the command, which so gets the terminal and its signals."""
+    os.execvpe(command[0], command, env)
+
+
+def _interrupted(*_: object) -> NoReturn:
+    """Ends at once: what is being built ends with us, and nothing waits for it."""
+    print("cluster: interrupted; `down` removes what is there", file=sys.stderr)
+    os._exit(INTERRUPTED)
 
 
 def _archives(names: Sequence[str]) -> list[Path]:
