@@ -224,6 +224,15 @@ class LiveFd:
 
         A relative one is taken from the task's working directory.
         """
+        status = self._path_status(path)
+        return None if status is None else (status.st_dev, status.st_ino)
+
+    def path_perms(self, path: str) -> tuple[int, int, int] | None:
+        """Mode (permission bits), uid and gid of a path, as `path_stat` finds it."""
+        status = self._path_status(path)
+        return None if status is None else (status.st_mode & 0o7777, status.st_uid, status.st_gid)
+
+    def _path_status(self, path: str) -> os.stat_result | None:
         try:
             fd = self.open_path(path, os.O_PATH | os.O_NOFOLLOW)
         except OSError as error:
@@ -231,10 +240,9 @@ class LiveFd:
                 return None
             raise _from_os(error, self.subject, path) from error
         try:
-            status = os.fstat(fd)
+            return os.fstat(fd)
         finally:
             os.close(fd)
-        return status.st_dev, status.st_ino
 
     def open_path(self, path: str, flags: int) -> int:
         """A descriptor of ours for a path inside the task's root. Raises OSError."""
