@@ -25,7 +25,7 @@ COPY tools /src/tools
 COPY engine /src/engine
 COPY plugin /src/plugin
 WORKDIR /src
-RUN /opt/build/bin/pip wheel -q --no-build-isolation --no-deps --wheel-dir /src/dist /src && /opt/build/bin/pip --python /opt/torpor/bin/python install -q --no-compile --no-deps /src/dist/torpor-*.whl && /opt/torpor/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/torpor/lib
+RUN /opt/build/bin/pip wheel -q --no-build-isolation --no-deps --wheel-dir /src/dist /src && /opt/build/bin/pip --python /opt/torpor/bin/python install -q --no-compile --no-deps /src/dist/torpor-*.whl && /opt/torpor/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/torpor/lib && ln -s -t /opt/torpor/bin /opt/torpor/lib/python3*/site-packages/torpor/engine/blobs/torpor-*
 
 FROM python
 LABEL org.opencontainers.image.title=torpor org.opencontainers.image.licenses=Apache-2.0
