@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hook as a program of its own, for nodes whose agent does not serve it.
 
-    python -m torpor.plugin.hook.main --client PROGRAM [--directory D] [--nri-socket S]
+    python -m torpor.plugin.hook.main [--directory D] [--nri-socket S] [--client PROGRAM]
 
 The API server is found as kubectl finds it, or as a pod does; NODE_NAME names the node.
 """
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torpor.plugin.hook.backend import ApiBackend
-from torpor.plugin.hook.nri import NriPlugin, NriSettings
-from torpor.plugin.hook.server import GRPC_SOCKET, HOOK_DIRECTORY, HookServer, install_client
+from torpor.plugin.hook.run import HookSettings, running
+from torpor.plugin.hook.server import HOOK_DIRECTORY
 from torpor.plugin.k8s.client import connect
 
 
@@ -27,28 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    install_client(options.client, options.directory)
+    settings = HookSettings(
+        directory=options.directory,
+        node_directory=options.node_directory,
+        nri_socket=options.nri_socket,
+        client=options.client,
+    )
     backend = ApiBackend(connect(user_agent="torpor-hook"), options.node)
-    with HookServer(options.directory / GRPC_SOCKET, backend):
-        plugin = None
-        if options.nri_socket is not None:
-            plugin = NriPlugin(
-                NriSettings(
-                    socket=options.nri_socket,
-                    directory=options.directory,
-                    node_directory=options.node_directory,
-                )
-            )
-            plugin.start()
+    with running(settings, backend):
         ended.wait()
-        if plugin is not None:
-            plugin.stop()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torpor-hook-server")
-    parser.add_argument("--client", type=Path, required=True, help="the static client to install")
+    parser.add_argument("--client", type=Path, default=None, help="the static client to install")
     parser.add_argument("--directory", type=Path, default=HOOK_DIRECTORY)
     parser.add_argument("--node-directory", default=str(HOOK_DIRECTORY))
     parser.add_argument("--nri-socket", type=Path, default=None)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -20,6 +21,7 @@ from torpor.plugin.hook.backend import ON_STOP_ANNOTATION, ApiBackend
 from torpor.plugin.hook.caller import Caller, Waiting, container_of, identify
 from torpor.plugin.hook.grpcfront import Callers
 from torpor.plugin.hook.packets import PACKET_LIMIT
+from torpor.plugin.hook.run import running, settings_from
 from torpor.plugin.hook.server import HookServer, install_client
 from torpor.plugin.k8s.fake_api import FakeApi
 from torpor.plugin.k8s.kinds import CHECKPOINTS, PODS
@@ -269,6 +271,21 @@ def test_a_caller_that_has_ended_is_nobody(tmp_path: Path) -> None:
             time.sleep(0.3)
             with connection, pytest.raises(Denied):
                 identify(connection)
+
+
+def test_whole_hook_as_the_agent_starts_it(
+    client: Path, tmp_path: Path, recorder: Recorder
+) -> None:
+    assert settings_from({}) is None
+    directory = tmp_path / "hook"
+    found = settings_from({"TORPOR_HOOK_DIR": str(directory), "TORPOR_NRI_SOCKET": ""})
+    assert found is not None
+    assert found.nri_socket is None
+    absent = tmp_path / "nri.sock"
+    settings = replace(found, client=client, nri_socket=absent)
+    with running(settings, recorder):
+        assert subprocess.run([directory / "torpor-hook", "health"], check=False).returncode == 0
+    assert os.listdir(directory) == ["torpor-hook"]
 
 
 # --- the backend -----------------------------------------------------------------------------
