@@ -14,7 +14,7 @@ Facts:
 - MAP_GROWSDOWN must be given again, or the area is not marked `gd` and does not grow.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -117,6 +117,14 @@ class Area:
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemfdInode:
+    """What images say of a memfd: ``shared_id`` is N of pagemap-shmem-N."""
+
+    name: bytes
+    shared_id: int
+
+
 def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused]]:
     """Every area of smaps, and what cannot be taken."""
     areas, refused = [], []
@@ -210,8 +218,11 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
         entry.fdflags = O_RDWR
 
 
-def decode(entry: Any, path_of: dict[int, str]) -> Area:  # noqa: ANN401
-    """Read a vma_entry; ``path_of`` maps ids of files.img to paths."""
+def decode(entry: Any, path_of: Mapping[int, str], memfds: Mapping[int, MemfdInode]) -> Area:  # noqa: ANN401
+    """Read a vma_entry; ``path_of`` and ``memfds`` map ids of files.img.
+
+    CRIU 4 says of shared anonymous memory that it is a memfd called /dev/zero.
+    """
     backing = Backing.ANON
     for wanted, bit in (
         (Backing.VSYSCALL, VSYSCALL), (Backing.VDSO, VDSO), (Backing.VVAR, VVAR),
@@ -222,11 +233,17 @@ def decode(entry: Any, path_of: dict[int, str]) -> Area:  # noqa: ANN401
             backing = wanted
             break
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
+    shared_id = 0 if named or backing is Backing.ANON or backing in SPECIAL else entry.shmid
+    if backing is Backing.MEMFD and entry.shmid in memfds:
+        inode = memfds[entry.shmid]
+        shared_id = inode.shared_id
+        if inode.name.startswith(b"/dev/zero"):
+            backing = Backing.SHARED
     return Area(
         start=entry.start, end=entry.end, prot=entry.prot, backing=backing,
         offset=entry.pgoff if backing not in (Backing.ANON, *SPECIAL) else 0,
         path=path_of.get(entry.shmid, "") if named else "",
-        shared_id=0 if named or backing is Backing.ANON or backing in SPECIAL else entry.shmid,
+        shared_id=shared_id,
         grows_down=bool(entry.flags & MAP_GROWSDOWN), locked=bool(entry.flags & MAP_LOCKED),
         noreserve=bool(entry.flags & MAP_NORESERVE),
         writable_file=backing is Backing.FILE_SHARED and entry.fdflags & 3 == O_RDWR,

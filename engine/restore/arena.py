@@ -25,6 +25,7 @@ PAGE = 4096
 CODE_BYTES = PAGE
 PARK_BYTES = 64 * PAGE
 STACK_BYTES = 4 * PAGE
+SCRATCH_BYTES = 4 * PAGE
 PROGRAM_BYTES = 1 << 20
 OPS_PER_RUN = 4096
 LOWEST = 0x10000000
@@ -117,6 +118,11 @@ class Arena:
         """Room for the kernel's special areas while the rest is unmapped."""
         return self.base + CODE_BYTES + self.program_bytes
 
+    @property
+    def scratch(self) -> int:
+        """Room for the arguments of a single call, behind any program."""
+        return self.park - SCRATCH_BYTES
+
     def map_into(self, tid: int, syscall_address: int, subject: str) -> None:
         """Map it and write the executor."""
         for start, size, prot in (
@@ -163,7 +169,7 @@ class Arena:
         base = self.base + CODE_BYTES
         encoded = encoder.encode(program, base, tuple(values))
         content = bytearray(encoded.content)
-        if len(content) > self.program_bytes:
+        if len(content) > self.program_bytes - SCRATCH_BYTES:
             raise Refused("an object is too large for the restore program", subject=subject,
                           cause=f"{len(content)} bytes in one operation")
         slots = encoder.slots_of(program, tuple(values))

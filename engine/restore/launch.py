@@ -37,7 +37,7 @@ from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.load import Snapshot, load
 from torpor.engine.restore.spawn import Living
 from torpor.engine.tasks import creds
-from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.attributes import Scheduling, plan_name
 from torpor.engine.tasks.model import STOPPED, Memory, TaskImage, ThreadImage
 
 ALL_SIGNALS = (1 << 64) - 1
@@ -298,7 +298,7 @@ class _Restore:
         flags = spawn.FORK_FLAGS
         if child.files_of == parent.image.pid:
             flags |= spawn.CLONE_FILES
-        pid = spawn.fork(parent.pid, parent.syscall_address, self._scratch(parent), child.pid,
+        pid = spawn.fork(parent.pid, parent.syscall_address, parent.arena.scratch, child.pid,
                          flags, self.choose)
         task = Living(image=child, pid=pid, arena=parent.arena,
                       syscall_address=parent.syscall_address)
@@ -312,12 +312,9 @@ class _Restore:
         if child.memory.exe == parent.image.memory.exe:
             self._lay_out_forked(task, parent)
         else:
-            self._execute(task, self._scratch(task) + SCRATCH_BELOW_STACK)
+            self._execute(task, task.arena.scratch + SCRATCH_BELOW_STACK)
             self._lay_out_executed(task)
         self._fork_children(task, sid)
-
-    def _scratch(self, task: Living) -> int:
-        return task.arena.park
 
     def _groups(self) -> None:
         """Process groups: leaders first, then members, then groups of ended leaders."""
@@ -339,7 +336,7 @@ class _Restore:
 
     def _group_of_ended(self, group: int, members: list[TaskImage]) -> None:
         first = self.living[members[0].pid]
-        helper = spawn.fork(first.pid, first.syscall_address, self._scratch(first), group,
+        helper = spawn.fork(first.pid, first.syscall_address, first.arena.scratch, group,
                             spawn.FORK_FLAGS, self.choose)
         native.set_sigmask(helper, ALL_SIGNALS)
         first.arena.call(helper, "setpgid", 0, 0)
@@ -353,6 +350,9 @@ class _Restore:
     def _zombies(self) -> None:
         for task in [self.living[t.pid] for t in self.tree.tasks if t.zombie]:
             parent = self.living[task.image.ppid]
+            native.set_sigmask(task.pid, ALL_SIGNALS)
+            parent.arena.run(task.pid, Program("name", plan_name(task.image.comm)),
+                             task.image.subject)
             spawn.become_zombie(task.pid, parent.syscall_address, task.image.exit_code)
             del self.living[task.image.pid]
             parent.arena.run(parent.pid, Program("signals", [build.drain_child_signals()]),
@@ -381,7 +381,7 @@ class _Restore:
         program = build.task_program(image, memory, task.opened)
         task.arena.run(task.pid, program, image.subject)
         for thread in image.threads[1:]:
-            tid = spawn.fork(task.pid, task.syscall_address, self._scratch(task), thread.tid,
+            tid = spawn.fork(task.pid, task.syscall_address, task.arena.scratch, thread.tid,
                              spawn.CLONE_THREAD_FLAGS, self.choose)
             native.set_sigmask(tid, ALL_SIGNALS)
             task.tids[thread.tid] = tid

@@ -25,7 +25,7 @@ def create(root: Living, source: ImageSource) -> None:
 
 
 def _create_one(root: Living, segment: Segment) -> None:
-    arena, room = root.arena, root.arena.park
+    arena, room = root.arena, root.arena.scratch
     if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
         return
     got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes,

@@ -16,7 +16,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import FileId, ImageSink, ImageSource
 from torpor.engine.memory import areas
-from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.memory.areas import Area, Backing, MemfdInode
 from torpor.engine.tasks import creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.model import DEAD, Memory, TaskImage, ThreadImage, Tree
@@ -217,7 +217,7 @@ def decode_tree(
         int(number): message.name.decode("utf-8", "surrogateescape")
         for number, message in images.files("REG")
     }
-    filters = _read_filters(images)
+    filters, memfds = _read_filters(images), _read_memfds(images)
     tasks, tables = [], {}
     known: set[int] = set()
     for entry, _ in images.entries("pstree"):
@@ -225,7 +225,7 @@ def decode_tree(
             raise BadImage("a task appears twice or before its parent",
                            subject=f"pstree.img, task {entry.pid}")
         known.add(entry.pid)
-        reader = _TaskReader(images, entry, path_of, filters, components, template)
+        reader = _TaskReader(images, entry, path_of, memfds, filters, components, template)
         tasks.append(reader.task())
         if reader.files_id is not None:
             tables[entry.pid] = reader.files_id
@@ -255,16 +255,25 @@ def _read_filters(images: ImageSource) -> list[tuple[Filter, int | None]]:
     return []
 
 
+def _read_memfds(images: ImageSource) -> dict[int, MemfdInode]:
+    inodes = {
+        message.inode_id: MemfdInode(name=message.name, shared_id=message.shmid)
+        for message, _ in images.entries("memfd")
+    }
+    return {int(number): inodes[message.inode_id] for number, message in images.files("MEMFD")
+            if message.inode_id in inodes}
+
+
 class _TaskReader:
     """Reads the files of one task."""
 
     def __init__(
         self, images: ImageSource, entry: Any, path_of: dict[int, str],  # noqa: ANN401
-        filters: list[tuple[Filter, int | None]], components: tuple[Component, ...],
+        memfds: Mapping[int, MemfdInode], filters: list[tuple[Filter, int | None]], components: tuple[Component, ...],
         template: bytes,
     ) -> None:
         self.images, self.entry, self.path_of, self.filters = images, entry, path_of, filters
-        self.components, self.template = components, template
+        self.components, self.template, self.memfds = components, template, memfds
         self.files_id: int | None = None
 
     def one(self, name: str) -> Any:  # noqa: ANN401
@@ -353,7 +362,7 @@ class _TaskReader:
 
     def memory(self) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")
-        found = [areas.decode(vma, self.path_of) for vma in entry.vmas]
+        found = [areas.decode(vma, self.path_of, self.memfds) for vma in entry.vmas]
         _check_areas(found, f"mm-{self.entry.pid}.img")
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
         return Memory(
