@@ -18,7 +18,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import inprocess
 from inprocess import forked, round_trip
 
-from torpor.engine.files import device, epoll, eventfd, pipe, regular, signalfd, timerfd
+from torpor.engine.files import (
+    device,
+    epoll,
+    eventfd,
+    fifo,
+    inotify,
+    pipe,
+    regular,
+    signalfd,
+    timerfd,
+)
 from torpor.engine.kind import DumpContext
 
 
@@ -262,11 +272,66 @@ def test_epoll():
         before, after, _ = round_trip(kinds, fds)
         for one in (inner, outer):
             assert watches(before, one) == watches(after, one)
-        assert len(watches(after, outer)) == 3
+        assert len([line for line in watches(after, outer) if "tfd" in line]) == 3
         assert os.readlink(f"/proc/self/fd/{moved}") == "anon_inode:[eventfd]"
         assert os.get_inheritable(moved)
         assert outer.poll(0) == [(write, select.EPOLLOUT)]
         os.write(write, b"x")
         assert inner.fileno() in dict(outer.poll(0))
+
+    forked(body)
+
+
+def test_inotify():
+    def body():
+        base = Path(folder())
+        (base / "one").mkdir()
+        (base / "two").touch()
+        fd = inprocess.LIBC.inotify_init1(os.O_CLOEXEC)
+        for i in range(1, 6):
+            assert inprocess.LIBC.inotify_add_watch(fd, str(base / "two").encode(), 2) == i
+            inprocess.LIBC.inotify_rm_watch(fd, i)
+        assert inprocess.LIBC.inotify_add_watch(fd, str(base / "one").encode(), 0x84000FFF) == 6
+        assert inprocess.LIBC.inotify_add_watch(fd, str(base).encode(), 0x200) == 7
+        inprocess.LIBC.inotify_rm_watch(fd, 7)
+        assert inprocess.LIBC.inotify_add_watch(fd, str(base / "two").encode(), 0x4) == 8
+        os.read(fd, 4096)
+        paths = {p.lstat().st_ino: str(p) for p in (base / "one", base / "two", base)}
+        before, after, _ = round_trip([inotify.KIND], [fd], watches=paths)
+        assert before == after
+        os.set_blocking(fd, False)
+        with pytest.raises(BlockingIOError):
+            os.read(fd, 4096)
+        (base / "two").chmod(0o600)
+        assert struct.unpack_from("<ii", os.read(fd, 4096))[0] == 8
+
+    forked(body)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_fifos(is_gone):
+    def body():
+        base = Path(folder())
+        name, quiet = base / "fifo", base / "quiet"
+        os.mkfifo(name, 0o640)
+        os.mkfifo(quiet)
+        both = os.open(name, os.O_RDWR)
+        read = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        write = os.open(name, os.O_WRONLY)
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 18)
+        os.write(write, b"text" * 20000)
+        alone = os.open(quiet, os.O_RDONLY | os.O_NONBLOCK)
+        path = os.open(name, os.O_PATH)
+        if is_gone:
+            os.unlink(name)
+            os.close(path)
+        fds = [both, read, write, alone, *([] if is_gone else [path])]
+        before, after, result = round_trip([regular.KIND, fifo.KIND], fds)
+        assert before == after
+        assert len(result.states["fifo"]) == 4
+        assert fcntl.fcntl(read, fcntl.F_GETPIPE_SZ) == 1 << 18
+        assert os.read(read, 1 << 18) == b"text" * 20000
+        assert os.read(alone, 1) == b""
+        assert sorted(os.listdir(base)) == (["quiet"] if is_gone else ["fifo", "quiet"])
 
     forked(body)
