@@ -54,6 +54,16 @@ class PodView:
         statuses = (self.body.get("status") or {}).get("containerStatuses") or []
         return {str(status["name"]): status for status in statuses}
 
+    @property
+    def has_ended(self) -> bool:
+        """True when every container has ended, at least once."""
+        ended = {
+            name
+            for name, status in self.container_statuses().items()
+            if any("terminated" in (status.get(s) or {}) for s in ("state", "lastState"))
+        }
+        return self.phase in ("Succeeded", "Failed") or ended >= set(self.container_names)
+
     def unschedulable(self) -> str:
         """Why the scheduler found no node; empty when it did or has not looked yet."""
         for entry in (self.body.get("status") or {}).get("conditions") or []:

@@ -32,6 +32,7 @@ POD_FINALIZER = f"{GROUP}/unfinished-pod"
 CHECKPOINT_PATIENCE_S = 30.0
 TIMEOUT_GRACE_S = 10.0
 NODE_LOST_AFTER_S = 30.0
+GIVE_UP_PATIENCE_S = 20.0
 LOOK_AGAIN_S = 5.0
 
 
@@ -69,7 +70,8 @@ def decide(view: RestoreView) -> Actions:
     if over or restore.metadata.deletion_timestamp:
         return _let_go(view, over=over)
     if failure := reported_failure(conditions, (ConditionType.RESTORED,)):
-        return (view.stamp.failed(failure.reason, failure.message), *_release(view))
+        again = Requeue(after_s=LOOK_AGAIN_S)
+        return (view.stamp.failed(failure.reason, failure.message), again)
     if not is_true(conditions, ConditionType.POD_CREATED):
         return _prepare(view)
     return _follow(view)
@@ -215,12 +217,20 @@ def _late(view: RestoreView, pod: PodView) -> Actions:
 
 
 def _let_go(view: RestoreView, *, over: bool) -> Actions:
-    """Over or being deleted: an unfinished pod goes, a finished one stays."""
+    """Over or being deleted: an unfinished pod goes, a finished one stays.
+
+    After a failure the agent lets the placeholders end with a code of their own, which the pod then
+    shows; a pod whose placeholders nobody ended would wait for ever, so it is deleted.
+    """
     if POD_FINALIZER not in view.restore.metadata.finalizers:
         return ()
     pod = view.own_pod
-    if over or pod is None:
+    failed = find(view.restore.status.conditions, ConditionType.FAILED)
+    if pod is None or (over and failed is None) or pod.has_ended:
         return _release(view)
+    since = failed.last_transition_time if failed else None
+    if failed is not None and age_s(since, view.now) < GIVE_UP_PATIENCE_S:
+        return (Requeue(after_s=LOOK_AGAIN_S),)
     return (DeletePod(name=pod.name, uid=pod.uid), *_release(view))
 
 

@@ -376,6 +376,24 @@ def test_failed_restore_never_becomes_a_fresh_start() -> None:
     assert not of_type(actions, CreatePod)
 
 
+FAILED = ("Failed", True, "ImageMismatch")
+HELD = {"finalizers": [restore.POD_FINALIZER]}
+
+
+def test_placeholders_that_gave_up_stay_to_be_seen() -> None:
+    state = {"terminated": {"exitCode": 124}}
+    seen = restored_pod(status={"containerStatuses": [{"name": "c", "state": state}]})
+    view = restore_view(CREATED, ASSIGNED, FAILED, metadata=HELD, pod=seen)
+    assert [type(action) for action in restore.decide(view)] == [SetFinalizer]
+
+
+def test_placeholders_that_nobody_ended_are_deleted() -> None:
+    view = restore_view(CREATED, ASSIGNED, FAILED, metadata=HELD)
+    assert [type(action) for action in restore.decide(view)] == [Requeue]
+    later = replace(view, now=NOW + timedelta(minutes=1))
+    assert [type(action) for action in restore.decide(later)] == [DeletePod, SetFinalizer]
+
+
 def test_ready_when_kubelet_saw_all_containers_started() -> None:
     back = ("Restored", True, "Completed")
     waiting = restored_pod(status={"phase": "Running", "containerStatuses": [{"name": "c"}]})
