@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.image import cache
 from deploy.image.process import BuildError
-from tests.e2e.cluster import teardown
+from tests.e2e.cluster import cgroups, teardown
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.layout import Layout
 
@@ -47,15 +48,16 @@ def cluster():
 
 
 def machine():
-    """What of the machine a cluster might change."""
+    """What of the machine this cluster might change (others may come and go meanwhile)."""
     links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True)
     sysctls = {name: Path("/proc/sys", name) for name in WATCHED}
-    groups = Path("/sys/fs/cgroup")
+    groups, prefix = Path("/sys/fs/cgroup"), Layout(DIRECTORY).prefix
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
     return {
-        "mounts": Path("/proc/self/mounts").read_text(),
+        "mounts": [line for line in mounts if str(DIRECTORY) in line or str(cache.home()) in line],
         "links": [line.split(" mtu ")[0] for line in links.stdout.splitlines()],
         "sysctls": {name: path.read_text() for name, path in sysctls.items() if path.exists()},
-        "groups": sorted(str(path) for path in groups.glob("*/torpor-*")),
+        "groups": sorted(str(path) for path in groups.glob(f"**/{prefix}*")),
         "subtree": [path.read_text() for path in sorted(groups.glob("cgroup.subtree_control"))],
     }
 
@@ -79,6 +81,7 @@ def test_up_power_cut_down(cluster):
     boot = cluster.on("a", "cat /proc/sys/kernel/random/boot_id")
 
     inhabitants = cluster.machine_pids("a")
+    freeze_pods(cluster, "a")  # as a checkpoint does; power cuts do not ask
     cluster.kill_node("a")
     assert inhabitants
     assert not [pid for pid in inhabitants if alive(pid)]
@@ -122,6 +125,20 @@ def test_killed_at_any_moment_down_leaves_nothing():
         subprocess.run([*argv, "down"], check=True, capture_output=True)
         assert not teardown.leftovers(Layout(DIRECTORY))
         assert machine() == before
+
+
+def freeze_pods(cluster, name):
+    """Freezes every pod of the node, by either version of control groups."""
+    values = {"freezer.state": "FROZEN", "cgroup.freeze": "1"}
+    files = [
+        path / "kubepods" / file
+        for path in cgroups.joined(cluster.node(name).group)
+        for file in values
+        if (path / "kubepods" / file).exists()
+    ]
+    assert files
+    for path in files:
+        path.write_text(values[path.name])
 
 
 def alive(pid):
