@@ -170,7 +170,7 @@ def ls(*, all_namespaces: bool, **options: Any) -> None:  # noqa: ANN401 (click)
     if target.output != "text":
         _print_plain(target, {"apiVersion": "v1", "kind": "List", "items": bodies}, bodies)
         return
-    console = Console(soft_wrap=True)
+    console = show.wide_console()
     checkpoints = [codec.decode(Checkpoint, b) for b in bodies if b["kind"] == Checkpoint.KIND]
     restores = [codec.decode(Restore, b) for b in bodies if b["kind"] == Restore.KIND]
     if checkpoints:
@@ -205,9 +205,9 @@ def inspect(name: str, **options: Any) -> None:  # noqa: ANN401 (click)
         if target.output != "text":
             _print_plain(target, body, [body])
         elif kind is CHECKPOINTS:
-            show.print_checkpoint(Console(soft_wrap=True), codec.decode(Checkpoint, body))
+            show.print_checkpoint(show.text_console(), codec.decode(Checkpoint, body))
         else:
-            show.print_restore(Console(soft_wrap=True), codec.decode(Restore, body))
+            show.print_restore(show.text_console(), codec.decode(Restore, body))
         return
     raise NotFound(
         "there is no Checkpoint or Restore of that name",

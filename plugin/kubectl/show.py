@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -15,6 +16,21 @@ from torpor.plugin.api.v1alpha1 import Checkpoint, CheckpointStore, Restore
 Item = Checkpoint | Restore | CheckpointStore
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+WIDE = 240
+"""Columns of an output that is no terminal: nothing is cut in a pipe."""
+
+
+def wide_console() -> Console:
+    """For tables: a line is as long as it needs to be, as with kubectl."""
+    return Console(width=max(WIDE, Console().width), soft_wrap=True)
+
+
+def text_console() -> Console:
+    """For prose: wrapped on a terminal, whole lines in a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE, soft_wrap=True)
 
 
 def format_size(size_bytes: int | None) -> str:
@@ -153,7 +169,7 @@ def _add_timeline(tree: Tree, item: Item) -> None:
         branch.add(
             f"{entry.last_transition_time:%H:%M:%S}  +{after_s}s  "
             f"[{colour}]{entry.type}={entry.status}[/] {entry.reason}"
-            + (f": {entry.message}" if entry.message else "")
+            + (f": {escape(entry.message)}" if entry.message else "")
         )
 
 

@@ -56,7 +56,7 @@ def answer(api: FakeApi, kind: Kind, fields: JsonObject, *conditions: Condition)
     threading.Thread(target=act, daemon=True).start()
 
 
-DONE = condition("Ready", True, "Completed")
+DONE = condition("Ready", True, "Completed", "long " * 20 + "every word [of it] to the end")
 STATUS = {"sizeBytes": 3 * 2**20, "pause": "12ms", "storeName": "default", "nodeName": "a"}
 
 
@@ -129,6 +129,7 @@ def test_ls_and_inspect(api: FakeApi, run: Run, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "web: 4 tasks, 2 KiB memory" in printed
     assert "Ready=True" in printed
+    assert "every word [of it] to the end" in printed, "a pipe gets whole lines"
     assert run("inspect", "ck", "-o", "name") == 0
     assert capsys.readouterr().out == "checkpoint/ck\n"
     assert run("inspect", "absent") != 0
