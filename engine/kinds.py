@@ -7,14 +7,29 @@ Order matters where two could match: special ones come before general ones.
 from collections.abc import Sequence
 from typing import Any
 
-from torpor.engine.files import device, eventfd, pipe, regular, signalfd, timerfd
+from torpor.engine.files import (
+    device,
+    epoll,
+    eventfd,
+    fifo,
+    inotify,
+    pipe,
+    regular,
+    signalfd,
+    timerfd,
+)
 from torpor.engine.kind import FileKind
+from torpor.engine.sockets import unix
 
 FILE_KINDS: Sequence[FileKind[Any]] = (
     eventfd.KIND,
     signalfd.KIND,
     timerfd.KIND,
+    epoll.KIND,
+    inotify.KIND,
     pipe.KIND,
+    fifo.KIND,
+    unix.KIND,
     device.KIND,
     regular.KIND,
 )

@@ -95,7 +95,7 @@ def _links(pid: int) -> dict[str, str]:
 def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
     status = proc.read_text(pid, f"task/{tid}/status")
     comm = proc.read_bytes(pid, f"task/{tid}/comm").rstrip(b"\n")
-    regs, xstate = native.get_regs(tid), native.get_xstate(tid)
+    xstate = native.get_xstate(tid)
     sigmask = native.get_sigmask(tid)
     with Remote.safe(tid, space) as remote:
         at = remote.buffer
@@ -106,6 +106,7 @@ def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
             ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
         ])
         raw = remote.read(at, 48)
+        regs = remote.original
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, 32)
     return ThreadCapture(
         tid=tid, ns_tid=parse_status(status).ns_pid[-1], comm=comm, status=status,

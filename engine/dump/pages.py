@@ -14,11 +14,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torpor.engine.dump.buffers import Capture, Slice
 from torpor.engine.dump.capture import Captured
 from torpor.engine.images.pages import PageRun, write_pagemap
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
-from torpor.engine.kernel.pagemap import Capture
 from torpor.engine.memory.areas import PAGE, Area, Backing
 
 
@@ -30,8 +30,8 @@ class Segment:
     pid: int
     runs: "array[int]"
     shift: int = 0
-    position: int = 0
-    """Where its bytes begin in the capture."""
+    bytes_at: Slice | None = None
+    """Where its bytes are once they were taken."""
 
     @property
     def size_bytes(self) -> int:
@@ -43,7 +43,6 @@ class Segment:
 class PagesTaken:
     """Everything captured of a tree."""
 
-    capture: Capture
     segments: list[Segment] = field(default_factory=list)
 
     @property
@@ -56,7 +55,7 @@ def take(
     captured: Sequence[Captured], areas_of: dict[int, Sequence[Area]], capture: Capture
 ) -> PagesTaken:
     """Scan and copy while the tasks are stopped."""
-    taken = PagesTaken(capture=capture)
+    taken = PagesTaken()
     shared: dict[int, tuple[int, list[Area]]] = {}
     for item in captured:
         found = areas_of.get(item.task.pid)
@@ -76,7 +75,7 @@ def take(
             taken.segments.append(Segment(name=f"pagemap-shmem-{shared_id}", pid=pid, runs=runs,
                                           shift=area.start - area.offset))
     for segment in taken.segments:
-        segment.position = capture.read(segment.pid, segment.runs)
+        segment.bytes_at = capture.read(segment.pid, segment.runs)
     return taken
 
 
@@ -104,8 +103,9 @@ def write(taken: PagesTaken, images: NewImageDirectory) -> int:
         write_pagemap(images, segment.name, number, runs)
         fd = images.create_file(f"pages-{number}")
         try:
-            if segment.size_bytes:
-                taken.capture.write(fd, segment.position, segment.size_bytes)
+            part = segment.bytes_at
+            if part is not None and part.size_bytes:
+                part.buffer.write_file(fd, part.start, part.size_bytes, 0)
         finally:
             os.close(fd)
         written += segment.size_bytes

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torpor.engine.dump import pages
 from torpor.engine.dump.assemble import assemble
+from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_task
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.netns import NetnsSockets
@@ -24,7 +25,6 @@ from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import fdview, proc
-from torpor.engine.kernel.pagemap import Capture
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
@@ -257,7 +257,7 @@ def _stats(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
     count = dump.taken.size_bytes // areas.PAGE
     return DumpStats(
         freezing_s=phase.seconds.get("stop", 0.0), frozen_s=frozen_s,
-        memdump_s=phase.seconds.get("memory", 0.0), memwrite_s=phase.seconds.get("write", 0.0),
+        memory_dump_s=phase.seconds.get("memory", 0.0), memory_write_s=phase.seconds.get("write", 0.0),
         pages_scanned=count, pages_written=count,
     )
 

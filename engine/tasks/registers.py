@@ -60,7 +60,9 @@ class Registers:
 def collect(thread: ThreadCapture) -> Registers:
     """As the image keeps them: an interrupted call is set up to be issued again."""
     regs = Regs.unpack(thread.regs)
-    return Registers(general=restart_registers(regs).pack(), xstate=thread.xstate)
+    pending = any(not thread.sigmask >> (info[0] - 1) & 1 for info in thread.pending)
+    again = restart_registers(regs, signal_pending=pending)
+    return Registers(general=again.pack(), xstate=thread.xstate)
 
 
 def encode(state: Registers, thread_info: Any, components: tuple[Component, ...]) -> None:  # noqa: ANN401
