@@ -112,13 +112,13 @@ def describe_end(status: int) -> str:
     return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
 
 
-def settle(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+def settle(tid: int, *, stopped: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
     """Interrupt a seized task and wait until it stands at its event stop.
 
-    Signals that come first are delivered, as they would have been. For a task that stands
-    at a system call stop, `cont` comes before.
+    Signals that come first are delivered, as they would have been. ``stopped``: it stands
+    at another stop now (that of a system call) and runs nothing of its own on the way.
     """
-    _check(lib.seam_settle(tid, _ns(timeout_s)), "ptrace(INTERRUPT)", tid)
+    _check(lib.seam_settle(tid, stopped, _ns(timeout_s)), "ptrace(INTERRUPT)", tid)
 
 
 def stop_all(

@@ -111,10 +111,13 @@ static int wait_event_stop(int tid, int64_t deadline_ns)
 	}
 }
 
-int seam_settle(int tid, int64_t timeout_ns)
+/* From any stop (stopped) or from running; a stopped task runs nothing on its way. */
+int seam_settle(int tid, int stopped, int64_t timeout_ns)
 {
 	int result = seam_interrupt(tid);
 
+	if (!result && stopped)
+		result = seam_resume(PTRACE_CONT, tid, 0);
 	return result < 0 ? result : wait_event_stop(tid, monotonic_ns() + timeout_ns);
 }
 

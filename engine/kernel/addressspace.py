@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where in a process a borrowed thread can run system calls: gadget, way back, scratch.
+
+See `kernel.remote` for what they are for. Found once for each mm; code is found by content
+and checked again before each use, so a cache entry that is out of date does no harm.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torpor.engine import native
+from torpor.engine.errors import Bug, Error, KernelError, Refused, Vanished
+from torpor.engine.kernel import proc
+from torpor.engine.kernel.arch import x86_64 as arch
+from torpor.engine.kernel.arch.code import POP_RAX_RET, Gadget, find_gadgets
+
+CHUNK = 1 << 20
+OVERLAP = 128
+PAGE = 4096
+CLEARANCE = 2 * PAGE
+"""What must lie between the scratch and the nearest stack pointer (red zone included)."""
+
+_Identity = tuple[int, int, int, int, int]
+_Match = tuple[int, bytes, object]
+_code_cache: dict[tuple[str, _Identity], _Match] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Room at the bottom of the stack."""
+
+    start: int
+    size: int
+
+
+@dataclass(slots=True, kw_only=True)
+class AddressSpace:
+    """One mm: made by `find`, which may be called while the process runs."""
+
+    pid: int
+    gadget: Gadget
+    syscall: int
+    """Address of the gadget."""
+    after_ret: int
+    """Word that follows the chain: where the frame's own return address leads."""
+    chain: bytes
+    """Words below the frame that the gadget's `ret` goes through first; mostly none."""
+    _proof: tuple[tuple[int, bytes], ...]
+    _stack: tuple[int, int]
+    _scratch: Scratch | None = None
+
+    @classmethod
+    def find(cls, pid: int, vmas: Sequence[proc.Vma]) -> "AddressSpace":
+        """Search a process. Raises Refused when it has no usable code or no stack."""
+        status = proc.parse_status(proc.read_text(pid, "status"))
+        if status.shadow_stack:
+            raise Refused(
+                "uses a shadow stack",
+                subject=f"task {pid}",
+                remedy="start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+            )
+        code = [vma for vma in vmas if vma.prot[0] == "r" and vma.prot[2] == "x"]
+        code = [vma for vma in code if vma.name != "[vsyscall]"]
+        at, raw, found = _first(pid, "gadget", sorted(code, key=_vdso_first), _gadget_in)
+        if not isinstance(found, Gadget):
+            raise Bug("a gadget search gave something else")
+        back, proof = _way_back(pid, sorted(code, key=_libc_first), at)
+        stack = next(((v.start, v.end) for v in vmas if v.name == "[stack]"), None)
+        if stack is None:
+            raise Refused(
+                "has no [stack] mapping, so there is no room to work in",
+                subject=f"task {pid}",
+                remedy="keep the initial stack mapped",
+            )
+        return cls(
+            pid=pid,
+            gadget=found,
+            syscall=at,
+            after_ret=back[-1],
+            chain=b"".join(struct.pack("<Q", word) for word in back[:-1]),
+            _proof=((at, raw), *proof),
+            _stack=stack,
+        )
+
+    def verify(self) -> None:
+        """Raise Vanished when the code is not there any more (an exec came in between)."""
+        for address, raw in self._proof:
+            if native.read_memory(self.pid, address, len(raw)) != raw:
+                raise Vanished("has changed its code", subject=f"task {self.pid}")
+
+    def scratch(self, size: int) -> Scratch:
+        """Room of at least ``size`` bytes. All threads must be stopped by us."""
+        if self._scratch is None or self._scratch.size < size:
+            self._scratch = self._place(-(-size // PAGE) * PAGE)
+        return self._scratch
+
+    def forget_scratch(self) -> None:
+        """The process ran: stack pointers may be anywhere when it is stopped again."""
+        self._scratch = None
+
+    def _place(self, size: int) -> Scratch:
+        start, end = self._current_stack()
+        pointers = [sp for sp in self._stack_pointers() if start <= sp < end]
+        lowest = min(pointers, default=0)
+        if pointers and lowest - start < size + CLEARANCE:
+            start = self._grow(start, size + CLEARANCE - (lowest - start))
+        elif not pointers and any(native.read_memory(self.pid, start, size)):
+            raise Refused(
+                "has no thread on its initial stack, and that stack is in use to its end",
+                subject=f"task {self.pid}",
+                remedy="try again",
+            )
+        return Scratch(start, size)
+
+    def _current_stack(self) -> tuple[int, int]:
+        """It may have grown since it was found."""
+        for vma in proc.parse_maps(proc.read_text(self.pid, "maps")):
+            if vma.start < self._stack[1] <= vma.end:
+                return vma.start, vma.end
+        raise Vanished("has no stack any more", subject=f"task {self.pid}")
+
+    def _stack_pointers(self) -> Iterator[int]:
+        for tid in proc.threads(self.pid):
+            try:
+                yield native.get_regs(tid).rsp
+            except Vanished:
+                state = "X"
+                with suppress(Vanished):
+                    state = proc.parse_stat(proc.read_text(self.pid, f"task/{tid}/stat")).state
+                if state not in "ZX":
+                    raise Bug("a thread is not stopped", subject=f"task {tid}") from None
+
+    def _grow(self, start: int, missing: int) -> int:
+        """Let the stack grow down, as a deeper call would have done; returns its new start."""
+        wanted = (start - missing) // PAGE * PAGE
+        with suppress(KernelError):
+            native.write_memory(self.pid, wanted, b"\0")
+        grown = self._current_stack()[0]
+        if grown > wanted:
+            raise Refused(
+                "its stack is used to the end and cannot grow",
+                subject=f"task {self.pid}",
+                remedy="raise its stack limit (ulimit -s)",
+            )
+        return grown
+
+
+def _vdso_first(vma: proc.Vma) -> tuple[bool, bool]:
+    return vma.name != "[vdso]", vma.inode == 0
+
+
+def _libc_first(vma: proc.Vma) -> tuple[bool, int]:
+    base = vma.name.rpartition("/")[2]
+    known = base.startswith(("libc.so", "libc-", "ld-musl", "libpthread"))
+    return not known, vma.size
+
+
+def _way_back(
+    pid: int, code: Sequence[proc.Vma], syscall: int
+) -> tuple[list[int], tuple[tuple[int, bytes], ...]]:
+    """Words that `ret` goes through to rt_sigreturn, and the code that they rely on."""
+    try:
+        at, raw, _ = _first(pid, "sigreturn", code, _sigreturn_in)
+    except Refused:
+        at, raw, _ = _first(pid, "pop rax", code, _pop_rax_in)
+        return [at, arch.NR["rt_sigreturn"], syscall], ((at, raw),)
+    return [at], ((at, raw),)
+
+
+def _first(
+    pid: int, what: str, vmas: Sequence[proc.Vma], search: Callable[[bytes], _Match | None]
+) -> tuple[int, bytes, object]:
+    """(address, bytes, detail) of the first match; read from the process, kept by file."""
+    for vma in vmas:
+        identity = (vma.dev_major, vma.dev_minor, vma.inode, vma.offset, vma.size)
+        known = _code_cache.get((what, identity)) if vma.inode else None
+        if known is None or not _still_there(pid, vma.start + known[0], known[1]):
+            known = _search_vma(pid, vma, search)
+        if known is not None:
+            if vma.inode:
+                _code_cache[what, identity] = known
+            return vma.start + known[0], known[1], known[2]
+    raise Refused(
+        f"has no {what} instructions that could be borrowed",
+        subject=f"task {pid}",
+        remedy="run a program that is linked with a C library or is written in Go",
+    )
+
+
+def _still_there(pid: int, address: int, raw: bytes) -> bool:
+    try:
+        return native.read_memory(pid, address, len(raw)) == raw
+    except Error:
+        return False
+
+
+def _search_vma(
+    pid: int, vma: proc.Vma, search: Callable[[bytes], _Match | None]
+) -> _Match | None:
+    for at in range(vma.start, vma.end, CHUNK):
+        size = min(CHUNK + OVERLAP, vma.end - at)
+        try:
+            found = search(native.read_memory(pid, at, size))
+        except KernelError:  # a part beyond the end of its file
+            continue
+        if found is not None:
+            return at - vma.start + found[0], found[1], found[2]
+    return None
+
+
+def _gadget_in(code: bytes) -> _Match | None:
+    best = min(find_gadgets(code), key=lambda g: len(g.code), default=None)
+    return (best.offset, best.code, best) if best else None
+
+
+def _sigreturn_in(code: bytes) -> _Match | None:
+    for sequence in arch.SIGRETURN_SEQUENCES:
+        at = code.find(sequence)
+        if at >= 0:
+            return at, sequence, None
+    return None
+
+
+def _pop_rax_in(code: bytes) -> _Match | None:
+    at = code.find(POP_RAX_RET)
+    return (at, POP_RAX_RET, None) if at >= 0 else None

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping processes whole, and letting them go as if nothing had been."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from enum import IntEnum, IntFlag
+
+from torpor.engine import native
+from torpor.engine.errors import Timeout, Vanished
+from torpor.engine.kernel import proc
+from torpor.engine.kernel.arch import x86_64 as arch
+
+MOST_ROUNDS = 50
+
+
+class Option(IntFlag):
+    """PTRACE_O_*."""
+
+    TRACESYSGOOD = 1
+    TRACEFORK = 1 << 1
+    TRACEVFORK = 1 << 2
+    TRACECLONE = 1 << 3
+    TRACEEXEC = 1 << 4
+    TRACEVFORKDONE = 1 << 5
+    TRACEEXIT = 1 << 6
+    TRACESECCOMP = 1 << 7
+    EXITKILL = 1 << 20
+    SUSPEND_SECCOMP = 1 << 21
+
+
+class Event(IntEnum):
+    """PTRACE_EVENT_*: upper half of a wait status."""
+
+    NONE = 0
+    FORK = 1
+    VFORK = 2
+    CLONE = 3
+    EXEC = 4
+    VFORK_DONE = 5
+    EXIT = 6
+    SECCOMP = 7
+    STOP = 128
+
+
+def event_of(status: int) -> Event:
+    """The event of a stop's wait status."""
+    return Event(status >> 16)
+
+
+def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[int]:
+    """Stop all threads of a process, those too that come up meanwhile; returns their ids.
+
+    Raises Vanished when no thread is left, Timeout when the list never comes to rest.
+    """
+    stopped: set[int] = set()
+    gone: set[int] = set()
+    for _ in range(MOST_ROUNDS):
+        fresh = [tid for tid in proc.threads(pid) if tid not in stopped | gone]
+        if not fresh:
+            if not stopped:
+                raise Vanished("has no living thread", subject=f"task {pid}")
+            return sorted(stopped)
+        try:
+            vanished = native.stop_all(fresh, options, timeout_s)
+        except BaseException:
+            release_all(stopped)
+            raise
+        gone.update(vanished)
+        stopped.update(set(fresh) - set(vanished))
+    release_all(stopped)
+    raise Timeout("new threads kept coming", subject=f"task {pid}", remedy="freeze its cgroup first")
+
+
+def release(tid: int) -> None:
+    """Detach a task at its event stop; a call that only our stop interrupted happens again.
+
+    The kernel itself restarts most calls. Some give EINTR because the task was stopped
+    (signal(7): epoll_wait, semop, sockets with a timeout, ...): those are issued again here.
+    """
+    regs = native.get_regs(tid)
+    if arch.interrupted_by_stop(regs) and not deliverable_signals(tid):
+        native.set_regs(tid, arch.restart_registers(regs))
+    native.detach(tid)
+
+
+def release_all(tids: Iterable[int]) -> None:
+    """Release every task that still is there."""
+    for tid in tids:
+        with suppress(Vanished):
+            release(tid)
+
+
+def deliverable_signals(tid: int) -> int:
+    """Mask of signals which are pending and not blocked."""
+    status = proc.parse_status(proc.read_text(tid, "status"))
+    return (status.sig_pnd | status.shd_pnd) & ~status.sig_blk

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Borrowed threads: system calls run inside, death of the tracer at any moment."""
+
+import mmap
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from torpor.engine import native
+from torpor.engine.errors import Bug, KernelError, Refused
+from torpor.engine.kernel import proc, ptrace
+from torpor.engine.kernel.remote import AddressSpace, Remote
+
+pytestmark = [pytest.mark.root, pytest.mark.functional]
+
+HERE = Path(__file__).parent / "injection"
+MODES = ["busy", "alarm", "altstack", "sleep", "poll", "epoll", "futex", "read", "threads", "deep"]
+KILLS = 200
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    target = tmp_path_factory.mktemp("injection") / "target"
+    source = str(HERE / "target.c")
+    subprocess.run(
+        ["cc", "-O1", "-Wall", "-Werror", "-pthread", source, "-o", str(target)], check=True
+    )
+    return target
+
+
+class Target:
+    """A running target and its counters."""
+
+    def __init__(self, command, counters):
+        counters.write_bytes(bytes(4096))
+        self.file = counters.open("r+b")
+        self.page = mmap.mmap(self.file.fileno(), 4096)
+        self.process = subprocess.Popen([*command, str(counters)])
+        self.pid = self.process.pid
+        self.wait_rounds(3)
+
+    def values(self):
+        return struct.unpack_from("<4Q", self.page)
+
+    def wait_rounds(self, count):
+        goal = self.values()[0] + count
+        deadline = time.monotonic() + 10
+        while self.values()[0] < goal:
+            assert self.process.poll() is None, f"the target ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, proc.read_text(self.pid, "status")
+            time.sleep(0.0005)
+
+    def check(self):
+        """Still running, and nothing went wrong since the start."""
+        self.wait_rounds(2)
+        _, errors, _, detail = self.values()
+        assert errors == 0, f"{errors} errors, last one {detail}"
+
+    def outside(self):
+        """What must be the same before and after, as /proc shows it."""
+        status = proc.parse_status(proc.read_text(self.pid, "status"))
+        fds = {fd: proc.read_link(self.pid, f"fd/{fd}") for fd in proc.list_numbers(self.pid, "fd")}
+        actions = (status.sig_ign, status.sig_cgt, status.sig_blk, status.shd_pnd & ~(1 << 13))
+        return proc.read_text(self.pid, "maps"), fds, actions, status.tracer_pid, status.threads
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self.page.close()
+        self.file.close()
+
+
+@contextmanager
+def running(command, tmp_path):
+    target = Target(command, tmp_path / "counters")
+    try:
+        yield target
+    finally:
+        target.end()
+
+
+@contextmanager
+def stopped(pid):
+    tids = ptrace.stop_process(pid)
+    try:
+        yield tids
+    finally:
+        ptrace.release_all(tids)
+
+
+def space_of(pid):
+    return AddressSpace.find(pid, proc.parse_maps(proc.read_text(pid, "maps")))
+
+
+def inject(pid, tid, space):
+    """What a dump asks: numbers, and something that the kernel writes to the buffer."""
+    with Remote.safe(tid, space) as remote:
+        assert remote.call("getpid") == pid
+        assert remote.call("gettid") == tid
+        remote.call("clock_gettime", 1, remote.buffer)
+        seconds, nanoseconds = struct.unpack("<2Q", remote.read(remote.buffer, 16))
+        assert abs(seconds + nanoseconds / 1e9 - time.monotonic()) < 5
+        assert remote.try_call("close", 12345) == -9
+        assert remote.calls([("getuid", ()), ("getppid", ())])[1] == os.getpid()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hundred_injections(program, tmp_path, mode):
+    with running([program, mode], tmp_path) as target:
+        space = space_of(target.pid)
+        inject_once(target, space)
+        before = target.outside()
+        for _ in range(99):
+            inject_once(target, space)
+            time.sleep(random.random() * 0.002)
+        target.check()
+        assert target.outside() == before
+
+
+def inject_once(target, space):
+    with stopped(target.pid) as tids:
+        space.forget_scratch()
+        before = {tid: (native.get_regs(tid), native.get_xstate(tid)) for tid in tids}
+        for tid in tids:
+            inject(target.pid, tid, space)
+            regs, xstate = before[tid]
+            assert without_bitmap(native.get_xstate(tid)) == without_bitmap(xstate)
+            if regs.result != -4:
+                assert native.get_regs(tid) == regs
+        scratch = space.scratch(1)
+        assert not any(native.read_memory(target.pid, scratch.start, scratch.size))
+
+
+def without_bitmap(xstate):
+    """Without XSTATE_BV: the processor may call a component with initial values used or not."""
+    return xstate[:512] + xstate[520:]
+
+
+def attack(pid):
+    """In a process of its own: inject for ever, until killed."""
+    space = space_of(pid)
+    while True:
+        tids = ptrace.stop_process(pid)
+        space.forget_scratch()
+        for tid in tids:
+            with Remote.safe(tid, space) as remote:
+                for _ in range(5):
+                    remote.calls([("getpid", ()), ("clock_gettime", (1, remote.buffer))])
+        ptrace.release_all(tids)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("mode", MODES)
+def test_kill_of_the_tracer_leaves_no_trace(program, tmp_path, mode):
+    chance = random.Random(mode)
+    with running([program, mode], tmp_path) as target:
+        with stopped(target.pid):
+            space_of(target.pid).scratch(16384)  # a deep stack has grown already
+        before = target.outside()
+        for _ in range(KILLS):
+            attacker = os.fork()
+            if attacker == 0:
+                try:
+                    attack(target.pid)
+                finally:
+                    os._exit(1)
+            time.sleep(0.002 + chance.random() * 0.006)
+            os.kill(attacker, signal.SIGKILL)
+            assert os.waitpid(attacker, 0)[1] == signal.SIGKILL
+            target.wait_rounds(1)
+        target.check()
+        assert target.outside() == before
+        for tid in proc.threads(target.pid):
+            assert proc.parse_stat(proc.read_text(tid, "stat")).state in "RS"
+
+
+def test_pending_signals_and_masks_survive(program, tmp_path):
+    with running([program, "sleep"], tmp_path) as target:
+        space = space_of(target.pid)
+        with stopped(target.pid) as (tid,):
+            native.set_sigmask(tid, 1 << (signal.SIGUSR1 - 1))
+            os.kill(tid, signal.SIGUSR1)
+            inject(target.pid, tid, space)
+            assert native.get_sigmask(tid) == 1 << (signal.SIGUSR1 - 1)
+            assert len(native.pending_signals(tid, shared=True)) == 1
+        target.check()
+
+
+def test_a_job_control_stop_stays(program, tmp_path):
+    with running([program, "busy"], tmp_path) as target:
+        space = space_of(target.pid)
+        os.kill(target.pid, signal.SIGSTOP)
+        wait_state(target.pid, "T")
+        with stopped(target.pid) as (tid,):
+            assert native.stop_signal(tid) == signal.SIGSTOP
+            inject(target.pid, tid, space)
+        wait_state(target.pid, "T")
+        os.kill(target.pid, signal.SIGCONT)
+        target.check()
+
+
+def wait_state(pid, state):
+    deadline = time.monotonic() + 5
+    while proc.parse_stat(proc.read_text(pid, "stat")).state != state:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_errors_and_rules(program, tmp_path):
+    with running([program, "threads"], tmp_path) as target:
+        space = space_of(target.pid)
+        with stopped(target.pid) as tids:
+            with Remote.safe(tids[0], space) as remote:
+                with pytest.raises(KernelError, match="openat") as caught:
+                    remote.call("openat", -100, 0, 0)
+                assert caught.value.errno == 14
+                with pytest.raises(Bug):
+                    remote.write(remote.buffer + 5000, b"x")
+            native.detach(tids[-1])
+            space.forget_scratch()
+            with pytest.raises(Bug, match="not stopped"):
+                Remote.safe(tids[0], space)
+            native.stop_all([tids[-1]])
+        target.check()
+
+
+def test_exec_is_noticed(program, tmp_path):
+    with running([program, "busy"], tmp_path) as target:
+        space = space_of(target.pid)
+        space._proof = ((space.syscall, b"not there"),)
+        with stopped(target.pid) as (tid,):
+            with pytest.raises(Exception, match="changed its code"):
+                Remote.safe(tid, space).__enter__()
+            assert native.get_regs(tid).rip != space.syscall
+        target.check()
+
+
+BARE = """
+typedef unsigned long u64;
+static long call(long n, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+	long r;
+	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8),
+			 "r"(r9) : "rcx", "r11", "memory");
+	return r;
+}
+void start(long *stack)
+{
+	long fd = call(2, stack[2], 2, 0, 0, 0, 0);
+	volatile u64 *page = (u64 *)call(9, 0, 4096, 3, 1, fd, 0);
+	for (;;)
+		page[0]++;
+}
+__asm__(".globl _start\\n_start: mov %rsp,%rdi\\n and $-16,%rsp\\n call start\\n"
+	BYTES);
+"""
+
+
+@pytest.mark.parametrize("way", ["pop", "none"])
+def test_a_program_without_a_c_library(tmp_path, way):
+    """No rt_sigreturn anywhere: a `pop %rax; ret` does; with neither it is refused."""
+    source = tmp_path / "bare.c"
+    raw = '".byte 0x58,0xc3"' if way == "pop" else '""'
+    source.write_text(BARE.replace("BYTES", raw))
+    binary = tmp_path / "bare"
+    flags = ["-O1", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"]
+    subprocess.run(["cc", *flags, str(source), "-o", str(binary)], check=True)
+    with running([binary], tmp_path) as target:
+        if way == "none":
+            with pytest.raises(Refused, match="borrowed"):
+                space_of(target.pid)
+            return
+        space = space_of(target.pid)
+        assert space.chain
+        for _ in range(20):
+            attacker = os.fork()
+            if attacker == 0:
+                attack(target.pid)
+            time.sleep(random.random() * 0.01)
+            os.kill(attacker, signal.SIGKILL)
+            os.waitpid(attacker, 0)
+            target.check()
+
+
+GO = """
+package main
+
+import ("os"; "syscall"; "time"; "unsafe")
+
+func main() {
+	f, _ := os.OpenFile(os.Args[1], os.O_RDWR, 0)
+	raw, _ := syscall.Mmap(int(f.Fd()), 0, 4096, 3, 1)
+	page := (*[512]uint64)(unsafe.Pointer(&raw[0]))
+	var sink [][]byte
+	for i := 0; ; i++ {
+		sink = append(sink[:i%64], make([]byte, 1000+i%5000))
+		if i%1000 == 0 { time.Sleep(time.Millisecond); page[0]++ }
+	}
+}
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(shutil.which("go") is None, reason="needs a Go compiler")
+def test_a_go_program(tmp_path):
+    source = tmp_path / "main.go"
+    source.write_text(GO)
+    binary = tmp_path / "gobinary"
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
+    subprocess.run(["go", "build", "-o", str(binary), str(source)], check=True, env=environment)
+    with running([binary], tmp_path) as target:
+        space = space_of(target.pid)
+        for _ in range(50):
+            with stopped(target.pid) as tids:
+                space.forget_scratch()
+                for tid in tids:
+                    inject(target.pid, tid, space)
+        for _ in range(50):
+            attacker = os.fork()
+            if attacker == 0:
+                attack(target.pid)
+            time.sleep(random.random() * 0.02)
+            os.kill(attacker, signal.SIGKILL)
+            os.waitpid(attacker, 0)
+            target.check()
