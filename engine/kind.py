@@ -202,6 +202,8 @@ class PlanContext:
     inherit: Mapping[str, int] = field(default_factory=dict)
     """External name (`pipe:[123]`) → service number that holds its replacement."""
     path_map: Mapping[str, str] = field(default_factory=dict)
+    address_map: Mapping[str, str] = field(default_factory=dict)
+    """Old IP address → new one, for sockets bound to an address that is not there any more."""
     new_container: bool = False
     warn: Callable[[str], None] = lambda _: None
 
