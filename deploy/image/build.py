@@ -33,7 +33,7 @@ BASE_HOOKS = (
     'rm -rf "$1"/var/cache/apt/*.bin "$1"/var/lib/apt/lists/* "$1"/var/log/*.log',
 )
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-UNUSED_FOR_DAYS = 14
+CACHED_LAYERS_BYTES = 8 * 2**30
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def build_image(file: Path, context: Path, name: str, progress: Progress) -> Pat
         oci.write_archive(target, name, final.config, blobs)
 
     archive = cache.entry("image", inputs, write)
-    cache.prune(("layer", "blob", "image"), UNUSED_FOR_DAYS)
+    cache.prune(("layer", "blob", "image"), CACHED_LAYERS_BYTES)
     return archive
 
 

@@ -69,8 +69,8 @@ def entry(kind: str, inputs: Mapping[str, object], build: Callable[[Path], None]
         except BaseException:
             remove(partial)
             raise
-        note = path.with_name(f"{path.name}.inputs.json")
-        note.write_text(json.dumps(inputs, indent=2, sort_keys=True, default=str) + "\n")
+        content = {"inputs": inputs, "size_bytes": _size_bytes(partial)}
+        _note(path).write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
         partial.rename(path)
     return path
 
@@ -83,19 +83,52 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def prune(kinds: Sequence[str], budget_bytes: int) -> None:
+    """Removes what was not asked for longest, until entries of these kinds fit into a budget.
+
+    What was asked for within the hour stays, because another run may be using it.
+    """
+    oldest_in_use = time.time() - 3600
+    entries = [
+        (path.lstat().st_mtime, path, _noted_size_bytes(path))
+        for kind in kinds
+        for path in home().glob(f"{kind}-*")
+        if path.suffix != ".json"
+    ]
+    total = sum(size for _, _, size in entries)
+    for used, path, size in sorted(entries):
+        if total <= budget_bytes or used > oldest_in_use:
+            break
+        remove(path)
+        remove(_note(path))
+        total -= size
+    for kind in kinds:
+        for partial in home().glob(f"partial-{kind}-*"):
+            if partial.lstat().st_mtime < oldest_in_use:
+                remove(partial)
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.inputs.json")
+
+
+def _noted_size_bytes(path: Path) -> int:
+    try:
+        return int(json.loads(_note(path).read_text())["size_bytes"])
+    except (FileNotFoundError, KeyError, ValueError):
+        return _size_bytes(path)
+
+
+def _size_bytes(path: Path) -> int:
+    """What it takes on disk."""
+    if not path.is_dir():
+        return path.stat().st_blocks * 512
+    return sum(file.lstat().st_blocks * 512 for file in path.rglob("*"))
+
+
 def digest_of(*paths: Path) -> str:
     """A digest of the content of files, for use among an entry's inputs."""
     total = hashlib.sha256()
     for path in paths:
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
-
-
-def prune(kinds: Sequence[str], unused_for_days: int) -> None:
-    """Removes entries of these kinds, half-built ones too, that nobody wanted in so many days."""
-    oldest = time.time() - unused_for_days * 86400
-    for kind in [*kinds, *(f"partial-{kind}" for kind in kinds)]:
-        for path in home().glob(f"{kind}-*"):
-            if path.suffix != ".json" and path.lstat().st_mtime < oldest:
-                remove(path)
-                remove(path.with_name(f"{path.name}.inputs.json"))

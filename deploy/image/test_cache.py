@@ -65,15 +65,27 @@ def test_two_at_once_build_once():
     assert built == [1]
 
 
-def test_prune_takes_only_what_is_old_and_of_the_kind():
+def test_prune_takes_what_is_least_recently_used(home):
     def build(target):
-        target.write_text("")
+        target.write_bytes(b"x" * 8192)
 
-    old, new, other = (cache.entry(k, {"n": n}, build) for k, n in (("x", 1), ("x", 2), ("y", 1)))
-    for path in (old, other):
-        os.utime(path, (1, 1))
-    cache.prune(["x"], 10)
-    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
-    cache.entry("y", {"n": 1}, build)  # asking for an entry keeps it
-    cache.prune(["y"], 10)
+    paths = [cache.entry("x", {"n": n}, build) for n in range(4)]
+    other = cache.entry("y", {}, build)
+    for age, path in enumerate(paths[:3]):
+        os.utime(path, (1 + age, 1 + age))
+    os.utime(other, (1, 1))
+    cache.prune(["x"], 3 * 8192)
+    assert [path.exists() for path in paths] == [False, True, True, True]
+    cache.entry("x", {"n": 1}, build)  # asking for an entry keeps it
+    cache.prune(["x"], 0)
+    assert [path.exists() for path in paths] == [False, True, False, True]
     assert other.exists()
+    assert len(list(home.glob("x-*"))) == 4  # two entries and their notes
+
+
+def test_prune_takes_what_was_left_half_built(home):
+    (home / "partial-x-1").mkdir()
+    os.utime(home / "partial-x-1", (1, 1))
+    (home / "partial-x-2").mkdir()
+    cache.prune(["x"], 0)
+    assert [path.name for path in home.glob("partial-*")] == ["partial-x-2"]

@@ -84,7 +84,7 @@ def test_image_does_not_run_as_root():
             _configure(config, instruction)
     assert config.user == "65532:65532"
     assert config.entrypoint == ["torpor"]
-    assert config.env["PATH"].startswith("/opt/torpor/bin:")
+    assert config.env["PATH"].startswith("/opt/torpor/app/bin:")
 
 
 @pytest.mark.parametrize("word", ["ADD", "ARG", "SHELL", "HEALTHCHECK"])

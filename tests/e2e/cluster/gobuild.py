@@ -85,6 +85,8 @@ def _build(target: Path, progress: Progress) -> None:
         output.rename(target)
     finally:
         cache.remove(output)
+    # Modules and compiled packages are thirty times the result, and wanted again once a year.
+    cache.remove(go_cache)
 
 
 def _compile(go_cache: Path, output: Path, progress: Progress) -> None:
