@@ -8,6 +8,7 @@ import yaml
 
 from torpor.plugin.api import schema
 from torpor.plugin.api.fields import JsonObject
+from torpor.plugin.api.reasons import ConditionType, Reason
 from torpor.plugin.api.v1alpha1 import Checkpoint, CheckpointStore, Restore
 
 LOADED: dict[str, Any] = {name: yaml.safe_load(text) for name, text in schema.files().items()}
@@ -99,3 +100,9 @@ def test_columns_point_at_fields() -> None:
         for column in version["additionalPrinterColumns"]:
             path = column["jsonPath"].split("[?")[0]
             assert path in paths or path.startswith(".metadata."), (name, column)
+
+
+def test_every_reason_and_condition_is_documented() -> None:
+    text = (schema.directories()[0].parent / "docs" / "api.md").read_text()
+    missing = [name for name in (*Reason, *ConditionType) if str(name) not in text]
+    assert missing == []

@@ -254,6 +254,16 @@ def test_options() -> None:
     assert not {"PodDisruptionBudget", "ServiceMonitor"} & {kind for kind, _ in render()}
 
 
+def test_sockets_of_the_runtime_are_mounted_on_request_only() -> None:
+    found = render(DOCUMENTED, "--set", "agent.hook.nriSocket=/var/run/nri/nri.sock")
+    spec = pod_spec(found, "DaemonSet", "torpor-agent")
+    env = {e["name"]: e.get("value") for e in container(spec, "agent")["env"]}
+    assert env["TORPOR_NRI_SOCKET"] == "/run/nri/nri.sock"
+    assert {"/var/run/nri"} <= {v["hostPath"]["path"] for v in spec["volumes"] if "hostPath" in v}
+    plain = pod_spec(render(), "DaemonSet", "torpor-agent")
+    assert "TORPOR_NRI_SOCKET" not in {e["name"] for e in container(plain, "agent")["env"]}
+
+
 def test_priority(objects: Objects) -> None:
     spec = pod_spec(objects, "DaemonSet", "torpor-agent")
     assert spec["priorityClassName"] == "system-node-critical"
