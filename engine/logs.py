@@ -38,6 +38,12 @@ def start(stream: TextIO | None = None, *, verbosity: int = WARNINGS, criu: bool
     logging.raiseExceptions = False  # a full disk under the log must not end a dump
 
 
+def started() -> bool:
+    """Whether `start` has been called and `stop` has not."""
+    handlers = logging.getLogger(ROOT).handlers
+    return any(not isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
 def stop() -> None:
     """Flush; later lines go nowhere. The stream is closed by whoever opened it."""
     root = logging.getLogger(ROOT)

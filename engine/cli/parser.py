@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torpor.engine.inherit import parse_inherit
 from torpor.engine.text import parse_size
 
 DESCRIPTION = "Checkpoint a tree of processes into image files, and bring it back."
@@ -159,15 +160,10 @@ def _size(text: str) -> int:
 
 
 def _inherited(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"fd\[(\d+)\]:(.+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"not of the form fd[N]:NAME: {text}")
-    return normal_name(match[2]), int(match[1])
-
-
-def normal_name(text: str) -> str:
-    """CRIU writes `pipe[123]`, the kernel `pipe:[123]`; the engine takes the kernel's."""
-    return re.sub(r"^(pipe|socket)\[(\d+)\]$", r"\1:[\2]", text)
+    try:
+        return parse_inherit(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _or_pid(command: str) -> str:

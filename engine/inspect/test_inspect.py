@@ -12,6 +12,7 @@ from torpor.engine.inspect.descriptors import address
 from torpor.engine.inspect.lines import line, plain
 from torpor.engine.inspect.read import read
 from torpor.engine.inspect.render import lines, tree
+from torpor.engine.tasks import codec, registers
 
 ARGS_AT = 0x7000_0000_1FF8
 FOWN = pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
@@ -26,12 +27,10 @@ def regular(images, number, path, flags=0, pos=0):
 def core(state=1, comm=b"worker", exit_code=0):
     entry = pb.core_entry(mtype=pb.core_entry.X86_64)
     entry.thread_info.clear_tid_addr = 0
-    for field in entry.thread_info.gpregs.DESCRIPTOR.fields:
-        if field.label == field.LABEL_REQUIRED:
-            setattr(entry.thread_info.gpregs, field.name, 0)
-    for field in entry.thread_info.fpregs.DESCRIPTOR.fields:
-        if field.label == field.LABEL_REQUIRED:
-            setattr(entry.thread_info.fpregs, field.name, 0)
+    for name in registers.GP_FIELDS:
+        setattr(entry.thread_info.gpregs, name, 0)
+    for name in ("cwd", "swd", "twd", "fop", "rip", "rdp", "mxcsr", "mxcsr_mask"):
+        setattr(entry.thread_info.fpregs, name, 0)
     entry.tc.CopyFrom(pb.task_core_entry(
         task_state=state, exit_code=exit_code, personality=0, flags=0, blk_sigset=0, comm=comm))
     creds = pb.creds_entry(uid=33, gid=33, euid=33, egid=33, suid=33, sgid=33, fsuid=33, fsgid=33,
@@ -42,10 +41,10 @@ def core(state=1, comm=b"worker", exit_code=0):
 
 
 def address_space(images, pid):
-    entry = pb.mm_entry(exe_file_id=1, mm_arg_start=ARGS_AT, mm_arg_end=ARGS_AT + 16)
-    for field in entry.DESCRIPTOR.fields:
-        if field.label == field.LABEL_REQUIRED and not entry.HasField(field.name):
-            setattr(entry, field.name, 0)
+    entry = pb.mm_entry(exe_file_id=1)
+    for name in codec.MARKERS.values():
+        setattr(entry, name, 0)
+    entry.mm_arg_start, entry.mm_arg_end = ARGS_AT, ARGS_AT + 18
     for start, end, status in ((0x10000, 0x14000, 1 | memory.HEAP),
                                (0x7000_0000_0000, 0x7000_0000_3000, 1 | memory.STACK)):
         entry.vmas.add(start=start, end=end, pgoff=0, shmid=0, prot=3, flags=0x22, status=status,
