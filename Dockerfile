@@ -31,6 +31,10 @@ FROM python
 LABEL org.opencontainers.image.title=torpor org.opencontainers.image.licenses=Apache-2.0
 COPY --from=tools /opt/torpor /opt/torpor
 COPY --from=package /opt/torpor/app /opt/torpor/app
+# The static programs are containers' commands too.
+COPY --from=package /opt/torpor/app/lib/python3.13/site-packages/torpor/engine/blobs/torpor-placeholder /usr/local/bin/
+COPY --from=package /opt/torpor/app/lib/python3.13/site-packages/torpor/engine/blobs/torpor-pidhelper /usr/local/bin/
+COPY --from=package /opt/torpor/app/lib/python3.13/site-packages/torpor/engine/blobs/torpor-hook /usr/local/bin/
 ENV PATH=/opt/torpor/app/bin:/opt/torpor/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 ENTRYPOINT ["torpor"]

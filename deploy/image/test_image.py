@@ -87,6 +87,13 @@ def test_image_does_not_run_as_root():
     assert config.env["PATH"].startswith("/opt/torpor/app/bin:")
 
 
+def test_static_programs_are_on_the_path():
+    """Pods name them as commands, and must not know where Python keeps its files."""
+    copies = [parse_copy(i) for i in STAGES[-1].instructions if i.word == "COPY"]
+    names = {Path(c.sources[0]).name for c in copies if c.destination == "/usr/local/bin/"}
+    assert names == {"torpor-placeholder", "torpor-pidhelper", "torpor-hook"}
+
+
 @pytest.mark.parametrize("word", ["ADD", "ARG", "SHELL", "HEALTHCHECK"])
 def test_the_builder_knows_every_word_of_the_dockerfile(word):
     """A word that the builder would have to guess at is refused, not skipped."""
