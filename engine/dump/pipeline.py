@@ -212,7 +212,7 @@ def _descriptors(
     with NetnsSockets(alive) as sockets, fdview.open_views(
         [group[0].task.pid for group in groups], netns_socket=sockets.get
     ) as views:
-        number = {c.capture.ns_pid: i for i, c in enumerate(dump.captured, 1)}
+        number = {c.capture.ns_pid: i for i, c in enumerate(dump.captured, codec.FIRST_ID)}
         tables = [
             Table(number=number[group[0].capture.ns_pid],
                   tasks=tuple(c.capture.ns_pid for c in group),

@@ -29,6 +29,8 @@ MARKERS = {
     "start_stack": "mm_start_stack", "arg_start": "mm_arg_start", "arg_end": "mm_arg_end",
     "env_start": "mm_env_start", "env_end": "mm_env_end",
 }  # fmt: skip
+FIRST_ID = 2
+"""Of kernel objects: 1 is the dumping process itself, and CRIU takes an equal id for sharing."""
 NAMESPACE_IDS = {
     "pid_ns_id": 1, "net_ns_id": 2, "ipc_ns_id": 3, "uts_ns_id": 4, "mnt_ns_id": 5,
     "user_ns_id": 6, "cgroup_ns_id": 7, "time_ns_id": 8,
@@ -64,8 +66,8 @@ def encode_tree(
     """Write everything but descriptors and pages."""
     paths = PathFiles(next_id=first_free_id)
     filters = _FilterTable()
-    for number, task in enumerate(tree.tasks, 1):
-        entry = pb.pstree_entry(pid=task.pid, ppid=task.ppid if number > 1 else 0,
+    for number, task in enumerate(tree.tasks, FIRST_ID):
+        entry = pb.pstree_entry(pid=task.pid, ppid=task.ppid if task is not tree.root else 0,
                                 pgid=task.pgid, sid=task.sid)
         entry.threads.extend(t.tid for t in task.threads)
         if task.zombie:
@@ -93,7 +95,7 @@ def encode_tree(
 def files_id(tree: Tree, task: TaskImage) -> int:
     """Number of a task's descriptor table: that of the first task which has it."""
     owner = task.files_of if task.files_of is not None else task.pid
-    return next(i for i, t in enumerate(tree.tasks, 1) if t.pid == owner)
+    return next(i for i, t in enumerate(tree.tasks, FIRST_ID) if t.pid == owner)
 
 
 class _FilterTable:
@@ -173,7 +175,8 @@ def _encode_thread(thread: ThreadImage, entry: Any, filters: _FilterTable) -> No
     entry.sas.ss_sp = thread.altstack.pointer
     entry.sas.ss_size = thread.altstack.size_bytes
     entry.sas.ss_flags = thread.altstack.flags
-    entry.pdeath_sig = thread.pdeathsig
+    if thread.pdeathsig:
+        entry.pdeath_sig = thread.pdeathsig
     entry.signals_p.SetInParent()
     signals.encode_queue(thread.pending, entry.signals_p)
     creds.encode(thread.creds, entry.creds)
@@ -181,8 +184,6 @@ def _encode_thread(thread: ThreadImage, entry: Any, filters: _FilterTable) -> No
     if thread.seccomp:
         entry.seccomp_mode = pb.filter
         entry.seccomp_filter = filters.index(thread.seccomp)
-    else:
-        entry.seccomp_mode = pb.disabled
     if thread.rseq[0]:
         entry.rseq_entry.rseq_abi_pointer = thread.rseq[0]
         entry.rseq_entry.rseq_abi_size = thread.rseq[1]

@@ -68,7 +68,8 @@ def encode(state: Creds, entry: Any) -> None:  # noqa: ANN401
         getattr(entry, name).extend((value & 0xFFFFFFFF, value >> 32))
     entry.secbits = state.securebits
     entry.groups.extend(state.groups)
-    entry.no_new_privs = int(state.no_new_privs)
+    if state.no_new_privs:
+        entry.no_new_privs = 1
 
 
 def decode(entry: Any) -> Creds:  # noqa: ANN401

@@ -75,7 +75,6 @@ def encode(state: Registers, thread_info: Any, components: tuple[Component, ...]
     fp.rip, fp.rdp, fp.mxcsr, fp.mxcsr_mask = struct.unpack_from("<QQII", area, 8)
     fp.st_space.extend(struct.unpack_from("<32I", area, 32))
     fp.xmm_space.extend(struct.unpack_from("<64I", area, 160))
-    fp.padding.extend([0] * 24)
     (present,) = struct.unpack_from("<Q", area, XSTATE_BV_OFFSET)
     fp.xsave.xstate_bv = present
     for part in components:

@@ -68,7 +68,7 @@ def encode_actions(actions: Mapping[int, Action], task_core: Any) -> None:  # no
         action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
         task_core.sigactions.add(
             sigaction=action.handler, flags=action.flags, restorer=action.restorer,
-            mask=action.mask,
+            mask=action.mask, compat_sigaction=False,
         )
 
 
