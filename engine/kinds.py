@@ -13,13 +13,16 @@ from torpor.engine.files import (
     eventfd,
     fifo,
     inotify,
+    memfd,
+    pidfd,
     pipe,
+    procfs,
     regular,
     signalfd,
     timerfd,
 )
 from torpor.engine.kind import FileKind
-from torpor.engine.sockets import unix
+from torpor.engine.sockets import inet, unix
 
 FILE_KINDS: Sequence[FileKind[Any]] = (
     eventfd.KIND,
@@ -30,6 +33,10 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     pipe.KIND,
     fifo.KIND,
     unix.KIND,
+    inet.KIND,
+    pidfd.KIND,
+    memfd.KIND,
+    procfs.KIND,
     device.KIND,
     regular.KIND,
 )
