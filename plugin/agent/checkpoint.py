@@ -31,6 +31,7 @@ from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.api.conditions import Condition, condition
 from torpor.plugin.api.duration import format_duration, parse_duration_s
 from torpor.plugin.api.fields import JsonObject
+from torpor.plugin.api.podrecord import record
 from torpor.plugin.api.reasons import ConditionType, Reason
 from torpor.plugin.api.v1alpha1 import (
     AfterCheckpoint,
@@ -38,7 +39,6 @@ from torpor.plugin.api.v1alpha1 import (
     CheckpointedContainer,
     EstablishedTcp,
 )
-from torpor.plugin.api.podrecord import record
 from torpor.plugin.k8s.errors import NotFound, Unreachable
 from torpor.plugin.k8s.kinds import PODS
 from torpor.plugin.store.base import Cancel, SourceTree, StoredManifest

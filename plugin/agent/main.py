@@ -26,11 +26,11 @@ from torpor.plugin.agent.pidhelper import DEFAULT_SOCKET, PidHelper
 from torpor.plugin.agent.procview import NodeView
 from torpor.plugin.api.common import NODE_LABEL, node_label
 from torpor.plugin.api.fields import JsonObject
-from torpor.plugin.k8s.loop import Loop
 from torpor.plugin.k8s import logs
 from torpor.plugin.k8s.client import Client, Selector, connect
 from torpor.plugin.k8s.errors import NotFound
 from torpor.plugin.k8s.kinds import CHECKPOINTS, RESTORES, Kind
+from torpor.plugin.k8s.loop import Loop
 from torpor.plugin.k8s.queue import Key, WorkQueue
 from torpor.plugin.k8s.watch import Watcher
 from torpor.plugin.store.volume import VolumeStore

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,11 +142,13 @@ def flip(path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:-5]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(shutil.which("sh").encode()),
+        lambda path: path.write_bytes(zstandard.compress(noise(CHUNK_BYTES, 9))),
+        lambda path: path.write_bytes(zstandard.compress(bytes(1 << 28))),
     ],
 )
 def test_damaged_chunk(store: VolumeStore, tmp_path: Path, damage):
     stored = store.put(REF, source(tmp_path / "in", BIG))
-    damage(chunk_files(tmp_path / "store")[1])
+    damage(max(chunk_files(tmp_path / "store"), key=lambda path: path.stat().st_size))
     with pytest.raises(BadImage, match="chunk"):
         store.verify(REF, digest=stored.digest)
     with pytest.raises(BadImage, match="chunk"):
