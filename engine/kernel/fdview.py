@@ -255,6 +255,10 @@ class LiveFd:
             raise Refused(f"a request to address family {family}", subject=self.subject)
         return netlink.ask(self.task.netlink_socket(protocol), request)
 
+    def reset_on_close(self) -> None:
+        """SO_LINGER of 0 on the task's socket; for one whose holders are killed right after."""
+        fdcalls.set_linger_zero(self.copy, self.subject)
+
     def epoll_targets(self) -> Sequence[tuple[int, int, int, int]]:
         """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
         return _epoll_targets(self.info)

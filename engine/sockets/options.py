@@ -21,7 +21,7 @@ from typing import Any
 
 from torpor.engine.errors import KernelError
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, SO, SOL_NETLINK, SOL_SOCKET, TCP
+from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, SO, SOL_NETLINK, SOL_SOCKET, TCP, UDP
 from torpor.engine.kernel.abi import NETLINK as NL
 from torpor.engine.kind import FdView, FileId, ImageSink, ImageSource, Limit, refuse
 from torpor.engine.program.ops import Arg, Data, Expect, Op
@@ -86,15 +86,11 @@ IPV4_OPTIONS = (
     Option(IPPROTO.IP, IP.RECVTOS, "IP_RECVTOS"),
     Option(IPPROTO.IP, IP.RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
     Option(IPPROTO.IP, IP.MINTTL, "IP_MINTTL"),
-    Option(IPPROTO.IP, IP.MULTICAST_TTL, "IP_MULTICAST_TTL", 1),
-    Option(IPPROTO.IP, IP.MULTICAST_LOOP, "IP_MULTICAST_LOOP", 1),
 )
 IPV6_OPTIONS = (
     Option(IPPROTO.IPV6, IPV6.V6ONLY, "IPV6_V6ONLY", early=True),
     Option(IPPROTO.IPV6, IPV6.FREEBIND, "IPV6_FREEBIND", early=True),
     Option(IPPROTO.IPV6, IPV6.UNICAST_HOPS, "IPV6_UNICAST_HOPS", 64),
-    Option(IPPROTO.IPV6, IPV6.MULTICAST_HOPS, "IPV6_MULTICAST_HOPS", 1),
-    Option(IPPROTO.IPV6, IPV6.MULTICAST_LOOP, "IPV6_MULTICAST_LOOP", 1),
     Option(IPPROTO.IPV6, IPV6.MTU_DISCOVER, "IPV6_MTU_DISCOVER", 1),
     Option(IPPROTO.IPV6, IPV6.RECVERR, "IPV6_RECVERR"),
     Option(IPPROTO.IPV6, IPV6.RECVPKTINFO, "IPV6_RECVPKTINFO"),
@@ -115,6 +111,21 @@ TCP_OPTIONS = (
     Option(IPPROTO.TCP, TCP.FASTOPEN, "TCP_FASTOPEN", lenient=True),
     Option(IPPROTO.TCP, TCP.NOTSENT_LOWAT, "TCP_NOTSENT_LOWAT"),
 )
+MULTICAST_OPTIONS = (
+    Option(IPPROTO.IP, IP.MULTICAST_TTL, "IP_MULTICAST_TTL", 1),
+    Option(IPPROTO.IP, IP.MULTICAST_LOOP, "IP_MULTICAST_LOOP", 1),
+)
+MULTICAST6_OPTIONS = (
+    Option(IPPROTO.IPV6, IPV6.MULTICAST_HOPS, "IPV6_MULTICAST_HOPS", 1),
+    Option(IPPROTO.IPV6, IPV6.MULTICAST_LOOP, "IPV6_MULTICAST_LOOP", 1),
+)
+UDP_OPTIONS = (
+    Option(IPPROTO.UDP, UDP.CORK, "UDP_CORK"),
+    Option(IPPROTO.UDP, UDP.NO_CHECK6_TX, "UDP_NO_CHECK6_TX"),
+    Option(IPPROTO.UDP, UDP.NO_CHECK6_RX, "UDP_NO_CHECK6_RX"),
+    Option(IPPROTO.UDP, UDP.SEGMENT, "UDP_SEGMENT"),
+    Option(IPPROTO.UDP, UDP.GRO, "UDP_GRO"),
+)
 NETLINK_OPTIONS = (
     Option(SOL_NETLINK, NL.PKTINFO, "NETLINK_PKTINFO"),
     Option(SOL_NETLINK, NL.BROADCAST_ERROR, "NETLINK_BROADCAST_ERROR"),
@@ -126,7 +137,16 @@ NETLINK_OPTIONS = (
 )
 ALL = {
     (o.level, o.number): o
-    for o in (*COMMON, *IPV4_OPTIONS, *IPV6_OPTIONS, *TCP_OPTIONS, *NETLINK_OPTIONS)
+    for o in (
+        *COMMON,
+        *IPV4_OPTIONS,
+        *IPV6_OPTIONS,
+        *TCP_OPTIONS,
+        *UDP_OPTIONS,
+        *MULTICAST_OPTIONS,
+        *MULTICAST6_OPTIONS,
+        *NETLINK_OPTIONS,
+    )
 }
 
 
@@ -137,8 +157,12 @@ def table(family: int, protocol: int) -> Sequence[Option]:
         found += IPV4_OPTIONS
     if family == AF.INET6:
         found += IPV6_OPTIONS
-    if family in (AF.INET, AF.INET6) and protocol == IPPROTO.TCP:
+    if protocol in (IPPROTO.TCP, IPPROTO.MPTCP):
         found += TCP_OPTIONS
+    if protocol == IPPROTO.UDP:
+        found += (*UDP_OPTIONS, *MULTICAST_OPTIONS)
+        if family == AF.INET6:
+            found += MULTICAST6_OPTIONS
     if family == AF.NETLINK:
         found += NETLINK_OPTIONS
     return found
@@ -351,6 +375,16 @@ def raise_send_buffer(fd: Arg, size_bytes: int, subject: str) -> list[Op]:
     return [
         _set(fd, SO.SNDBUF, raw, subject, note),
         _set(fd, SO.SNDBUFFORCE, raw, subject, note, expect=Expect.ANY),
+    ]
+
+
+def raise_receive_buffer(fd: Arg, size_bytes: int, subject: str) -> list[Op]:
+    """As `raise_send_buffer`, before connect(2)."""
+    raw = struct.pack("<i", min(4 * size_bytes + 65536, 1 << 30))
+    note = "room to receive again"
+    return [
+        _set(fd, SO.RCVBUF, raw, subject, note),
+        _set(fd, SO.RCVBUFFORCE, raw, subject, note, expect=Expect.ANY),
     ]
 
 

@@ -23,7 +23,7 @@ clients, pending reset (torpor.json, section `unix`).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torpor.engine.errors import Refused
 from torpor.engine.files.common import (
@@ -360,7 +360,7 @@ def _message(file_id: FileId, state: UnixState, outside: bool) -> Any:  # noqa: 
         name=state.name + b"\0" if path else state.name,
     )
     if state.shutdown:
-        message.shutdown = pb.sk_shutdown.ValueType(state.shutdown)
+        message.shutdown = cast(Any, state.shutdown)
     if path:
         message.file_perms.CopyFrom(
             pb.file_perms_entry(mode=state.mode | S_IFSOCK, uid=state.uid, gid=state.gid)

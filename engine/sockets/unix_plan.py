@@ -410,7 +410,8 @@ class _Planner:
         for name in self.gone:
             path, aside = Data.path(name), Data.path(_aside(name))
             self.ops += [
-                Op(call="unlinkat", args=(AT_FDCWD, path, 0), note="its name was gone", expect=Expect.ANY),
+                Op(call="unlinkat", args=(AT_FDCWD, path, 0), note="its name was gone",
+                   expect=Expect.ANY),
                 Op(call="renameat2", args=(AT_FDCWD, aside, AT_FDCWD, path, RENAME_NOREPLACE),
                    note="what was set aside", expect=Expect.ANY),
             ]  # fmt: skip
@@ -429,7 +430,8 @@ def _remove_stale(path: Data, where: str) -> list[Op]:
     There is always something to unlink, because a socket file is made first.
     """
     return [
-        Op(call="mknodat", args=(AT_FDCWD, path, S_IFSOCK | 0o600, 0), subject=where, expect=Expect.ANY),
+        Op(call="mknodat", args=(AT_FDCWD, path, S_IFSOCK | 0o600, 0), subject=where,
+           expect=Expect.ANY),
         Op(call="openat", args=(AT_FDCWD, path, O_RDONLY_NOFOLLOW, 0), subject=where,
            note="a socket gives ENXIO", remedy=OTHER_FILE, expect=Expect.EQUAL, want=-ENXIO),
         Op(call="unlinkat", args=(AT_FDCWD, path, 0), subject=where, note="left by an earlier run"),

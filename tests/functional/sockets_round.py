@@ -15,6 +15,7 @@ from torpor.engine.kernel.recorded import RecordedImages
 from torpor.engine.kind import DumpContext, FileId, FileKind, Holder, PlanContext
 from torpor.engine.options import TcpPolicy
 from torpor.engine.program.ops import Op
+from torpor.engine.sockets import inet
 
 from .run_ops import Runner, run_in_child
 
@@ -85,6 +86,9 @@ def _look(
             assert kind.matches(view), view.subject
         states = {i: kind.collect(view, context) for i, view in context.views.items()}
         refusals = list(kind.check(states, context))
+        if kind is inet.KIND:
+            for file_id in inet.inside(states):
+                views.get(pid, ids[file_id]).reset_on_close()
     images = RecordedImages()
     kind.encode(states, images)
     decoded = kind.decode(images)
