@@ -2,11 +2,15 @@
 """What a checkpoint records of its pod: all that a new pod needs, nothing of this one instance."""
 
 import copy
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 from torpor.plugin.api.common import GROUP, RESTORE_LABEL
 from torpor.plugin.api.fields import JsonObject
+
+PLACEHOLDER_DIR = "/.torpor"
+INIT_NAME = "torpor-placeholder"
 
 # Set by the API server, by admission or by the node, and set anew for the new pod.
 _SPEC_DROPPED = (
@@ -54,6 +58,7 @@ def record(pod: JsonObject) -> JsonObject:
         spec.pop(name, None)
     spec["tolerations"] = [t for t in spec.get("tolerations", []) if not _is_default(t)]
     _drop_api_access(spec)
+    _drop_placeholders(spec)
     _drop_node_pin(spec)
     labels = metadata.get("labels") or {}
     annotations = metadata.get("annotations") or {}
@@ -64,6 +69,11 @@ def record(pod: JsonObject) -> JsonObject:
         },
         "spec": {key: value for key, value in spec.items() if value not in ([], {})},
     }
+
+
+def volume_name(container: str) -> str:
+    """Name of the volume that brings the placeholder into a container."""
+    return "torpor-" + hashlib.sha256(container.encode()).hexdigest()[:10]
 
 
 def _is_default(toleration: JsonObject) -> bool:
@@ -84,6 +94,20 @@ def _drop_api_access(spec: JsonObject) -> None:
         container["volumeMounts"] = [m for m in mounts if m["name"] not in tokens]
         if not container["volumeMounts"]:
             del container["volumeMounts"]
+
+
+def _drop_placeholders(spec: JsonObject) -> None:
+    """Take out what an earlier restore put in: the next one puts in its own."""
+    names = {volume_name(str(container["name"])) for container in spec["containers"]}
+    spec["volumes"] = [v for v in spec.get("volumes") or [] if v["name"] not in names]
+    init = spec.get("initContainers") or []
+    spec["initContainers"] = [c for c in init if c["name"] != INIT_NAME]
+    for container in spec["containers"]:
+        mounts = container.get("volumeMounts") or []
+        kept = [m for m in mounts if m["mountPath"] != PLACEHOLDER_DIR]
+        container.pop("volumeMounts", None)
+        if kept:
+            container["volumeMounts"] = kept
 
 
 def _drop_node_pin(spec: JsonObject) -> None:

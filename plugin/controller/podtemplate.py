@@ -15,11 +15,10 @@ from torpor.plugin.api.common import (
     RESTORE_UID_ANNOTATION,
 )
 from torpor.plugin.api.fields import LABEL_LIMIT, JsonObject
+from torpor.plugin.api.podrecord import INIT_NAME, PLACEHOLDER_DIR, volume_name
 from torpor.plugin.api.v1alpha1 import Checkpoint, Restore
 
-PLACEHOLDER_DIR = "/.torpor"
 PLACEHOLDER = f"{PLACEHOLDER_DIR}/placeholder"
-INIT_NAME = "torpor-placeholder"
 INIT_UID = 65532
 STARTUP_FAILURES = 3600
 
@@ -55,7 +54,7 @@ def build(checkpoint: Checkpoint, restore: Restore, helper: HelperImage) -> Json
             _hold(container)
             _pin_image(container, taken[container["name"]].image_id or "")
     spec["initContainers"] = [_init_container(names, helper, spec, qos)]
-    spec["volumes"] = [*spec.get("volumes", []), *map(_volume, names)]
+    spec["volumes"] = [*(spec.get("volumes") or []), *map(_volume, names)]
     _place(spec, restore)
     changes = restore.spec.metadata
     metadata = {
@@ -82,11 +81,6 @@ def is_pod_of(pod: JsonObject, restore: Restore) -> bool:
     return bool(annotations.get(RESTORE_UID_ANNOTATION) == restore.metadata.uid)
 
 
-def volume_name(container: str) -> str:
-    """Name of the volume that brings the placeholder into a container."""
-    return "torpor-" + hashlib.sha256(container.encode()).hexdigest()[:10]
-
-
 def _hold(container: JsonObject) -> None:
     """Let a container start as a placeholder, unprobed until it is restored."""
     container["command"] = [PLACEHOLDER]
@@ -102,7 +96,6 @@ def _hold(container: JsonObject) -> None:
     if not lifecycle:
         container.pop("lifecycle", None)
     mounts = container.setdefault("volumeMounts", [])
-    mounts[:] = [m for m in mounts if m["mountPath"] != PLACEHOLDER_DIR]
     mounts.append({"name": volume_name(container["name"]), "mountPath": PLACEHOLDER_DIR})
 
 

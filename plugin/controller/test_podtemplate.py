@@ -8,9 +8,9 @@ import pytest
 from torpor.plugin.api import codec
 from torpor.plugin.api.common import RESTORE_LABEL, RESTORE_UID_ANNOTATION
 from torpor.plugin.api.fields import JsonObject
-from torpor.plugin.api.podrecord import record
+from torpor.plugin.api.podrecord import record, volume_name
 from torpor.plugin.api.v1alpha1 import Checkpoint, Restore
-from torpor.plugin.controller.podtemplate import HelperImage, build, pod_name, volume_name
+from torpor.plugin.controller.podtemplate import HelperImage, build, pod_name
 
 SOURCE: JsonObject = {
     "metadata": {
@@ -140,6 +140,19 @@ def test_containers_start_as_placeholders() -> None:
     assert web["env"] == [{"name": "A", "value": "1"}]
     assert "nodeName" not in pod["spec"]
     assert pod["spec"]["restartPolicy"] == "Always"
+
+
+def test_a_restored_pod_restores_again() -> None:
+    first = build(checkpoint(), restore(), HELPER)
+    again = build(checkpoint(first), restore(), HELPER)
+    spec = again["spec"]
+    names = [volume["name"] for volume in spec["volumes"]]
+    assert len(names) == len(set(names)) == 3
+    assert [c["name"] for c in spec["initContainers"]] == ["torpor-placeholder"]
+    for container in spec["containers"]:
+        paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert paths.count("/.torpor") == 1
+    assert spec["containers"] == first["spec"]["containers"]
 
 
 def test_only_checkpointed_containers_are_held() -> None:
