@@ -69,14 +69,26 @@ PSEUDO_MAGICS = frozenset(
         0x73636673,  # securityfs
         0xCAFE4A11,  # bpf
         0xF97CFF8C,  # selinux
-        0x19800202,  # mqueue
         0xDE5E81E4,  # efivarfs
         0x62656570,  # configfs
         0x6165676C,  # pstore
     }
 )
-FOREIGN_MAGICS = frozenset({PROC_MAGIC, 0x6E736673, 0x09041934, 0x50495045, 0x50494446, 0x534F434B})
-"""procfs, nsfs, anon_inodefs, pipefs, pidfs, sockfs: other kinds."""
+MQUEUE_MAGIC = 0x19800202
+FOREIGN_MAGICS = frozenset(
+    {
+        PROC_MAGIC,
+        MQUEUE_MAGIC,
+        0x6E736673,  # nsfs
+        0x09041934,  # anon_inodefs
+        0x50495045,  # pipefs
+        0x50494446,  # pidfs
+        0x534F434B,  # sockfs
+        0x5345434D,  # secretmem
+        0x444D4142,  # dma_buf
+    }
+)
+"""Other kinds know them, or `unknown.py` refuses them."""
 SEEK_SET, SEEK_HOLE = 0, 4
 
 LINKED_ELSEWHERE = Limit(

@@ -24,7 +24,10 @@ from torpor.engine.files import (
     eventfd,
     fifo,
     inotify,
+    memfd,
+    pidfd,
     pipe,
+    procfs,
     regular,
     signalfd,
     timerfd,
@@ -333,5 +336,52 @@ def test_fifos(is_gone):
         assert os.read(read, 1 << 18) == b"text" * 20000
         assert os.read(alone, 1) == b""
         assert sorted(os.listdir(base)) == (["quiet"] if is_gone else ["fifo", "quiet"])
+
+    forked(body)
+
+
+def test_memfds():
+    def body():
+        one = os.memfd_create("first", os.MFD_ALLOW_SEALING)
+        os.write(one, b"a" * 5000)
+        os.ftruncate(one, 1 << 20)
+        fcntl.fcntl(one, 1033, 0xF)
+        read = os.open(f"/proc/self/fd/{one}", os.O_RDONLY)
+        os.lseek(read, 7, os.SEEK_SET)
+        plain = os.memfd_create("näme", 0)
+        os.fchmod(plain, 0o600)
+        append = os.open(f"/proc/self/fd/{plain}", os.O_WRONLY | os.O_APPEND)
+        fds = [one, read, plain, append]
+        before, after, result = round_trip([memfd.KIND], fds)
+        assert before == after
+        assert len(result.states["memfd"]) == 4
+        assert os.pread(one, 1 << 21, 0) == b"a" * 5000 + bytes((1 << 20) - 5000)
+        assert fcntl.fcntl(one, 1034) == 0xF
+        assert fcntl.fcntl(plain, 1034) == 1
+        assert os.fstat(one).st_ino == os.fstat(read).st_ino
+        os.write(append, b"x")
+        assert os.pread(plain, 5, 0) == b"x"
+
+    forked(body)
+
+
+def test_pidfds_and_files_of_proc():
+    def body():
+        me = os.getpid()
+        fd = os.pidfd_open(me, os.O_NONBLOCK)
+        twice = os.dup(fd)
+        os.set_inheritable(twice, True)
+        status = os.open("/proc/self/status", os.O_RDONLY)
+        os.lseek(status, 6, os.SEEK_SET)
+        folder_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+        everywhere = os.open("/proc/meminfo", os.O_RDONLY)
+        proc = os.open("/proc", os.O_PATH)
+        fds = [fd, twice, status, folder_fd, everywhere, proc]
+        before, after, _ = round_trip([pidfd.KIND, procfs.KIND, regular.KIND], fds)
+        assert before == after
+        assert os.get_inheritable(twice)
+        assert not os.get_inheritable(fd)
+        signal.pidfd_send_signal(fd, 0)
+        assert os.read(everywhere, 8) == b"MemTotal"
 
     forked(body)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""memfd_create(2): memory with a descriptor.
+
+Facts (probed on v6.18):
+- The link is `/memfd:NAME (deleted)`, st_nlink 0; descriptions with the same inode are of the same
+  memory. One may be opened again by /proc/PID/fd/N with other flags.
+- Seals by F_GET_SEALS; without MFD_ALLOW_SEALING there is F_SEAL_SEAL from the start. All are added
+  at once, after the content. F_SEAL_WRITE cannot be added while somebody could write through
+  a mapping, and nobody can map for writing afterwards: so it is added before anything is mapped.
+- The mode is 0777, or 0666 with MFD_NOEXEC_SEAL.
+- The content is kept here, unless the dump says that memory keeps all of it (pagemap-shmem-INODE):
+  it then puts the inode into ``context.cache["memory.memfds"]``, and the seals are added late.
+- What cannot be set back: the inode number.
+
+Source: mm/memfd.c, memfd_add_seals (v6.18).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torpor.engine.files import ghost as ghosts
+from torpor.engine.files.common import (
+    AT_FDCWD,
+    NOBODY,
+    OWNER_OUTSIDE,
+    Base,
+    F,
+    O,
+    Owner,
+    bad_image,
+    created,
+    decode_owner,
+    encode_owner,
+    late_owners,
+    read_owner,
+    subject,
+)
+from torpor.engine.files.ghost import DELETED, Ghost
+from torpor.engine.files.regular import is_memfd
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kind import (
+    DumpContext,
+    FdView,
+    FileId,
+    FileKind,
+    ImageSink,
+    ImageSource,
+    LateOp,
+    Limit,
+    PlanContext,
+    refuse,
+)
+from torpor.engine.program.ops import Data, Expect, Op, Slot, move, place
+
+PREFIX = "/memfd:"
+HUGETLBFS_MAGIC = 0x958458F6
+MFD_ALLOW_SEALING = 2
+SEAL_WRITE = 8
+KNOWN_SEALS = 0x3F
+USUAL_MODE = 0o777
+CONTENT_NUMBER = 0x40000000
+"""Added to the id of the first description: number of the ghost file with the content."""
+
+HUGE = Limit(
+    case="memfd-hugetlb",
+    what="a memfd of reserved huge pages (MFD_HUGETLB)",
+    remedy="use transparent huge pages instead",
+)
+TOO_LARGE = Limit(
+    case="memfd-too-large",
+    what="a memfd that is not mapped is larger than the limit for ghosts",
+    remedy="raise --ghost-limit",
+)
+LIMITS = (HUGE, TOO_LARGE, OWNER_OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memfd:
+    """One description. ``content`` None: memory fills it where it is mapped."""
+
+    inode_id: int
+    name: str
+    flags: int
+    pos: int
+    size: int
+    seals: int
+    mode: int
+    uid: int
+    gid: int
+    content: Ghost | None = None
+    owner: Owner = NOBODY
+
+
+class MemfdKind(Base[Memfd]):
+    """Memory of memfd_create(2)."""
+
+    name = "memfd"
+    types: Sequence[str] = ("MEMFD",)
+    limits: Sequence[Limit] = LIMITS
+
+    def matches(self, view: FdView) -> bool:
+        """By the link."""
+        return is_memfd(view) and not view.flags & O.PATH
+
+    def collect(self, view: FdView, context: DumpContext) -> Memfd:
+        """Read attributes, and the content once for each memfd."""
+        if view.fs_magic == HUGETLBFS_MAGIC:
+            raise refuse(HUGE, view.subject)
+        return Memfd(
+            inode_id=view.st_ino, name=view.link.removeprefix(PREFIX).removesuffix(DELETED),
+            flags=view.flags & ~int(O.CLOEXEC), pos=view.pos, size=view.st_size,
+            seals=view.fcntl(F.GET_SEALS), mode=view.st_mode & 0o7777, uid=view.st_uid,
+            gid=view.st_gid, content=_content(view, context), owner=read_owner(view, context),
+        )  # fmt: skip
+
+    def encode(self, states: Mapping[FileId, Memfd], images: ImageSink) -> None:
+        """memfd_file_entry for each, memfd_inode_entry for each inode."""
+        written: set[int] = set()
+        for file_id, state in states.items():
+            entry = pb.memfd_file_entry(
+                id=file_id, flags=state.flags, pos=state.pos, fown=encode_owner(state.owner),
+                inode_id=state.inode_id & 0xFFFFFFFF,
+            )  # fmt: skip
+            images.add("files", pb.file_entry(type=pb.MEMFD, id=file_id, memfd=entry))
+            if state.inode_id in written:
+                continue
+            written.add(state.inode_id)
+            inode = pb.memfd_inode_entry(
+                name=state.name.encode("utf-8", "surrogateescape"), uid=state.uid, gid=state.gid,
+                size=state.size, shmid=state.inode_id & 0xFFFFFFFF, seals=state.seals,
+                inode_id=state.inode_id, mode=state.mode,
+            )  # fmt: skip
+            images.add("memfd", inode)
+            if state.content is not None:
+                ghosts.encode(state.content, images)
+                images.extra("memfd", str(state.inode_id), state.content.number)
+
+    def decode(self, images: ImageSource) -> Mapping[FileId, Memfd]:
+        """Read them back."""
+        inodes = {message.inode_id: message for message, _ in images.entries("memfd")}
+        contents: dict[int, Ghost | None] = {}
+        states = {}
+        for file_id, entry in images.files("MEMFD"):
+            inode = inodes.get(entry.inode_id)
+            if inode is None or inode.seals & ~KNOWN_SEALS or inode.hugetlb_flag:
+                bad_image("a memfd without an inode that fits", f"files.img, file {file_id}")
+            number = images.extra("memfd", str(inode.inode_id))
+            if number is not None and inode.inode_id not in contents:
+                contents[inode.inode_id] = ghosts.decode(number, "/memfd", images)
+            states[file_id] = Memfd(
+                inode_id=inode.inode_id, name=inode.name.decode("utf-8", "surrogateescape"),
+                flags=entry.flags & ~int(O.CLOEXEC), pos=entry.pos, size=inode.size,
+                seals=inode.seals, mode=inode.mode if inode.HasField("mode") else USUAL_MODE,
+                uid=inode.uid, gid=inode.gid, content=contents.get(inode.inode_id),
+                owner=decode_owner(entry.fown),
+            )  # fmt: skip
+        return states
+
+    def plan(self, states: Mapping[FileId, Memfd], context: PlanContext) -> Sequence[Op]:
+        """Create, fill, seal, open once for each description."""
+        ops: list[Op] = []
+        for openings in _by_inode(created(states, context)):
+            ops += _plan_inode(openings, context)
+        return ops
+
+    def late(self, states: Mapping[FileId, Memfd], context: PlanContext) -> Sequence[LateOp]:
+        """Seals of those that memory fills; signal owners."""
+        late: list[LateOp] = []
+        held = created(states, context)
+        for openings in _by_inode(held):
+            for file_id, state in openings.items():
+                writable = state.flags & O.ACCMODE == O.RDWR
+                if state.content is None and state.seals and writable:
+                    holder = context.holders[file_id][0]
+                    late.append(LateOp(task=holder.task, op=_seal(holder.fd, state, "")))
+                    break
+        return late + late_owners({i: s.owner for i, s in held.items()}, context)
+
+
+def _content(view: FdView, context: DumpContext) -> Ghost | None:
+    known: dict[int, Ghost | None] = context.cache.setdefault("memfd-content", {})
+    if view.st_ino not in known:
+        is_sealed = view.fcntl(F.GET_SEALS) & SEAL_WRITE
+        if view.st_ino in context.cache.get("memory.memfds", ()) and not is_sealed:
+            known[view.st_ino] = None
+        elif view.st_size > context.ghost_limit_bytes:
+            raise refuse(TOO_LARGE, view.subject, f"{view.st_size} bytes")
+        else:
+            content = view.file_content(context.ghost_limit_bytes)
+            known[view.st_ino] = Ghost(
+                number=CONTENT_NUMBER + len(known), path="/memfd", mode=0o100600, uid=view.st_uid,
+                gid=view.st_gid, size=len(content), chunks=tuple(ghosts.split(content)),
+                ino=view.st_ino,
+            )  # fmt: skip
+    return known[view.st_ino]
+
+
+def _by_inode(states: Mapping[FileId, Memfd]) -> list[dict[FileId, Memfd]]:
+    found: dict[int, dict[FileId, Memfd]] = {}
+    for file_id, state in states.items():
+        found.setdefault(state.inode_id, {})[file_id] = state
+    return list(found.values())
+
+
+def _plan_inode(openings: Mapping[FileId, Memfd], context: PlanContext) -> list[Op]:
+    file_id, state = next(iter(openings.items()))
+    spare, what = context.spare_fd, subject(context, file_id, PREFIX + state.name)
+    name = Data.path(state.name)
+    made = Slot(f"memfd{state.inode_id}")
+    ops = [
+        Op(call="memfd_create", args=(name, MFD_ALLOW_SEALING), subject=what, yields=made),
+        *move(made, spare, subject=what),
+    ]
+    if state.size:
+        ops.append(Op(call="ftruncate", args=(spare, state.size), subject=what))
+    for offset, data in state.content.chunks if state.content is not None else ():
+        ops.append(
+            Op(call="pwrite64", args=(spare, Data(data), len(data), offset), subject=what,
+               expect=Expect.EQUAL, want=len(data), remedy="raise the memory limit")
+        )  # fmt: skip
+    ops.append(Op(call="fchown", args=(spare, state.uid, state.gid), subject=what,
+                  remedy="restore with CAP_CHOWN, or as the user that owned it"))  # fmt: skip
+    if state.mode != USUAL_MODE:
+        ops.append(Op(call="fchmod", args=(spare, state.mode), subject=what))
+    usual = next((i for i, s in openings.items() if _is_usual(s)), None)
+    for one, opening in openings.items():
+        ops += _open(opening, context.fd(one), spare, what, is_itself=one == usual)
+    if state.seals and state.content is not None:
+        ops.append(_seal(spare, state, what))
+    ops.append(Op(call="close", args=(spare,), subject=what))
+    return ops
+
+
+def _is_usual(state: Memfd) -> bool:
+    return state.flags & ~int(O.LARGEFILE) == O.RDWR
+
+
+def _open(state: Memfd, fd: int, spare: int, what: str, *, is_itself: bool) -> list[Op]:
+    if is_itself:
+        ops = [Op(call="dup3", args=(spare, fd, 0), subject=what, expect=Expect.EQUAL, want=fd)]
+    else:
+        again = Op(
+            call="openat", args=(AT_FDCWD, Data.path(f"/proc/self/fd/{spare}"), state.flags, 0),
+            subject=what, note="one more description", yields=Slot(f"open{fd}"),
+            remedy="mount /proc where the tree is restored",
+        )  # fmt: skip
+        ops = place(again, fd)
+    if state.pos:
+        ops.append(Op(call="lseek", args=(fd, state.pos, 0), subject=what, note="position",
+                      expect=Expect.EQUAL, want=state.pos))  # fmt: skip
+    return ops
+
+
+def _seal(fd: int, state: Memfd, what: str) -> Op:
+    return Op(call="fcntl", args=(fd, F.ADD_SEALS, state.seals), subject=what or f"fd {fd}",
+              note="seals")  # fmt: skip
+
+
+KIND: FileKind[Memfd] = MemfdKind()

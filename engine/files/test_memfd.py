@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from torpor.engine.errors import BadImage, Refused
+from torpor.engine.files import regular
+from torpor.engine.files.common import O
+from torpor.engine.files.memfd import HUGETLBFS_MAGIC, KIND
+from torpor.engine.kernel.recorded import (
+    RecordedFd,
+    described,
+    dump_context,
+    plan_context,
+    through_images,
+)
+from torpor.engine.kind import FileId
+
+
+def view(flags=O.RDWR | O.LARGEFILE, seals=1, **more):
+    values = {"st_size": 6, "content": b"memory", "fs_magic": 0x01021994} | more
+    return RecordedFd(
+        link="/memfd:nä (deleted)", st_mode=0o100777, st_nlink=0, flags=flags, st_ino=77,
+        fcntls={1034: seals}, st_uid=7, st_gid=8, paths={}, **values,
+    )  # fmt: skip
+
+
+def collect(*views, **more):
+    context = dump_context(**more)
+    return {FileId(i): KIND.collect(v, context) for i, v in enumerate(views, 1)}
+
+
+def calls(states):
+    text = described(KIND, states, plan_context(*states))
+    return [line.split("  #")[0] for line in text.splitlines()]
+
+
+def test_content_and_seals():
+    views = view(seals=0xF), view(flags=O.LARGEFILE, pos=2)
+    assert KIND.matches(views[0])
+    assert not regular.KIND.matches(views[0])
+    states = collect(*views)
+    back, _ = through_images(KIND, states)
+    assert back[1] == states[1]
+    assert back[1].name == "nä"
+    assert calls(states) == [
+        "memfd_create('nä', 2) → memfd77", "dup3($memfd77, 600, 0)", "close($memfd77)",
+        "ftruncate(600, 6)", "pwrite64(600, <6 bytes>, 6, 0)", "fchown(600, 7, 8)",
+        "dup3(600, 513, 0)",
+        "openat(-100, '/proc/self/fd/600', 0x8000, 0) → open514", "dup3($open514, 514, 0)",
+        "close($open514)", "lseek(514, 2, 0)", "fcntl(600, 1033, 15)", "close(600)",
+    ]  # fmt: skip
+
+
+def test_content_that_memory_keeps():
+    states = collect(view(seals=7), cache={"memory.memfds": {77}})
+    assert states[1].content is None
+    back, _ = through_images(KIND, states)
+    assert back == states
+    assert calls(states)[-2:] == ["close(600)", "41: fcntl(3, 1033, 7)"]
+    assert not [call for call in calls(states) if call.startswith("pwrite")]
+
+
+def test_what_is_sealed_for_writing_is_kept_here():
+    states = collect(view(seals=0xF), cache={"memory.memfds": {77}})
+    assert states[1].content is not None
+
+
+def test_limits():
+    with pytest.raises(Refused):
+        collect(view(fs_magic=HUGETLBFS_MAGIC))
+    with pytest.raises(Refused):
+        collect(view(st_size=1 << 30))
+
+
+def test_an_inode_that_is_not_there():
+    _, images = through_images(KIND, collect(view()))
+    images.images["memfd"] = []
+    with pytest.raises(BadImage):
+        KIND.decode(images)

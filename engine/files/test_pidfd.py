@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from torpor.engine.errors import BadImage, Refused
+from torpor.engine.files.common import O
+from torpor.engine.files.pidfd import KIND, Pidfd
+from torpor.engine.kernel.recorded import (
+    RecordedFd,
+    RecordedImages,
+    described,
+    dump_context,
+    plan_context,
+    through_images,
+)
+from torpor.engine.kind import FileId, Holder
+
+
+def view(pid, flags=O.RDWR | O.CLOEXEC | O.NONBLOCK):
+    return RecordedFd(
+        link="anon_inode:[pidfd]", st_mode=0o700, st_ino=9, flags=flags,
+        info=(f"Pid:\t{pid}", f"NSpid:\t{pid}\t42"),
+    )  # fmt: skip
+
+
+def test_pidfd():
+    state = KIND.collect(view(1042), dump_context())
+    assert state == Pidfd(task=42, flags=O.RDWR | O.NONBLOCK, ino=9)
+    back, _ = through_images(KIND, {FileId(1): state})
+    assert back == {FileId(1): state}
+    warnings = []
+    context = plan_context(1, warn=warnings.append)
+    context.holders = {
+        1: [Holder(task=41, fd=4), Holder(task=41, fd=5), Holder(task=42, fd=6)],
+    }  # fmt: skip
+    what = "  # fd 4 -> pidfd of task 42"
+    assert described(KIND, back, context).splitlines() == [
+        "eventfd2(0, 0) → later513  # fd 4 -> anon_inode:[pidfd]: until its task is there",
+        "dup3($later513, 513, 0)  # fd 4 -> anon_inode:[pidfd]",
+        "close($later513)  # fd 4 -> anon_inode:[pidfd]",
+        f"41: pidfd_open(42, 2048) → late1{what}",
+        f"41: fcntl(4, 1) → flags1{what}",
+        f"41: dup3($late1, 4, 0){what}",
+        f"41: fcntl(4, 2, $flags1){what}",
+        f"41: fcntl(5, 1) → flags1{what}",
+        f"41: dup3($late1, 5, 0){what}",
+        f"41: fcntl(5, 2, $flags1){what}",
+        f"41: close($late1){what}",
+        f"42: pidfd_open(42, 2048) → late1{what}",
+        f"42: fcntl(6, 1) → flags1{what}",
+        f"42: dup3($late1, 6, 0){what}",
+        f"42: fcntl(6, 2, $flags1){what}",
+        f"42: close($late1){what}",
+    ]
+    assert "2 tasks shared it" in warnings[0]
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 999])
+def test_limits(pid):
+    with pytest.raises(Refused):
+        KIND.collect(view(pid), dump_context())
+
+
+@pytest.mark.parametrize(("task", "error"), [(-1, Refused), (0, BadImage), (-7, BadImage)])
+def test_images_with_wrong_tasks(task, error):
+    images = RecordedImages()
+    KIND.encode({FileId(1): Pidfd(task=task, flags=2)}, images)
+    with pytest.raises(error):
+        KIND.decode(images)
