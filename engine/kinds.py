@@ -19,7 +19,9 @@ from torpor.engine.files import (
     procfs,
     regular,
     signalfd,
+    terminal,
     timerfd,
+    unknown,
 )
 from torpor.engine.kind import FileKind
 from torpor.engine.sockets import inet, unix
@@ -28,7 +30,6 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     eventfd.KIND,
     signalfd.KIND,
     timerfd.KIND,
-    epoll.KIND,
     inotify.KIND,
     pipe.KIND,
     fifo.KIND,
@@ -39,4 +40,7 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     procfs.KIND,
     device.KIND,
     regular.KIND,
+    terminal.KIND,
+    unknown.KIND,
+    epoll.KIND,  # last: watches what the others made
 )
