@@ -22,12 +22,14 @@ from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFo
 from torpor.plugin.agent.locate import (
     Container,
     StrangerInside,
+    TolerateCallers,
     foreign_tasks,
     locate,
 )
 from torpor.plugin.agent.nodefacts import node_facts
 from torpor.plugin.agent.report import Reporter
 from torpor.plugin.agent.staging import JobFolder
+from torpor.plugin.api.common import GROUP
 from torpor.plugin.api.conditions import Condition, condition
 from torpor.plugin.api.duration import format_duration, parse_duration_s
 from torpor.plugin.api.fields import JsonObject
@@ -46,6 +48,9 @@ from torpor.plugin.store.manifest import CheckpointRef, ContainerFacts, Head
 
 _log = logging.getLogger(__name__)
 FACTS = "facts.json"
+REQUESTED_BY_LABEL = f"{GROUP}/requested-by"
+REQUESTED_BY_HOOK = "hook"
+"""Such a Checkpoint was asked for by the pod itself while it is being deleted."""
 _ATTEMPTS = 3
 _LONGEST_DUMP_S = 120.0
 
@@ -81,6 +86,10 @@ class CheckpointJob:
     def _subject(self) -> str:
         metadata = self.checkpoint.metadata
         return f"checkpoint {metadata.namespace}/{metadata.name}"
+
+    @property
+    def _tolerance(self) -> TolerateCallers:
+        return TolerateCallers(self.context.waiting_in)
 
     @property
     def _is_stop(self) -> bool:
@@ -166,7 +175,7 @@ class CheckpointJob:
         self._instant = datetime.now(UTC)
         view, tree = self.context.view, self.folder.tree
         for container in containers:
-            strangers = foreign_tasks(container, view)
+            strangers = foreign_tasks(container, view, self._tolerance)
             if strangers:
                 raise Vanished(
                     "a command was started in the container just now",
@@ -329,7 +338,8 @@ class CheckpointJob:
                 cause=f"its UID is {metadata['uid']}, not {self.checkpoint.status.pod_uid}",
                 remedy="create a new Checkpoint",
             )
-        if metadata.get("deletionTimestamp"):
+        by_hook = self.checkpoint.metadata.labels.get(REQUESTED_BY_LABEL) == REQUESTED_BY_HOOK
+        if metadata.get("deletionTimestamp") and not by_hook:
             raise PodDeleting(
                 "the pod is being deleted", subject=subject, remedy="name a pod that runs"
             )
@@ -349,7 +359,12 @@ class CheckpointJob:
         until_s = time.monotonic() + min(self.context.exec_patience_s, self.deadline.left_s)
         while True:
             try:
-                return locate(pod, self.checkpoint.spec.containers, self.context.view)
+                return locate(
+                    pod,
+                    self.checkpoint.spec.containers,
+                    self.context.view,
+                    tolerance=self._tolerance,
+                )
             except StrangerInside:
                 if time.monotonic() > until_s:
                     raise

@@ -63,6 +63,12 @@ class PodDeleting(Error):
     """The pod is being deleted, or was while the work went on."""
 
 
+def nobody_waits(container_id: str) -> frozenset[int]:
+    """Processes of a container that wait for the hook's answer, without a hook."""
+    del container_id
+    return frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The agent's surroundings."""
@@ -76,6 +82,7 @@ class Context:
     choose_pid: Callable[[int, int], None]
     metrics: Metrics
     cpu_flags: tuple[str, ...] = ()
+    waiting_in: Callable[[str], frozenset[int]] = nobody_waits
     poll_s: float = 0.2
     exec_patience_s: float = 10.0
 

@@ -10,7 +10,7 @@ is in the same cgroup and pid namespace, but its parent is the shim, not the ini
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +76,42 @@ class Container:
         return [mount for mount in self.mounts if mount.mount_point == "/"][-1]
 
 
+class Tolerance:
+    """Which tasks may be in a container although its init did not start them: none."""
+
+    def allowed(self, cid: str) -> frozenset[int] | None:
+        """Their pids; None for any."""
+        del cid
+        return frozenset()
+
+
+class TolerateAll(Tolerance):
+    """Any: the container holds a placeholder, which kubelet probes."""
+
+    def allowed(self, cid: str) -> None:
+        """Any."""
+        del cid
+
+
+@dataclass(frozen=True, slots=True)
+class TolerateCallers(Tolerance):
+    """Those which only wait for the checkpoint that they asked for (a preStop command)."""
+
+    pids_in: Callable[[str], frozenset[int]]
+
+    def allowed(self, cid: str) -> frozenset[int]:
+        """Whoever waits in that container now."""
+        return self.pids_in(cid)
+
+
 def locate(
-    pod: PodObject, names: Sequence[str], view: NodeView, *, only_init: bool = False
+    pod: PodObject,
+    names: Sequence[str],
+    view: NodeView,
+    *,
+    tolerance: Tolerance = Tolerance(),  # noqa: B008 - has no state
 ) -> tuple[Container, ...]:
     """Find the named containers (all when empty); each emptyDir belongs to one of them.
-
-    With ``only_init``, other tasks in a container are no obstacle.
 
     Raises:
         Refused: a container that cannot be taken; says why.
@@ -100,19 +130,21 @@ def locate(
             )
     taken = [each for each in spec if not names or each["name"] in names]
     volumes = _volumes(pod, taken)
-    return tuple(
-        _container(pod, str(each["name"]), volumes, view, only_init=only_init) for each in taken
-    )
+    return tuple(_container(pod, str(each["name"]), volumes, view, tolerance) for each in taken)
 
 
-def foreign_tasks(container: Container, view: NodeView) -> tuple[Task, ...]:
+def foreign_tasks(
+    container: Container,
+    view: NodeView,
+    tolerance: Tolerance = Tolerance(),  # noqa: B008 - has no state
+) -> tuple[Task, ...]:
     """Tasks in the container's cgroup that its init is no ancestor of.
 
     Cheap enough for the pause: it looks at the container's own tasks only.
     """
     tasks = view.tasks(_pids_in(container.cgroup))
     ours = descendants(tasks, container.init_pid)
-    return tuple(task for pid, task in tasks.items() if pid not in ours and task.state != "Z")
+    return _strangers(tasks, ours, tolerance.allowed(container.container_id))
 
 
 def container_id(pod: PodObject, name: str) -> str:
@@ -174,8 +206,7 @@ def _container(
     name: str,
     volumes: Mapping[str, tuple[VolumePart, ...]],
     view: NodeView,
-    *,
-    only_init: bool,
+    tolerance: Tolerance,
 ) -> Container:
     cid = container_id(pod, name)
     subject = f"{_subject(pod)}/{name}"
@@ -187,8 +218,8 @@ def _container(
     tasks = view.tasks(inside)
     init = _init(tasks, subject)
     ours = descendants(tasks, init.pid)
-    strangers = [task for pid, task in tasks.items() if pid not in ours and task.state != "Z"]
-    if strangers and not only_init:
+    strangers = _strangers(tasks, ours, tolerance.allowed(cid))
+    if strangers:
         raise _refuse_strangers(strangers, subject)
     status = status_of(pod, name)
     return Container(
@@ -275,6 +306,25 @@ def _init(tasks: Mapping[int, Task], subject: str) -> Task:
         )
     # A pid namespace made inside the container has a pid 1 too: the outermost is ours.
     return min(found, key=lambda task: (len(task.ns_pids), task.pid))
+
+
+def _strangers(
+    tasks: Mapping[int, Task], ours: frozenset[int], allowed: frozenset[int] | None
+) -> tuple[Task, ...]:
+    """Tasks that are neither the init's nor below one that is allowed."""
+    if allowed is None:
+        return ()
+    for pid in allowed:
+        ours |= _family(tasks, pid)
+    return tuple(task for pid, task in tasks.items() if pid not in ours and task.state != "Z")
+
+
+def _family(tasks: Mapping[int, Task], pid: int) -> frozenset[int]:
+    """A task, what it started, and what started it inside the container (``sh -c hook``)."""
+    top = pid
+    while top in tasks and tasks[top].parent_pid in tasks:
+        top = tasks[top].parent_pid
+    return descendants(tasks, top)
 
 
 def _refuse_strangers(strangers: Sequence[Task], subject: str) -> StrangerInside:

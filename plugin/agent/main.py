@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -167,18 +168,37 @@ def make_context(client: Client, settings: Settings) -> Context:
 
 def run(context: Context, settings: Settings, stop: threading.Event) -> None:
     """Work until ``stop``."""
-    agent = Agent(context, workers=settings.workers)
-    server = _serve(settings.listen, agent, context.metrics)
-    try:
+    with ExitStack() as stack:
+        context = _with_hook(context, stack)
+        agent = Agent(context, workers=settings.workers)
+        server = _serve(settings.listen, agent, context.metrics)
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        stack.callback(agent.stop)
         agent.start()
         _log.info(
             "agent of node %s works, %d stores are mounted", context.node_name, len(context.stores)
         )
         stop.wait()
-    finally:
-        agent.stop()
-        server.shutdown()
-        server.server_close()
+
+
+def _with_hook(context: Context, stack: ExitStack) -> Context:
+    """Start the runtime hook if it is wanted; without it the agent still does its other work."""
+    if not os.environ.get("TORPOR_HOOK_DIR"):
+        return context
+    from torpor.plugin.hook import backend
+    from torpor.plugin.hook import run as hook
+
+    settings = hook.settings_from(os.environ)
+    if settings is None:
+        return context
+    try:
+        service = backend.ApiBackend(context.client, context.node_name)
+        server = stack.enter_context(hook.running(settings, service))
+    except (Error, OSError) as error:
+        _log.error("hook not started, containers cannot ask for checkpoints: %s", error)
+        return context
+    return replace(context, waiting_in=server.waiting.pids_in)
 
 
 def _fresh(client: Client, kind: Kind, key: Key) -> JsonObject | None:

@@ -7,8 +7,6 @@ containers that were back already are killed, and the cause is in the Restore's 
 
 import json
 import logging
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +25,8 @@ from torpor.plugin.agent.context import (
     PodDeleting,
     PodNotFound,
 )
-from torpor.plugin.agent.locate import Container, container_id, locate
+from torpor.plugin.agent.endtask import end_task
+from torpor.plugin.agent.locate import Container, TolerateAll, container_id, locate
 from torpor.plugin.agent.nodefacts import check_node
 from torpor.plugin.agent.report import Reporter
 from torpor.plugin.agent.staging import JobFolder
@@ -191,7 +190,7 @@ class RestoreJob:
             try:
                 for name in names:
                     container_id(pod, name)
-                found = locate(pod, names, self.context.view, only_init=True)
+                found = locate(pod, names, self.context.view, tolerance=TolerateAll())
                 self._back = [each for each in found if self._is_back(each)]
                 self._placeholders = [each for each in found if self._waits(each)]
             except Vanished:
@@ -353,7 +352,7 @@ class RestoreJob:
             pod = self._pod()
             self._placeholders = [
                 each
-                for each in locate(pod, (), self.context.view, only_init=True)
+                for each in locate(pod, (), self.context.view, tolerance=TolerateAll())
                 if self._waits(each)
             ]
         except (Vanished, Refused, Unreachable, PodNotFound, PodDeleting) as error:
@@ -399,12 +398,8 @@ def _moment(text: str) -> datetime:
 
 def _kill(container: Container) -> None:
     """End a container that came back alone; its runtime sees exit code 137."""
-    try:
-        os.kill(container.init_pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    except PermissionError as error:
+    if not end_task(container.init_pid):
         _log.warning(
-            "container %s, process %d: left running without the others: %s",
-            container.name, container.init_pid, error,
+            "container %s, process %d: left running without the others",
+            container.name, container.init_pid,
         )  # fmt: skip

@@ -189,6 +189,17 @@ def test_pod_is_not_the_one(world, change, reason):
     assert world.engine.calls == []
 
 
+def test_a_pod_that_asked_for_it_may_be_deleted_already(world):
+    item, jobs = take(world, afterCheckpoint="Stop")
+    pod = world.api.take(PODS, NS, "web")
+    pod["metadata"]["deletionTimestamp"] = "2025-01-01T00:00:00Z"
+    world.api.put(PODS, pod)
+    item["metadata"]["labels"] = {"torpor.dev/requested-by": "hook"}
+    jobs.checkpoint(world.api.put(CHECKPOINTS, item))
+    assert world.conditions(CHECKPOINTS, "cp")[1]["Stored"]["status"] == "True"
+    assert world.engine.ended
+
+
 def test_exec_session_is_waited_for_then_refused(world):
     item, jobs = take(world)
     world.node.task(150, 50, 9, f"6:freezer:/kubepods/podu/{100:064x}\n", name="bash")
@@ -452,7 +463,7 @@ def test_restore_of_another_image(world):
 def test_restore_fails_in_the_engine(world, monkeypatch):
     jobs, item, roots = prepare_restore(world, containers=("app", "side"))
     killed = []
-    monkeypatch.setattr("torpor.plugin.agent.restore.os.kill", lambda *args: killed.append(args[0]))
+    monkeypatch.setattr("torpor.plugin.agent.restore.end_task", lambda pid: not killed.append(pid))
     original = world.engine.takeover
 
     def second_fails(options, **more):

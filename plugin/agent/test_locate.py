@@ -4,7 +4,7 @@
 import pytest
 
 from torpor.engine.errors import Refused, Vanished
-from torpor.plugin.agent.locate import foreign_tasks, locate
+from torpor.plugin.agent.locate import TolerateAll, TolerateCallers, foreign_tasks, locate
 from torpor.plugin.agent.procview import parse_mount
 
 CID = "3f" * 32
@@ -117,8 +117,26 @@ def test_exec_in_the_container_is_refused(machine):
     with pytest.raises(Refused, match="runs a command") as caught:
         locate(pod(), [], machine.view)
     assert "105 (bash)" in caught.value.cause
-    (found,) = locate(pod(), [], machine.view, only_init=True)
+    (found,) = locate(pod(), [], machine.view, tolerance=TolerateAll())
     assert [task.pid for task in foreign_tasks(found, machine.view)] == [105]
+
+
+def test_a_command_that_waits_for_its_checkpoint_is_no_stranger(machine):
+    """preStop: ``sh -c "torpor-hook ..."`` and nothing else besides."""
+    path = f"/kubepods/podu/{CID}"
+    machine.task(100, 50, 1, v1(path))
+    machine.task(105, 50, 9, v1(path), name="sh")
+    machine.task(106, 105, 10, v1(path), name="torpor-hook")
+    machine.cgroup(f"freezer{path}", [100, 105, 106])
+    waiting = TolerateCallers({CID: frozenset({106})}.__getitem__)
+    (found,) = locate(pod(), [], machine.view, tolerance=waiting)
+    assert found.pids == (100,)
+    assert foreign_tasks(found, machine.view, waiting) == ()
+    machine.task(107, 50, 11, v1(path), name="bash")
+    with pytest.raises(Refused, match="runs a command") as caught:
+        locate(pod(), [], machine.view, tolerance=waiting)
+    assert "107 (bash)" in caught.value.cause
+    assert "105" not in caught.value.cause
 
 
 def test_pid_namespace_inside_the_container(machine):
