@@ -24,7 +24,7 @@ from torpor.engine.files import (
     unknown,
 )
 from torpor.engine.kind import FileKind
-from torpor.engine.sockets import inet, unix
+from torpor.engine.sockets import inet, netlink, other, unix
 
 FILE_KINDS: Sequence[FileKind[Any]] = (
     eventfd.KIND,
@@ -35,6 +35,8 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     fifo.KIND,
     unix.KIND,
     inet.KIND,
+    netlink.KIND,
+    other.KIND,
     pidfd.KIND,
     memfd.KIND,
     procfs.KIND,
