@@ -40,8 +40,10 @@ def start(stream: TextIO | None = None, *, verbosity: int = WARNINGS, criu: bool
 
 def started() -> bool:
     """Whether `start` has been called and `stop` has not."""
-    handlers = logging.getLogger(ROOT).handlers
-    return any(not isinstance(handler, logging.NullHandler) for handler in handlers)
+    return any(
+        isinstance(handler.formatter, (PlainFormatter, CriuFormatter))
+        for handler in logging.getLogger(ROOT).handlers
+    )
 
 
 def stop() -> None:

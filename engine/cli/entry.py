@@ -40,21 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("torpor: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment] # nobody reads it: no complaint at exit
+        sys.stdout = None  # nobody reads it: no complaint at exit
         return BROKEN_PIPE
     return code
 
 
 def _run(command: str) -> "Callable[[Namespace], int]":
     """The function of a command; only its module is imported."""
-    if command == "dump":
-        from torpor.engine.cli.dump import run
-    elif command == "restore":
-        from torpor.engine.cli.restore import run
-    elif command == "show":
-        from torpor.engine.cli.show import run
-    elif command == "plan":
-        from torpor.engine.cli.plan import run
-    else:
-        from torpor.engine.cli.check import run
+    from importlib import import_module
+
+    run: Callable[[Namespace], int] = import_module(f"torpor.engine.cli.{command}").run
     return run

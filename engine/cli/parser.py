@@ -119,7 +119,8 @@ def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", type=Path, metavar="DIR", help="images")
     parser.add_argument("-D", "--images-dir", dest="dir", type=Path, metavar="DIR",
                         help="the same")  # fmt: skip
-    parser.add_argument("--no-verify", action="store_true", help="do not check the digests of memory pages")
+    parser.add_argument("--no-verify", action="store_true",
+                        help="do not check the digests of memory pages")  # fmt: skip
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from torpor.engine.options import Progress, ProgressFn, no_progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
 QUIET_S = 0.5
@@ -43,7 +42,7 @@ class Bar:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        self._rich: RichProgress = RichProgress(
+        self._rich = RichProgress(
             TextColumn("{task.fields[phase]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.description}"), console=Console(stderr=True), auto_refresh=False,
             transient=True,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`criu --help` and docs/criu-compat.md, both from the table of options.
 
-    python -m torpor.engine.criu.usage > docs/criu-compat.md
+To refresh the page: `python -m torpor.engine.criu.usage > docs/criu-compat.md`.
 """
 
 import sys

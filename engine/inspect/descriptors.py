@@ -25,7 +25,8 @@ PROTOCOLS = {0: "ip", 1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 136: "udplit
 SOCKET_TYPES = {1: "stream", 2: "datagram", 3: "raw", 5: "seqpacket"}
 CLOCKS = {0: "realtime", 1: "monotonic", 7: "boottime", 8: "realtime alarm", 9: "boottime alarm"}
 TERMINALS = {pb.PTY: "pty", pb.CONSOLE: "console", pb.VT: "virtual terminal",
-             pb.CTTY: "controlling terminal", pb.EXT_TTY: "outside", pb.SERIAL: "serial"}  # fmt: skip
+             pb.CTTY: "controlling terminal", pb.EXT_TTY: "outside",
+             pb.SERIAL: "serial"}  # fmt: skip
 Words = tuple[str, str, str]
 """Kind, name, detail."""
 

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from torpor.engine.errors import BadImage
 from torpor.engine.images.directory import INVENTORY, ImageDirectory, Verify
 from torpor.engine.images.kinds import file_name
+from torpor.engine.images.pages import read_pagemap
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.source import Source
 from torpor.engine.images.stats import read_dump_stats
@@ -90,7 +91,7 @@ def _sizes(images: ImageDirectory) -> Iterator[int]:
 def _segments(images: ImageDirectory) -> Iterator[Segment]:
     for image in images.names:
         if image.startswith("pagemap-shmem-"):
-            pagemap = memory.read_pagemap(images, image)
+            pagemap = read_pagemap(images, image)
             yield Segment(name=image.removeprefix("pagemap-shmem-"),
                           stored_bytes=pagemap.stored_bytes)  # fmt: skip
 
@@ -173,7 +174,8 @@ class _Reader:
         """Number of seccomp filters of a thread."""
         if thread.seccomp_mode != pb.filter:
             return 0
-        length, index = 0, thread.seccomp_filter
+        length = 0
+        index: int | None = thread.seccomp_filter
         while index is not None and index < len(self._filters) and length < MAX_CHAIN:
             length, index = length + 1, self._filters[index]
         return length

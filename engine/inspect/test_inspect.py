@@ -111,7 +111,8 @@ def test_descriptors_are_named_and_sorted(directory):
 
 def test_memory_is_summed_by_kind(directory):
     found = read(directory).tasks[0].memory
-    assert (found.stored_bytes, found.parent_bytes, found.mapped_bytes) == (3 << 12, 1 << 12, 7 << 12)
+    assert (found.stored_bytes, found.parent_bytes) == (3 << 12, 1 << 12)
+    assert found.mapped_bytes == 7 << 12
     assert {k.kind: (k.mapped_bytes, k.stored_bytes) for k in found.kinds} == {
         "heap": (4 << 12, 1 << 12), "stack": (3 << 12, 2 << 12),
     }

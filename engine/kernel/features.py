@@ -12,10 +12,10 @@ import fcntl
 import os
 import signal
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 
 from torpor.engine import native
@@ -372,13 +372,10 @@ def probe_all(features: Sequence[Feature] = FEATURES) -> list[Finding]:
         if wanted is not None and may_drop_to(wanted):
             names = " and ".join(f"CAP_{name}" for name in sorted(wanted)) or "no capability"
             tried = f"as uid {rights.NOBODY} with {names}"
-            answers = rights.in_child(
-                lambda mine=mine: [_try(f) for f in mine],
-                lambda wanted=wanted: rights.keep_only(wanted),
-            )
+            answers = rights.in_child(partial(_try_all, mine), partial(rights.keep_only, wanted))
         else:
             tried = "with the rights that torpor has now"
-            answers = rights.in_child(lambda mine=mine: [_try(f) for f in mine])
+            answers = rights.in_child(partial(_try_all, mine))
         found += [
             Finding(name=f.name, use=f.use, rung=rung, needed=f.needed, works=cause is None,
                     cause=cause or "", remedy="" if cause is None else f.remedy, tried_with=tried)
@@ -390,6 +387,10 @@ def probe_all(features: Sequence[Feature] = FEATURES) -> list[Finding]:
 def may_drop_to(wanted: frozenset[str]) -> bool:
     """Whether we can become nobody with these capabilities."""
     return rights.effective() >= wanted | {"SETUID", "SETGID"}
+
+
+def _try_all(features: Sequence[Feature]) -> list[str | None]:
+    return [_try(feature) for feature in features]
 
 
 def _try(feature: Feature) -> str | None:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from pathlib import Path
+
+import pytest
+
+from torpor.engine import logs
+from torpor.engine.criu import commands, options, usage
+from torpor.engine.criu.entry import main
+from torpor.engine.criu.options import OPTIONS, Fate, Takes
+from torpor.engine.criu.parse import parse
+from torpor.engine.errors import Error, Refused
+from torpor.engine.inherit import normal_name
+from torpor.engine.options import After, RestoreReport, TcpPolicy
+
+ERROR_LINE = re.compile(r"\(\d\d\.\d{6}\) Error \(\w+:\d+\): .+")
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    yield
+    logs.stop()
+
+
+def test_the_page_about_compatibility_is_fresh():
+    page = Path(__file__).parents[2] / "docs" / "criu-compat.md"
+    assert page.read_text() == usage.document(), (
+        "run: python -m torpor.engine.criu.usage > docs/criu-compat.md"
+    )
+
+
+def test_every_option_is_there_once_and_says_why():
+    assert len({o.long for o in OPTIONS}) == len(OPTIONS)
+    shorts = [o.short for o in OPTIONS if o.short]
+    assert len(set(shorts)) == len(shorts)
+    assert all(o.why for o in OPTIONS if o.fate is not Fate.DONE)
+
+
+def test_options_of_criu_are_understood(tmp_path):
+    line = parse(["dump", "-t", "41", f"-D{tmp_path}", "-Rj", "-v4", "--tcp-close",
+                  "--ghost-limit=2M", "--freeze-cgroup", "/c", "--timeout", "7", "-l",
+                  "--manage-cgroups=ignore", "--ext-unix-sk", "-o", "dump.log"])
+    asked = commands.dump_options(line)
+    assert (asked.pid, asked.images_dir, asked.after) == (41, tmp_path, After.CONTINUE)
+    assert (asked.tcp, asked.shell_job, asked.timeout_s) == (TcpPolicy.CLOSE, True, 7)
+    assert (asked.ghost_limit_bytes, asked.freezer_cgroups) == (2 << 20, (Path("/c"),))
+    assert line.last("verbosity") == "4"
+
+
+def test_what_is_not_said_is_as_with_criu(tmp_path):
+    asked = commands.dump_options(parse(["dump", "--tree", "41", "--images-dir", str(tmp_path)]))
+    assert (asked.after, asked.tcp, asked.timeout_s) == (After.STOP, TcpPolicy.REFUSE, 10)
+    assert asked.ghost_limit_bytes == 1 << 20
+    wanted = commands.restore_options(parse(["restore", "-D", str(tmp_path), "-d", "--inherit-fd",
+                                             "fd[5]:pipe[9]"]))
+    assert (wanted.detach, wanted.inherit) == (True, {"pipe:[9]": 5})
+
+
+@pytest.mark.parametrize(("word", "level"), [
+    ("-v", "3"), ("-vv", "4"), ("-vvvv", "6"), ("-v0", "0"), ("--verbosity=1", "1"),
+])
+def test_verbosity(word, level):
+    assert parse(["check", word]).last("verbosity") == level
+
+
+def test_flags_can_be_negated_and_words_come_in_any_order():
+    assert not parse(["-R", "dump", "--no-leave-running"]).flag("leave_running")
+    assert parse(["-t", "3", "dump"]).command == "dump"
+    assert parse(["dump", "--", "-R"]).words == ["-R"]
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.fate is Fate.REFUSED],
+                         ids=lambda o: o.long)  # fmt: skip
+def test_a_refused_option_says_its_reason_before_anything_else(option, capsys):
+    words = [f"--{option.long}"] + (["x"] if option.takes is Takes.VALUE else [])
+    assert main(["dump", "-t", "1", *words]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert ERROR_LINE.fullmatch(told[0])
+    assert option.why in told[0]
+
+
+@pytest.mark.parametrize("words", [
+    ["dump", "--nonsense"], ["dump", "-Z"], ["pony"], ["swrk", "3"], ["pre-dump", "-t", "1"],
+    ["dump", "-t"], ["dump", "-R=1"], ["dump", "--leave-running=1"], ["dump"],
+    ["dump", "-t", "one"], ["dump", "-t", "1", "-D", "/nonexistent"], ["check", "--feature", "x"],
+    ["dump", "-t", "1", "--manage-cgroups=full"], ["restore", "--inherit-fd", "3"],
+    ["dump", "-t", "1", "--ghost-limit", "much"],
+])
+def test_what_is_wrong_is_one_line_of_error_and_exit_code_1(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert all(ERROR_LINE.fullmatch(text) for text in told.err.splitlines())
+    assert told.err
+
+
+def test_the_log_is_in_the_work_directory_and_has_the_error(tmp_path, monkeypatch):
+    from torpor.engine import api
+
+    def refuse(*_, **__):
+        raise Refused("ring state cannot be read back", subject="task 41, fd 9 -> io_uring")
+
+    monkeypatch.setattr(api, "dump", refuse)
+    (tmp_path / "w").mkdir()
+    assert main(["dump", "-t", "1", "-D", str(tmp_path), "-W", str(tmp_path / "w"), "-o",
+                 "dump.log", "-v4"]) == 1
+    lines = (tmp_path / "w" / "dump.log").read_text().splitlines()
+    assert [("Error" in text) for text in lines] == [False, False, True]
+    assert "task 41, fd 9 -> io_uring: ring state" in lines[2]
+
+
+def test_a_detached_restore_writes_the_pid_file_once(tmp_path, monkeypatch):
+    from torpor.engine import api
+
+    report = RestoreReport(pid=77, tasks=1, threads=1, memory_bytes=0, total_s=0, phases_s={})
+    monkeypatch.setattr(api, "restore", lambda _: report)
+    words = ["restore", "-d", "-D", str(tmp_path), "--pidfile", "pid", "-o", "r.log", "-v3"]
+    assert main(words) == 0
+    assert (tmp_path / "pid").read_text() == "77"
+    assert "Restore finished successfully" in (tmp_path / "r.log").read_text()
+    assert main(words) == 1
+
+
+def test_features_that_runtimes_ask_for_are_probed():
+    from torpor.engine.kernel.features import FEATURES
+
+    assert set(options.CHECKS.values()) <= {f.name for f in FEATURES}
+    assert set(commands.COMMANDS) == {name for name, why in options.COMMANDS.items() if not why}
+
+
+def test_names_of_descriptors():
+    assert normal_name("pipe[12]") == "pipe:[12]"
+    assert normal_name("/memfd:x") == "/memfd:x"
+    assert issubclass(Refused, Error)
