@@ -27,6 +27,8 @@ class Descriptors:
     context: PlanContext
     create: Program
     late: Mapping[int, Sequence[Op]]
+    locks: Mapping[int, Sequence[Op]]
+    """File locks: taken last, for closing any descriptor of a file drops a task's locks on it."""
 
     @property
     def highest(self) -> int:
@@ -69,16 +71,20 @@ def plan(
     for kind, states in snapshot.states:
         for one in kind.late(states, context):
             late.setdefault(one.task, []).append(one.op)
+    locks: dict[int, list[Op]] = {}
     for one in table.late_locks(snapshot.locks):
-        late.setdefault(one.task, []).append(one.op)
-    return Descriptors(base=base, context=context, create=program, late=late)
+        locks.setdefault(one.task, []).append(one.op)
+    return Descriptors(base=base, context=context, create=program, late=late, locks=locks)
 
 
-def placement(placed: Sequence[Placed], descriptors: Descriptors) -> tuple[Program, Program]:
+def placement(
+    placed: Sequence[Placed], descriptors: Descriptors, owner: int
+) -> tuple[Program, Program]:
     """Two programs of a table's owner: put descriptors at their numbers; later, close others.
 
     Late operations come between: they may still use service numbers.
     """
     ops = table.placement(placed, descriptors.context)
     return (Program("descriptors", [op for op in ops if op.call == "dup3"]),
-            Program("close descriptors", [op for op in ops if op.call != "dup3"]))
+            Program("close descriptors", [*(op for op in ops if op.call != "dup3"),
+                                          *descriptors.locks.get(owner, ())]))

@@ -10,7 +10,7 @@ die with us until then (PTRACE_O_EXITKILL).
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 
@@ -30,10 +30,10 @@ from torpor.engine.options import (
     TakeoverOptions,
     no_progress,
 )
-from torpor.engine.program.ops import Program
+from torpor.engine.program.ops import Expect, Op, Program
 from torpor.engine.restore import build, descriptors, layout, segments, spawn, tree
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
-from torpor.engine.restore.contents import Contents
+from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, load
 from torpor.engine.restore.spawn import Living
 from torpor.engine.tasks import creds
@@ -220,7 +220,7 @@ class _Restore:
         task.areas, task.opened, task.special = tuple(memory.areas), filled, old
         wanted = [a for a in memory.areas
                   if a.backing not in area_kinds.SPECIAL or plan.keep_old_code]
-        self.contents.fill(task.pid, task.image.pid, wanted)
+        self.contents.fill(task.pid, task.image.pid, wanted, self._collapse(task))
         for address, content in plan.patches:
             native.write_memory(task.pid, address, content)
         target = plan.moves[-1].target if plan.moves else None
@@ -240,11 +240,23 @@ class _Restore:
         starts = {a.start for a in kept}
         fresh = [a for a in memory.areas if a.start not in starts
                  and a.backing not in area_kinds.SPECIAL]
-        drops = self.contents.fill_forked(task.pid, task.image.pid, parent.image.pid, kept, fresh)
+        drops = self.contents.fill_forked(task.pid, task.image.pid, parent.image.pid, kept, fresh,
+                                           self._collapse(task))
         task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
         task.areas = tuple(memory.areas)
         task.opened = filled | (parent.opened & starts)
         task.special = parent.special
+
+    def _collapse(self, task: Living) -> Collapse:
+        """MADV_COLLAPSE by the task; where it fails the pages stay small."""
+
+        def collapse(ranges: Sequence[tuple[int, int]]) -> None:
+            task.arena.run(task.pid, Program("huge pages", [
+                Op(call="madvise", args=(start, end - start, MADV_COLLAPSE), expect=Expect.ANY,
+                   subject=f"{start:x}-{end:x}") for start, end in ranges
+            ]), task.image.subject)
+
+        return collapse
 
     def _filled(self, task: Living) -> set[int]:
         memory = self._memory(task)
@@ -366,7 +378,8 @@ class _Restore:
             owner = task.image.files_of or task.image.pid
             if owner in closing:
                 continue
-            place, close = descriptors.placement(self.snapshot.tables.get(owner, ()), self.plan)
+            held = self.snapshot.tables.get(owner, ())
+            place, close = descriptors.placement(held, self.plan, owner)
             closing[owner] = close
             task.arena.run(task.pid, place, task.image.subject)
         for pid, ops in self.plan.late.items():
