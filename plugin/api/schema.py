@@ -260,7 +260,8 @@ def _default(field: "dataclasses.Field[Any]") -> JsonObject:
     """A default that the API server fills in: scalars, and objects made of defaults."""
     if field.default is not dataclasses.MISSING and field.default not in (None, (), ""):
         return {"default": codec.encode(field.default)}
-    return {"default": {}} if dataclasses.is_dataclass(field.default_factory) else {}
+    factory: object = field.default_factory
+    return {"default": {}} if dataclasses.is_dataclass(factory) else {}
 
 
 def _rules(rules: tuple[Rule, ...]) -> JsonObject:

@@ -231,7 +231,7 @@ def _serve(
 
     server = ThreadingHTTPServer(listen, Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.1,), name="http", daemon=True).start()
     return server
 
 

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from torpor.plugin.api.fields import JsonObject
 from torpor.plugin.k8s.client import APPLY, Client
+from torpor.plugin.k8s.fake_objects import apply_status, merged, selected
 from torpor.plugin.k8s.kinds import Kind
 
 PAGE = 100
@@ -243,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         for (plural, namespace, _), item in sorted(self.api.objects.items()):
             if plural != address.plural or address.namespace not in ("", namespace):
                 continue
-            if _selected(item, query):
+            if selected(item, query):
                 yield item
 
     def _existing(self, address: Address) -> JsonObject:
@@ -272,9 +273,9 @@ class _Handler(BaseHTTPRequestHandler):
         item = copy.deepcopy(self._existing(address))
         self._guard(item, body.get("metadata", {}))
         if self.headers["Content-Type"] == APPLY:
-            _apply_status(item, body["status"], self._query()["fieldManager"])
+            apply_status(item, body["status"], self._query()["fieldManager"])
         else:
-            item = _merged(item, body)
+            item = merged(item, body)
         metadata = item["metadata"]
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
             self.api.drop(address[:3])
@@ -330,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent = version
                 namespace = item["metadata"].get("namespace", "")
                 wanted = plural == address.plural and address.namespace in ("", namespace)
-                if wanted and _selected(item, query):
+                if wanted and selected(item, query):
                     yield {"type": event, "object": item}
 
 
@@ -341,64 +342,6 @@ def _address(path: str) -> Address:
     if parts[0] == "namespaces" and len(parts) > 2:
         namespace, parts = parts[1], parts[2:]
     return Address(parts[0], namespace, *[*parts[1:], "", ""][:2])
-
-
-def _selected(item: JsonObject, query: dict[str, str]) -> bool:
-    labels = item["metadata"].get("labels") or {}
-    for pair in filter(None, query.get("labelSelector", "").split(",")):
-        name, equals, value = pair.partition("=")
-        if name not in labels or (equals and labels[name] != value):
-            return False
-    for pair in filter(None, query.get("fieldSelector", "").split(",")):
-        path, _, value = pair.partition("=")
-        found: Any = item
-        for step in path.split("."):
-            found = (found or {}).get(step)
-        if found != value:
-            return False
-    return True
-
-
-def _apply_status(item: JsonObject, status: JsonObject, manager: str) -> None:
-    """Server-side apply, as far as a status of scalars, lists and conditions needs it."""
-    entries = item["metadata"].setdefault("managedFields", [])
-    entry = next((e for e in entries if e["manager"] == manager), None)
-    if entry is None:
-        entry = {"manager": manager, "operation": "Apply", "subresource": "status"}
-        entries.append(entry)
-    owned = entry.get("fieldsV1", {}).get("f:status", {})
-    old = item.setdefault("status", {})
-    keys = {_condition_key(c): c for c in status.get("conditions", [])}
-    for name in owned:
-        plain = name.removeprefix("f:")
-        if plain != "conditions" and plain not in status:
-            old.pop(plain, None)
-    left = [
-        c
-        for c in old.get("conditions", [])
-        if _condition_key(c) not in keys and _condition_key(c) not in owned.get("f:conditions", {})
-    ]
-    old |= {k: copy.deepcopy(v) for k, v in status.items() if k != "conditions"}
-    if left or keys:
-        old["conditions"] = left + [copy.deepcopy(c) for c in keys.values()]
-    fields: JsonObject = {f"f:{name}": {} for name in status if name != "conditions"}
-    entry["fieldsV1"] = {"f:status": fields | {"f:conditions": {key: {} for key in keys}}}
-
-
-def _condition_key(entry: JsonObject) -> str:
-    return "k:" + json.dumps({"type": entry["type"]}, separators=(",", ":"))
-
-
-def _merged(item: Any, patch: Any) -> Any:  # noqa: ANN401 (RFC 7396)
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(item) if isinstance(item, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merged(result.get(name), value)
-    return result
 
 
 def _uid() -> str:
