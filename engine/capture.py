@@ -5,8 +5,11 @@
 captures are how those modules are tested without root.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+NS_PID = re.compile(r"^NSpid:.*?(\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +17,6 @@ class ThreadCapture:
     """One stopped thread. Byte strings are the kernel's own structures."""
 
     tid: int
-    ns_tid: int
     comm: bytes
     status: str
     regs: bytes
@@ -35,6 +37,17 @@ class ThreadCapture:
     affinity: bytes
     ioprio: int
     timerslack_ns: int
+
+    @property
+    def ns_tid(self) -> int:
+        """The tid as the thread itself sees it."""
+        return innermost(self.status, self.tid)
+
+
+def innermost(status: str, outer: int) -> int:
+    """Last number of NSpid in a status text; ``outer`` on kernels without that line."""
+    found = NS_PID.search(status)
+    return int(found[1]) if found else outer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

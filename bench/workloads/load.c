@@ -43,7 +43,6 @@ static void touch(long mib)
 	size_t size = (size_t)mib << 20;
 	uint64_t *words = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	madvise(words, size, MADV_NOHUGEPAGE);
 	for (size_t i = 0; i < size / 8; i++)
 		words[i] = i * 0x9e3779b97f4a7c15ULL;
 }

@@ -8,7 +8,6 @@ from torpor.engine.dump.capture import Captured
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status, parse_timers
 from torpor.engine.kind import Limit, refuse
-from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.tasks import creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
@@ -53,8 +52,7 @@ def _task(
     if capture.zombie:
         return TaskImage(pid=capture.ns_pid, ppid=ppid, pgid=pgid, sid=sid, state=DEAD,
                          exit_code=stat.exit_code, comm=comm)
-    found, bad = areas.collect(item.vmas, capture.subject)
-    refused += bad
+    refused += item.refused
     refused += _links(capture)
     owner = files_of.get(capture.ns_pid, capture.ns_pid)
     loginuid = capture.texts["loginuid"]
@@ -62,7 +60,7 @@ def _task(
         pid=capture.ns_pid, ppid=ppid, pgid=pgid, sid=sid,
         state=STOPPED if item.task.state == "T" else ALIVE, exit_code=0, comm=comm,
         threads=tuple(_thread(capture, t, runtime_filters) for t in capture.threads),
-        memory=_memory(capture, found), cwd=capture.links["cwd"], root=capture.links["root"],
+        memory=_memory(capture, item.areas), cwd=capture.links["cwd"], root=capture.links["root"],
         umask=status.umask or 0, personality=int(capture.texts["personality"] or "0", 16),
         subreaper=bool(capture.prctl.get("subreaper", 0)),
         oom_score_adj=int(capture.texts["oom_score_adj"]),

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torpor.engine import native
-from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture
+from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture, innermost
 from torpor.engine.dump.freeze import StoppedTask
-from torpor.engine.errors import Denied, Error
+from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status, parse_timers
 from torpor.engine.kernel.remote import AddressSpace, Remote
+from torpor.engine.memory import areas
+from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
 
 TEXTS = ("stat", "status", "smaps", "limits", "timers", "oom_score_adj", "loginuid",
@@ -37,6 +39,8 @@ class Captured:
     task: StoppedTask
     capture: TaskCapture
     vmas: Sequence[Vma]
+    areas: Sequence[Area]
+    refused: Sequence[Refused]
     segments: dict[int, bytes]
     """System V segment id → struct shmid64_ds."""
 
@@ -47,6 +51,7 @@ def capture_task(task: StoppedTask, may_read_filters: bool) -> Captured:
     if not task.tids:
         return _capture_zombie(task, texts)
     vmas = parse_smaps(texts["smaps"])
+    found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
     space = AddressSpace.find(task.pid, vmas)
     threads = [_capture_thread(task.pid, tid, space) for tid in task.tids]
     status = parse_status(texts["status"])
@@ -66,13 +71,14 @@ def capture_task(task: StoppedTask, may_read_filters: bool) -> Captured:
         sigactions=actions, itimers=itimers, posix_timers=posix, auxv=auxv, brk=brk, prctl=values,
         seccomp=_filters(task.pid, status.seccomp, may_read_filters),
     )
-    return Captured(task=task, capture=capture, vmas=vmas, segments=segments)
+    return Captured(task=task, capture=capture, vmas=vmas, areas=found, refused=refused,
+                    segments=segments)
 
 
 def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:
     status = parse_status(texts["status"])
     capture = TaskCapture(pid=task.pid, ns_pid=status.ns_pid[-1], texts=texts, links={})
-    return Captured(task=task, capture=capture, vmas=(), segments={})
+    return Captured(task=task, capture=capture, vmas=(), areas=(), refused=(), segments={})
 
 
 def _read(pid: int, name: str) -> str:
@@ -109,7 +115,7 @@ def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
         regs = remote.original
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, 32)
     return ThreadCapture(
-        tid=tid, ns_tid=parse_status(status).ns_pid[-1], comm=comm, status=status,
+        tid=tid, comm=comm, status=status,
         regs=regs.pack(), xstate=xstate, sigmask=sigmask,
         pending=tuple(native.pending_signals(tid, False)), rseq=native.rseq_config(tid),
         robust=native.robust_list(tid), altstack=raw[:ALTSTACK_BYTES],

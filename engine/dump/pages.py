@@ -52,15 +52,12 @@ class PagesTaken:
 
 
 def take(
-    captured: Sequence[Captured], areas_of: dict[int, Sequence[Area]], capture: Capture
-) -> PagesTaken:
+    captured: Sequence[Captured], capture: Capture) -> PagesTaken:
     """Scan and copy while the tasks are stopped."""
     taken = PagesTaken()
     shared: dict[int, tuple[int, list[Area]]] = {}
     for item in captured:
-        found = areas_of.get(item.task.pid)
-        if not found:
-            continue
+        found = item.areas
         runs = _private_runs(item.task.pid, found)
         taken.segments.append(Segment(name=f"pagemap-{item.capture.ns_pid}",
                                       pid=item.task.pid, runs=runs))

@@ -29,7 +29,6 @@ from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas, sysv
-from torpor.engine.memory.areas import Area
 from torpor.engine.native import KCMP_FILES, kcmp
 from torpor.engine.options import After, DumpOptions, DumpReport, Progress, ProgressFn
 from torpor.engine.restore import tree as tree_shape
@@ -49,6 +48,7 @@ class TreeDump:
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)
     taken: pages.PagesTaken | None = None
+    table_owner: dict[int, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     image_bytes: int = 0
 
@@ -101,6 +101,9 @@ def dump_trees(
                 for stop in trees_stopped:
                     stop.release()
             frozen_s = time.perf_counter() - frozen_at
+            with phase("check"):
+                for dump in dumps:
+                    _check(dump)
             _write_all(dumps, images, phase, frozen_s)
             if commit is not None:
                 with phase("commit"):
@@ -170,19 +173,19 @@ def _take(
     groups = _file_tables(alive)
     with phase("descriptors"):
         dump.files = _descriptors(dump, alive, groups)
-    with phase("check"):
-        owner = {c.capture.ns_pid: group[0].capture.ns_pid
-                 for group in groups for c in group}
-        dump.tree = assemble(dump.captured, owner, dump.options.runtime_seccomp_filters)
-        dump.files.refuse()
-        tree_shape.check(dump.tree)
-    by_ns = {t.pid: t for t in dump.tree.tasks}
-    areas_of: dict[int, Sequence[Area]] = {}
-    for c in alive:
-        memory = by_ns[c.capture.ns_pid].memory
-        areas_of[c.task.pid] = memory.areas if memory is not None else ()
+    refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
+    if refused:
+        raise Findings(tuple(refused))
+    dump.table_owner = {c.capture.ns_pid: group[0].capture.ns_pid
+                        for group in groups for c in group}
     with phase("memory"):
-        dump.taken = pages.take(alive, areas_of, capture)
+        dump.taken = pages.take(alive, capture)
+
+
+def _check(dump: TreeDump) -> None:
+    """Make the tree of the captures; the tasks may run on already."""
+    dump.tree = assemble(dump.captured, dump.table_owner, dump.options.runtime_seccomp_filters)
+    tree_shape.check(dump.tree)
 
 
 def _file_tables(alive: Sequence[Captured]) -> list[list[Captured]]:
