@@ -126,6 +126,7 @@ def stop_all(
 ) -> list[int]:
     """Seize and interrupt all, then wait for all; returns those that vanished (or are zombies).
 
+    A call that gave EINTR only because of the stop is set to be issued again.
     When one cannot be seized or does not stop, those that did are let go again.
     """
     wanted = ffi.new("int[]", list(tids))

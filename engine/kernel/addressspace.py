@@ -22,6 +22,11 @@ PAGE = 4096
 CLEARANCE = 2 * PAGE
 """What must lie between the scratch and the nearest stack pointer (red zone included)."""
 
+MARK = struct.Struct("<8sQ")
+MARK_WORD = b"torpor\0\1"
+MARK_SIZE = MARK.size
+LARGEST = 64 * PAGE
+
 _Identity = tuple[int, int, int, int, int]
 _Match = tuple[int, bytes, object]
 _code_cache: dict[tuple[str, _Identity], _Match] = {}
@@ -29,10 +34,16 @@ _code_cache: dict[tuple[str, _Identity], _Match] = {}
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Room at the bottom of the stack."""
+    """Room at the bottom of the stack. It begins with a mark, by which the next one who
+    comes recognises what an engine that died left there."""
 
     start: int
     size: int
+
+    @property
+    def mark(self) -> bytes:
+        """The first bytes while it is in use."""
+        return MARK.pack(MARK_WORD, self.size)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,17 +113,41 @@ class AddressSpace:
 
     def _place(self, size: int) -> Scratch:
         start, end = self._current_stack()
-        pointers = [sp for sp in self._stack_pointers() if start <= sp < end]
-        lowest = min(pointers, default=0)
-        if pointers and lowest - start < size + CLEARANCE:
-            start = self._grow(start, size + CLEARANCE - (lowest - start))
-        elif not pointers and any(native.read_memory(self.pid, start, size)):
+        pointers = sorted(sp for sp in self._stack_pointers() if start <= sp < end)
+        start = self._above_live_nets(start, pointers)
+        pointers = [sp for sp in pointers if sp >= start]
+        if pointers and pointers[0] - start < size + CLEARANCE:
+            return Scratch(self._grow(size + CLEARANCE - (pointers[0] - start)), size)
+        if not pointers and not self._unused(start, size):
             raise Refused(
                 "has no thread on its initial stack, and that stack is in use to its end",
                 subject=f"task {self.pid}",
                 remedy="try again",
             )
         return Scratch(start, size)
+
+    def _above_live_nets(self, start: int, pointers: Sequence[int]) -> int:
+        """Past the nets of engines that died through which a thread is still on its way home.
+
+        Nets lie one above the other, and a context saved in one may lead to a lower one: so
+        all are live up to the highest that holds a stack pointer.
+        """
+        free = at = start
+        while size := self._left_by_the_dead(at):
+            if any(at <= sp < at + size for sp in pointers):
+                free = at + size
+            at += size
+        return free
+
+    def _left_by_the_dead(self, start: int) -> int:
+        """Size of the scratch that an engine which died left here, or 0."""
+        word, size = MARK.unpack(native.read_memory(self.pid, start, MARK_SIZE))
+        return size if word == MARK_WORD and 0 < size <= LARGEST else 0
+
+    def _unused(self, start: int, size: int) -> bool:
+        """Never written to, or only by an engine that died."""
+        skip = self._left_by_the_dead(start)
+        return not any(native.read_memory(self.pid, start, size)[skip:])
 
     def _current_stack(self) -> tuple[int, int]:
         """It may have grown since it was found."""
@@ -132,8 +167,9 @@ class AddressSpace:
                 if state not in "ZX":
                     raise Bug("a thread is not stopped", subject=f"task {tid}") from None
 
-    def _grow(self, start: int, missing: int) -> int:
+    def _grow(self, missing: int) -> int:
         """Let the stack grow down, as a deeper call would have done; returns its new start."""
+        start = self._current_stack()[0]
         wanted = (start - missing) // PAGE * PAGE
         with suppress(KernelError):
             native.write_memory(self.pid, wanted, b"\0")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from enum import IntEnum, IntFlag
 
 from torpor.engine import native
-from torpor.engine.errors import Timeout, Vanished
+from torpor.engine.errors import KernelError, Timeout, Vanished
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch import x86_64 as arch
 
@@ -72,15 +72,22 @@ def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[in
 
 
 def release(tid: int) -> None:
-    """Detach a task at its event stop; a call that only our stop interrupted happens again.
-
-    The kernel itself restarts most calls. Some give EINTR because the task was stopped
-    (signal(7): epoll_wait, semop, sockets with a timeout, ...): those are issued again here.
-    """
+    """Detach a task at its event stop; the call that the stop interrupted goes on."""
     regs = native.get_regs(tid)
-    if arch.interrupted_by_stop(regs) and not deliverable_signals(tid):
-        native.set_regs(tid, arch.restart_registers(regs))
+    fresh = arch.resume_registers(regs)
+    if fresh is not regs and not deliverable_signals(tid):
+        native.set_regs(tid, fresh)
     native.detach(tid)
+
+
+def restart_registers(tid: int, regs: arch.Regs) -> arch.Regs:
+    """Registers for an image (or a frame): an interrupted call is issued again."""
+    code = b""
+    with suppress(KernelError):
+        size = arch.CODE_BEFORE + arch.CODE_AFTER
+        code = native.read_memory(tid, regs.rip - arch.CODE_BEFORE, size)
+    pending = bool(deliverable_signals(tid))
+    return arch.restart_registers(regs, signal_pending=pending, code=code)
 
 
 def release_all(tids: Iterable[int]) -> None:

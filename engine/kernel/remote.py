@@ -26,6 +26,8 @@ is wrong only if the task was stopped inside a handler on its alternate stack.
 
 A call that the stop interrupted goes on by the kernel's own restart (orig_rax comes back in
 7). After our death it is issued anew: a relative sleep starts again from its full length.
+Some calls (epoll_wait, signal(7)) give EINTR at any stop; native/seam/ptrace.c sets them to
+be issued again as soon as the task stands, and only a death before that lets EINTR be seen.
 
 PTRACE_SINGLESTEP is not used: it outlives the tracer and kills the task by SIGTRAP.
 """
@@ -37,9 +39,9 @@ from typing import Self
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, KernelError, Refused, Vanished
-from torpor.engine.kernel.addressspace import AddressSpace
+from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
 from torpor.engine.kernel.arch import x86_64 as arch
-from torpor.engine.kernel.ptrace import deliverable_signals
+from torpor.engine.kernel.ptrace import deliverable_signals, restart_registers
 
 __all__ = ["AddressSpace", "Remote"]
 
@@ -71,6 +73,7 @@ class Remote:
         self._base = self.original.copy()
         self._saved = b""
         self._space: AddressSpace | None = None
+        self._scratch = Scratch(0, 0)
         self._frame = b""
         self._frame_address = 0
         self._abandoned = False
@@ -84,17 +87,19 @@ class Remote:
         _refuse_dispatch(tid)
         xstate = native.get_xstate(tid)
         frame_room = arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN + len(xstate) + 4
-        scratch = space.scratch(buffer_size + SLACK + frame_room + arch.FPSTATE_ALIGN)
-        remote = cls(tid, buffer=scratch.start, buffer_size=buffer_size)
+        room = MARK_SIZE + buffer_size + SLACK + frame_room + arch.FPSTATE_ALIGN
+        scratch = space.scratch(room)
+        remote = cls(tid, buffer=scratch.start + len(scratch.mark), buffer_size=buffer_size)
         if remote.original.cs != arch.USER_CS_64:
             raise Refused(
                 "runs 32-bit code", subject=f"task {tid}", remedy="checkpoint 64-bit programs only"
             )
         remote.original = settle_rseq(tid, remote.original)
-        at = scratch.start + buffer_size + SLACK
+        remote._scratch = scratch
+        at = remote.buffer + buffer_size + SLACK
         remote._frame_address = -(-at // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
         frame = arch.sigframe(
-            arch.restart_registers(remote.original, signal_pending=bool(deliverable_signals(tid))),
+            restart_registers(tid, remote.original),
             remote._mask,
             None,
             xstate,
@@ -187,8 +192,9 @@ class Remote:
         """Steps 1 and 2."""
         space.verify()
         start = self._frame_address - len(space.chain)
-        size = self._frame_address + len(self._frame) - len(space.chain) - self.buffer
-        self._saved = native.read_memory(self.tid, self.buffer, size)
+        scratch = self._scratch
+        self._saved = native.read_memory(self.tid, scratch.start, scratch.size)
+        native.write_memory(self.tid, scratch.start, scratch.mark)
         native.write_memory(self.tid, start, self._frame)
         armed = self.original.copy()
         armed.rip, armed.rax, armed.orig_rax = space.syscall, arch.NR["rt_sigreturn"], ALL_SIGNALS
@@ -205,12 +211,9 @@ class Remote:
         """Steps 5 to 8."""
         native.settle(self.tid, stopped=True)
         native.set_sigmask(self.tid, self._mask)
-        final = self.original
-        if arch.interrupted_by_stop(final) and not deliverable_signals(self.tid):
-            final = arch.restart_registers(final)
-        native.set_regs(self.tid, final)
+        native.set_regs(self.tid, self.original)
         if self._saved:
-            native.write_memory(self.tid, self.buffer, self._saved)
+            native.write_memory(self.tid, self._scratch.start, self._saved)
 
 
 def settle_rseq(tid: int, regs: arch.Regs) -> arch.Regs:

@@ -84,6 +84,66 @@ int seam_wait(int tid, int64_t timeout_ns, int *status)
 	return wait_until(tid, monotonic_ns() + timeout_ns, status);
 }
 
+/* Whether a signal is queued that the mask lets through. */
+static int signal_is_due(int tid)
+{
+	siginfo_t queued[32];
+	uint64_t mask = 0;
+	int shared, count, i;
+
+	seam_get_sigmask(tid, &mask);
+	for (shared = 0; shared < 2; shared++) {
+		count = seam_pending_signals(tid, shared, 0, queued, 32);
+		for (i = 0; i < count; i++)
+			if (!(mask >> (queued[i].si_signo - 1) & 1))
+				return 1;
+	}
+	return 0;
+}
+
+/*
+ * A few calls give EINTR because their task was stopped (signal(7)): issue such
+ * a call again, at once.  Only a tracer that dies before it comes here leaves
+ * the EINTR to be seen, as any debugger and the cgroup freezer do.
+ */
+static int repeat_interrupted_call(int tid)
+{
+	struct user_regs_struct regs;
+	int result = seam_get_regs(tid, (uint64_t *)&regs, WORDS_OF_REGS);
+
+	if (result < 0 || (int64_t)regs.rax != -EINTR)
+		return result;
+	switch (regs.orig_rax) {
+	case SYS_epoll_wait:
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+	case SYS_semop:
+	case SYS_semtimedop:
+	case SYS_rt_sigtimedwait:
+	case SYS_io_getevents:
+	case SYS_read:
+	case SYS_readv:
+	case SYS_write:
+	case SYS_writev:
+	case SYS_recvfrom:
+	case SYS_recvmsg:
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_accept:
+	case SYS_accept4:
+	case SYS_connect:
+		break;
+	default:
+		return 0;
+	}
+	if (signal_is_due(tid))
+		return 0;
+	regs.rax = regs.orig_rax;
+	regs.rip -= 2;
+	regs.orig_rax = -1;
+	return seam_set_regs(tid, (uint64_t *)&regs, WORDS_OF_REGS);
+}
+
 /*
  * Wait until an interrupted task stands at its PTRACE_EVENT_STOP.  A signal may
  * come first: any stop drops the pending interrupt (kernel/signal.c,
@@ -99,7 +159,7 @@ static int wait_event_stop(int tid, int64_t deadline_ns)
 		if (!WIFSTOPPED(status))
 			return -ESRCH;
 		if (status >> 16 == EVENT_STOP_STATUS)
-			return 0;
+			return repeat_interrupted_call(tid);
 		result = seam_interrupt(tid);
 		if (!result) {
 			int plain = status >> 16 == 0 && WSTOPSIG(status) < 0x80;

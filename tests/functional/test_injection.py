@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import time
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Target:
         self.wait_rounds(3)
 
     def values(self):
-        return struct.unpack_from("<4Q", self.page)
+        return struct.unpack_from("<5Q", self.page)
 
     def wait_rounds(self, count):
         goal = self.values()[0] + count
@@ -61,15 +62,17 @@ class Target:
     def check(self):
         """Still running, and nothing went wrong since the start."""
         self.wait_rounds(2)
-        _, errors, _, detail = self.values()
+        _, errors, _, detail, _ = self.values()
         assert errors == 0, f"{errors} errors, last one {detail}"
 
     def outside(self):
         """What must be the same before and after, as /proc shows it."""
         status = proc.parse_status(proc.read_text(self.pid, "status"))
         fds = {fd: proc.read_link(self.pid, f"fd/{fd}") for fd in proc.list_numbers(self.pid, "fd")}
-        actions = (status.sig_ign, status.sig_cgt, status.sig_blk, status.shd_pnd & ~(1 << 13))
-        return proc.read_text(self.pid, "maps"), fds, actions, status.tracer_pid, status.threads
+        in_handler = ~(1 << (signal.SIGALRM - 1))
+        masks = (status.sig_blk & in_handler, status.shd_pnd & in_handler)
+        actions = (status.sig_ign, status.sig_cgt, *masks)
+        return proc.read_text(self.pid, "maps").splitlines(), fds, actions, status.tracer_pid, status.threads
 
     def end(self):
         self.process.kill()
@@ -122,6 +125,7 @@ def test_a_hundred_injections(program, tmp_path, mode):
             inject_once(target, space)
             time.sleep(random.random() * 0.002)
         target.check()
+        assert target.values()[4] == 0
         assert target.outside() == before
 
 
@@ -157,27 +161,35 @@ def attack(pid):
         ptrace.release_all(tids)
 
 
+def attack_and_die(pid, after_s):
+    attacker = os.fork()
+    if attacker == 0:
+        try:
+            attack(pid)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    time.sleep(after_s)
+    os.kill(attacker, signal.SIGKILL)
+    assert os.waitpid(attacker, 0)[1] == signal.SIGKILL
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("mode", MODES)
 def test_kill_of_the_tracer_leaves_no_trace(program, tmp_path, mode):
     chance = random.Random(mode)
     with running([program, mode], tmp_path) as target:
         with stopped(target.pid):
-            space_of(target.pid).scratch(16384)  # a deep stack has grown already
+            space_of(target.pid).scratch(65536)  # a deep stack has grown already
         before = target.outside()
         for _ in range(KILLS):
-            attacker = os.fork()
-            if attacker == 0:
-                try:
-                    attack(target.pid)
-                finally:
-                    os._exit(1)
-            time.sleep(0.002 + chance.random() * 0.006)
-            os.kill(attacker, signal.SIGKILL)
-            assert os.waitpid(attacker, 0)[1] == signal.SIGKILL
+            attack_and_die(target.pid, 0.002 + chance.random() * 0.006)
             target.wait_rounds(1)
         target.check()
-        assert target.outside() == before
+        after = target.outside()
+        assert set(after[0]) ^ set(before[0]) == set()
+        assert after == before
         for tid in proc.threads(target.pid):
             assert proc.parse_stat(proc.read_text(tid, "stat")).state in "RS"
 
@@ -282,12 +294,7 @@ def test_a_program_without_a_c_library(tmp_path, way):
         space = space_of(target.pid)
         assert space.chain
         for _ in range(20):
-            attacker = os.fork()
-            if attacker == 0:
-                attack(target.pid)
-            time.sleep(random.random() * 0.01)
-            os.kill(attacker, signal.SIGKILL)
-            os.waitpid(attacker, 0)
+            attack_and_die(target.pid, random.random() * 0.01)
             target.check()
 
 
@@ -325,10 +332,5 @@ def test_a_go_program(tmp_path):
                 for tid in tids:
                     inject(target.pid, tid, space)
         for _ in range(50):
-            attacker = os.fork()
-            if attacker == 0:
-                attack(target.pid)
-            time.sleep(random.random() * 0.02)
-            os.kill(attacker, signal.SIGKILL)
-            os.waitpid(attacker, 0)
+            attack_and_die(target.pid, random.random() * 0.02)
             target.check()

@@ -25,15 +25,14 @@ WORD_MASK = (1 << 64) - 1
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
 
-EINTR_WITHOUT_SIGNAL = frozenset(
-    NR[name]
-    for name in (
-        "epoll_wait", "epoll_pwait", "epoll_pwait2", "semop", "semtimedop", "rt_sigtimedwait",
-        "io_getevents", "read", "readv", "pread64", "preadv", "preadv2", "write", "writev",
-        "recvfrom", "recvmsg", "sendto", "sendmsg", "accept", "accept4", "connect",
-    )
-)  # fmt: skip
-"""Calls that give EINTR although no signal came, because a tracer stopped them (signal(7))."""
+RESTART_BLOCK_CALLS = frozenset(
+    NR[name] for name in ("nanosleep", "clock_nanosleep", "poll", "futex")
+)
+"""Calls that the kernel restarts as restart_syscall, which hides their number."""
+LOAD_NUMBER = b"\xb8"  # mov $imm32,%eax
+CODE_BEFORE, CODE_AFTER = 32, 2
+CALL_MASK = (1 << 32) - 1
+"""A system call takes its number from the lower half of rax."""
 
 _NAMES = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
@@ -141,38 +140,90 @@ def syscall_number(name: str) -> int:
         raise Bug(f"no system call named {name}") from None
 
 
-def restart_registers(regs: Regs, *, signal_pending: bool = False) -> Regs:
+def restart_registers(regs: Regs, *, signal_pending: bool = False, code: bytes = b"") -> Regs:
     """Registers that make an interrupted call happen again, without the kernel's own help.
 
     For a frame or an image: orig_rax comes out as -1. A call with a relative timeout starts
     its time anew, because the rest of it lives in a restart block that cannot be read. With
     ``signal_pending`` (a signal is about to be delivered) calls which a handler interrupts
-    keep EINTR. Source: arch/x86/kernel/signal.c, arch_do_signal_or_restart (v6.8).
+    give EINTR. ``code`` is what stands from CODE_BEFORE bytes before rip to CODE_AFTER behind;
+    a restarted call whose number cannot be known gives EINTR.
+    Source: arch/x86/kernel/signal.c, arch_do_signal_or_restart (v6.8).
     """
     fresh = regs.copy()
     fresh.orig_rax = WORD_MASK
+    before, after = code[:CODE_BEFORE], code[CODE_BEFORE:]
+    if regs.rax & CALL_MASK == NR["restart_syscall"] and after == SYSCALL_INSN:
+        return _start_over(fresh, _number_behind_restart(regs, before + after), regs.rip)
     if not regs.in_syscall:
         return fresh
     error = -regs.result
+    start = regs.rip - len(SYSCALL_INSN)
     if error in (ERESTARTSYS, ERESTARTNOINTR):
-        return _again(fresh, regs)
+        return _start_over(fresh, original_call(regs, before), start)
     if error in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
-        if not signal_pending:
-            return _again(fresh, regs)
-        fresh.rax = -EINTR & WORD_MASK
-    elif error == EINTR and not signal_pending and regs.orig_rax in EINTR_WITHOUT_SIGNAL:
-        return _again(fresh, regs)
+        number = None if signal_pending else original_call(regs, before)
+        return _start_over(fresh, number, start)
     return fresh
 
 
-def interrupted_by_stop(regs: Regs) -> bool:
-    """Whether the result is an EINTR that a program would not have seen without a tracer."""
-    return regs.in_syscall and regs.result == -EINTR and regs.orig_rax in EINTR_WITHOUT_SIGNAL
+def _start_over(fresh: Regs, number: int | None, at: int) -> Regs:
+    """Make the call at ``at`` happen again, or end with EINTR when its number is not known."""
+    if number is None:
+        fresh.rax, fresh.rip = -EINTR & WORD_MASK, at + len(SYSCALL_INSN)
+    else:
+        fresh.rax, fresh.rip = number, at
+    return fresh
 
 
-def _again(fresh: Regs, old: Regs) -> Regs:
-    fresh.rax = old.orig_rax
-    fresh.rip = (old.rip - len(SYSCALL_INSN)) & WORD_MASK
+def _number_behind_restart(regs: Regs, code: bytes) -> int | None:
+    """Of a task that is about to issue restart_syscall."""
+    if regs.in_syscall and regs.orig_rax & CALL_MASK != NR["restart_syscall"]:
+        return regs.orig_rax & CALL_MASK  # the kernel has just changed rax, not orig_rax
+    kept = (regs.orig_rax if regs.in_syscall else regs.rax) >> 32
+    return kept if kept in RESTART_BLOCK_CALLS else _loaded_number(code)
+
+
+def original_call(regs: Regs, code: bytes = b"") -> int | None:
+    """Number of the call that a task stopped in; None when it cannot be known.
+
+    A call that was restarted by its restart block runs as restart_syscall. Its own number is
+    where `resume_registers` left it, or in the `mov` before the `syscall` instruction with
+    which ``code`` ends.
+    """
+    number = regs.orig_rax & CALL_MASK
+    if number != NR["restart_syscall"]:
+        return number
+    kept = regs.orig_rax >> 32
+    return kept if kept in RESTART_BLOCK_CALLS else _loaded_number(code)
+
+
+def _loaded_number(code: bytes) -> int | None:
+    at = code.rfind(LOAD_NUMBER, 0, len(code) - len(SYSCALL_INSN) - 4)
+    if at < 0 or not code.endswith(SYSCALL_INSN):
+        return None
+    (loaded,) = struct.unpack_from("<I", code, at + 1)
+    return loaded if loaded in RESTART_BLOCK_CALLS else None
+
+
+def resume_registers(regs: Regs) -> Regs:
+    """Registers to let a task go on with, when no signal is pending: as if never stopped.
+
+    Mostly the same: the kernel restarts the call. One with a restart block goes on by it, as
+    the kernel would do, but its number is kept in the upper half of rax, which a system call
+    ignores and leaves in orig_rax: so the next stop can tell which call it is.
+    """
+    if not regs.in_syscall:
+        return regs
+    number = regs.orig_rax & CALL_MASK
+    if number == NR["restart_syscall"]:
+        number = regs.orig_rax >> 32
+    if regs.result != -ERESTART_RESTARTBLOCK or number not in RESTART_BLOCK_CALLS:
+        return regs
+    fresh = regs.copy()
+    fresh.orig_rax = WORD_MASK
+    fresh.rax = NR["restart_syscall"] | number << 32
+    fresh.rip = (regs.rip - len(SYSCALL_INSN)) & WORD_MASK
     return fresh
 
 
