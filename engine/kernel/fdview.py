@@ -336,6 +336,17 @@ def open_views(pids: Iterable[int], *, netns_socket: NetnsSocket | None = None) 
     return Views(pids, netns_socket)
 
 
+def reset_on_close(pid: int, fd: int) -> None:
+    """`LiveFd.reset_on_close` of one descriptor, for a task that is killed right after."""
+    task = TaskFiles(pid)
+    view = LiveFd(task, fd)
+    try:
+        view.reset_on_close()
+    finally:
+        view.close()
+        task.close()
+
+
 def descriptors(pid: int) -> list[int]:
     """Numbers of a task's descriptors, sorted."""
     with _translated(f"task {pid}", f"/proc/{pid}/fd"):
