@@ -153,6 +153,7 @@ def test_real_freeze_and_thaw(cgroup: Path, tmp_path: Path):
             _ = 1 / 0
         assert advances(tmp_path / "ticks", 2)
     finally:
+        freezer.thaw_leftover(cgroup)
         process.kill()
         process.wait()
 
@@ -176,6 +177,7 @@ def test_real_kill_9_of_the_holder_thaws(cgroup: Path, tmp_path: Path):
         assert advances(tmp_path / "ticks", 2)
         assert not freezer.is_frozen(cgroup)
     finally:
+        freezer.thaw_leftover(cgroup)  # a frozen task does not die
         for each in (holder, process):
             each.kill()
             each.wait()
@@ -198,5 +200,6 @@ def test_real_leftover_is_thawed(cgroup: Path, tmp_path: Path):
         assert not freezer.thaw_leftover(cgroup)
         assert not freezer.thaw_leftover(cgroup / "gone")
     finally:
+        freezer.thaw_leftover(cgroup)
         process.kill()
         process.wait()
