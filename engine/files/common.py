@@ -34,6 +34,7 @@ class O(IntFlag):  # noqa: E742
     CREAT = 0o100
     EXCL = 0o200
     NOCTTY = 0o400
+    TRUNC = 0o1000
     APPEND = 0o2000
     NONBLOCK = 0o4000
     ASYNC = 0o20000

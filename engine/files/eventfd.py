@@ -6,8 +6,7 @@ Facts (probed on v6.18):
 - An anonymous inode cannot be opened again: one description is one counter.
 - eventfd2 takes 32 bits as first value; more is written. A write never blocks on a new one
   unless the counter would exceed 2^64 - 2.
-- EFD_SEMAPHORE (1) is not among the status flags; CRIU's `flags` holds it all the same (bit 0,
-  which an O_RDWR description never has).
+- EFD_SEMAPHORE is not among the status flags, and CRIU 4.2 loses it: it is kept in torpor.json.
 - What cannot be set back: the id, which only fdinfo shows.
 
 Source: fs/eventfd.c, eventfd_show_fdinfo (v6.18).
@@ -53,7 +52,7 @@ SEMAPHORE = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eventfd:
-    """``flags`` are status flags without SEMAPHORE."""
+    """``flags`` are status flags; SEMAPHORE is not among them."""
 
     count: int
     flags: int
@@ -85,17 +84,20 @@ class EventfdKind(Base[Eventfd]):
         """eventfd_file_entry."""
         for file_id, state in states.items():
             entry = pb.eventfd_file_entry(
-                id=file_id, flags=state.flags | (SEMAPHORE if state.is_semaphore else 0),
-                fown=encode_owner(state.owner), counter=state.count,
+                id=file_id, flags=state.flags, fown=encode_owner(state.owner),
+                counter=state.count,
             )  # fmt: skip
             images.add("files", pb.file_entry(type=pb.EVENTFD, id=file_id, efd=entry))
+            if state.is_semaphore:
+                images.extra("eventfd", str(file_id), {"semaphore": True})
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Eventfd]:
         """Read them back."""
         return {
             file_id: Eventfd(
-                count=entry.counter, flags=entry.flags & ~int(O.CLOEXEC) & ~SEMAPHORE,
-                is_semaphore=bool(entry.flags & SEMAPHORE), owner=decode_owner(entry.fown),
+                count=entry.counter, flags=entry.flags & ~int(O.CLOEXEC),
+                is_semaphore=bool(images.extra("eventfd", str(file_id))),
+                owner=decode_owner(entry.fown),
             )
             for file_id, entry in images.files("EVENTFD")
         }  # fmt: skip

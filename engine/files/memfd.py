@@ -76,7 +76,10 @@ LIMITS = (HUGE, TOO_LARGE, OWNER_OUTSIDE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memfd:
-    """One description. ``content`` None: memory fills it where it is mapped."""
+    """One description. ``content`` None: memory fills it where it is mapped.
+
+    ``inode_id`` tells memfds apart, and is N of pagemap-shmem-N.
+    """
 
     inode_id: int
     name: str
@@ -148,7 +151,7 @@ class MemfdKind(Base[Memfd]):
             if number is not None and inode.inode_id not in contents:
                 contents[inode.inode_id] = ghosts.decode(number, "/memfd", images)
             states[file_id] = Memfd(
-                inode_id=inode.inode_id, name=inode.name.decode("utf-8", "surrogateescape"),
+                inode_id=inode.shmid, name=inode.name.decode("utf-8", "surrogateescape"),
                 flags=entry.flags & ~int(O.CLOEXEC), pos=entry.pos, size=inode.size,
                 seals=inode.seals, mode=inode.mode if inode.HasField("mode") else USUAL_MODE,
                 uid=inode.uid, gid=inode.gid, content=contents.get(inode.inode_id),

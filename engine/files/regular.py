@@ -245,14 +245,18 @@ def parse(file_id: FileId, message: Any, images: ImageSource) -> Regular:  # noq
     extra = images.extra("regular", str(file_id)) or {}
     path = path_from(message.name, f"files.img, file {file_id}")
     is_pseudo = path.startswith(("/sys/", "/proc/"))
+    flags = message.flags & ~int(O.CLOEXEC | O.CREAT | O.EXCL | O.NOCTTY | O.TRUNC)
+    is_tmpfile = bool(flags & O.TMPFILE)  # CRIU keeps the bit, with O_DIRECTORY
+    if is_tmpfile:
+        flags &= ~int(O.TMPFILE | O.DIRECTORY)
     return Regular(
         path=path,
-        flags=message.flags & ~int(O.CLOEXEC | O.CREAT | O.EXCL | O.NOCTTY | 0o1000),
+        flags=flags,
         pos=message.pos,
         mode=message.mode if message.HasField("mode") else None,
         size=message.size if message.HasField("size") and not is_pseudo else None,
         owner=decode_owner(message.fown),
-        tmpfile=bool(extra.get("tmpfile")),
+        tmpfile=is_tmpfile or bool(extra.get("tmpfile")),
     )
 
 

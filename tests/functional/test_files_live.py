@@ -3,10 +3,12 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,8 @@ def wait_for(path, what):
 
 def end(process):
     """End it and wait for the children that it leaves to us: they hold its number as a session."""
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
