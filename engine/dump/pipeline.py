@@ -83,9 +83,9 @@ def dump_trees(
     hold = any(options.after is After.STOP for options in trees)
     with ExitStack() as cleanup:
         with phase("look"):
-            may_read = _may_read_filters()
+            may_read = may_read_filters()
             for dump in dumps:
-                _preflight(dump, may_read)
+                preflight(dump.options, may_read)
             images = [cleanup.enter_context(NewImageDirectory.create(d.options.images_dir))
                       for d in dumps]
             captures = [cleanup.enter_context(_capture_for(d.options.pid)) for d in dumps]
@@ -116,12 +116,12 @@ def dump_trees(
     return tuple(_report(dump, phase, frozen_s) for dump in dumps)
 
 
-def _may_read_filters() -> bool:
+def may_read_filters() -> bool:
     status = parse_status(proc.read_text(os.getpid(), "status"))
     return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
 
 
-def _preflight(dump: TreeDump, may_read: bool) -> None:
+def preflight(options: DumpOptions, may_read: bool) -> None:
     """What can be refused by looking only.
 
     Raises:
@@ -129,7 +129,7 @@ def _preflight(dump: TreeDump, may_read: bool) -> None:
     """
     refused: list[Refused] = []
     ours = {os.getpid()}
-    for task in list_tasks(dump.options.pid):
+    for task in list_tasks(options.pid):
         subject = f"pid {task.pid}"
         if task.pid in ours:
             raise Refused("the dumping process is inside the tree", subject=subject,
@@ -140,7 +140,7 @@ def _preflight(dump: TreeDump, may_read: bool) -> None:
             refused.append(Refused("is traced", subject=subject,
                                    cause=f"by pid {status.tracer_pid}",
                                    remedy="detach the debugger"))
-        found = seccomp.preflight(text, dump.options.runtime_seccomp_filters, may_read, subject)
+        found = seccomp.preflight(text, options.runtime_seccomp_filters, may_read, subject)
         if found is not None:
             refused.append(found)
         if task.tids and task.tids[0] != task.pid:
