@@ -17,7 +17,7 @@ from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import Message
 
 SOL_SOCKET = 1
-SO_LINGER, SO_TYPE, SO_DOMAIN, SO_PEEK_OFF, SO_GET_FILTER = 13, 3, 39, 42, 26
+SO_REUSEADDR, SO_LINGER, SO_TYPE, SO_DOMAIN, SO_PEEK_OFF, SO_GET_FILTER = 2, 13, 3, 39, 42, 26
 SCM_RIGHTS, SCM_CREDENTIALS = 1, 2
 AF_UNIX, AF_NETLINK = 1, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
@@ -296,6 +296,11 @@ def _control(control: bytes) -> tuple[list[int], tuple[int, int, int] | None]:
             creds = struct.unpack("<iII", payload)
         offset += max(size + 7 & ~7, 16)
     return fds, creds
+
+
+def set_reusable(fd: int, subject: str) -> None:
+    """SO_REUSEADDR."""
+    _set_option(fd, SO_REUSEADDR, 1, subject)
 
 
 def set_linger_zero(fd: int, subject: str) -> None:

@@ -255,9 +255,15 @@ class LiveFd:
             raise Refused(f"a request to address family {family}", subject=self.subject)
         return netlink.ask(self.task.netlink_socket(protocol), request)
 
-    def reset_on_close(self) -> None:
-        """SO_LINGER of 0 on the task's socket; for one whose holders are killed right after."""
-        fdcalls.set_linger_zero(self.copy, self.subject)
+    def free_port(self, *, reset: bool) -> None:
+        """Make a TCP socket leave nothing that keeps its port; its holders are killed next.
+
+        SO_REUSEADDR lets the port be bound again while the connection is in TIME_WAIT; with
+        ``reset`` it ends by a RST and there is no TIME_WAIT.
+        """
+        fdcalls.set_reusable(self.copy, self.subject)
+        if reset:
+            fdcalls.set_linger_zero(self.copy, self.subject)
 
     def epoll_targets(self) -> Sequence[tuple[int, int, int, int]]:
         """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
@@ -336,12 +342,12 @@ def open_views(pids: Iterable[int], *, netns_socket: NetnsSocket | None = None) 
     return Views(pids, netns_socket)
 
 
-def reset_on_close(pid: int, fd: int) -> None:
-    """`LiveFd.reset_on_close` of one descriptor, for a task that is killed right after."""
+def free_port(pid: int, fd: int, *, reset: bool) -> None:
+    """`LiveFd.free_port` of one descriptor."""
     task = TaskFiles(pid)
     view = LiveFd(task, fd)
     try:
-        view.reset_on_close()
+        view.free_port(reset=reset)
     finally:
         view.close()
         task.close()

@@ -310,15 +310,16 @@ def waiting_clients(
     return found
 
 
-def inside(states: Mapping[FileId, InetState]) -> list[FileId]:
-    """Ends of connections inside the tree.
+def before_kill(states: Mapping[FileId, InetState]) -> dict[FileId, bool]:
+    """Connections whose ports must be free when their tasks are dead, and whether by a reset.
 
-    Before the tasks are killed (and only then) each must be told to close by a reset
-    (`LiveFd.reset_on_close`): a FIN would leave TIME_WAIT at the very addresses and ports that
-    a restore on this machine needs.
+    Right before the tasks are killed (and only then) each is for `fdview.free_port`: what a
+    killed task closes by a FIN is in TIME_WAIT for a minute, at the very address and port that
+    a restore on this machine needs. Peers outside still get what was sent, and the FIN.
     """
     pairs = mates(states)
-    return [*pairs, *waiting_clients(states, pairs)]
+    both = {*pairs, *waiting_clients(states, pairs)}
+    return {i: i in both for i, s in states.items() if s.connected}
 
 
 def leads_outside(state: InetState) -> bool:

@@ -87,8 +87,8 @@ def _look(
         states = {i: kind.collect(view, context) for i, view in context.views.items()}
         refusals = list(kind.check(states, context))
         if kind is inet.KIND:
-            for file_id in inet.inside(states):
-                views.get(pid, ids[file_id]).reset_on_close()
+            for file_id, reset in inet.before_kill(states).items():
+                views.get(pid, ids[file_id]).free_port(reset=reset)
     images = RecordedImages()
     kind.encode(states, images)
     decoded = kind.decode(images)

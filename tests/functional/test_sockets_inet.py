@@ -2,10 +2,12 @@
 """TCP and UDP sockets of a live child, through the images, to a plan that is run."""
 
 import contextlib
+import multiprocessing
 import os
 import select
 import socket
 import struct
+import threading
 
 import pytest
 
@@ -117,6 +119,59 @@ def test_connection_inside(family: int) -> None:
     replay(done, check)
 
 
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_idle_connection_leaves_no_time_wait(first: str) -> None:
+    """The ends close in the order of their numbers; the first one would be in TIME_WAIT."""
+
+    def prepare() -> list[int]:
+        server = server_at(socket.AF_INET)
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        server.close()
+        return put(client, accepted) if first == "client" else put(accepted, client)
+
+    def check() -> None:
+        one, two = at(50), at(51)
+        one.send(b"x")
+        assert two.recv(10) == b"x"
+
+    replay(look(inet.KIND, prepare, tcp=TcpPolicy.REFUSE), check)
+
+
+def test_client_outside_has_closed_the_servers_port_is_free() -> None:
+    outside: list[socket.socket] = []
+
+    def prepare() -> list[int]:
+        server = socket.socket()
+        server.bind(("127.0.0.1", port))
+        server.listen(5)
+        connect.set()
+        accepted, _ = server.accept()
+        return put(server, accepted)
+
+    def check() -> None:
+        assert at(50).getsockname() == ("127.0.0.1", port)
+        with pytest.raises(ConnectionResetError):
+            at(51).recv(1)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    connect = multiprocessing.Event()
+
+    def call() -> None:
+        connect.wait(5)
+        outside.append(socket.create_connection(("127.0.0.1", port)))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    done = look(inet.KIND, prepare)
+    thread.join()
+    assert outside[0].recv(1) == b""
+    outside[0].close()
+    replay(done, check)
+
+
 def test_mixed_families_and_listener_gone() -> None:
     def prepare() -> list[int]:
         server = socket.socket(socket.AF_INET6)
@@ -217,8 +272,6 @@ def test_outside_is_reset_after_what_was_queued(family: int) -> None:
             client.send(b"x")
         with pytest.raises(OSError, match="not connected"):
             client.getpeername()
-
-    import threading
 
     def serve() -> None:
         end, _ = server.accept()
