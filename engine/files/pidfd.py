@@ -46,6 +46,8 @@ from torpor.engine.kind import (
 from torpor.engine.program.ops import Op
 
 LINK = "anon_inode:[pidfd]"
+FLAGS = int(O.NONBLOCK | O.EXCL)
+"""What pidfd_open(2) takes; CRIU's images have these only."""
 
 REAPED = Limit(
     case="pidfd-reaped",
@@ -62,7 +64,7 @@ LIMITS = (REAPED, OUTSIDE, OWNER_OUTSIDE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pidfd:
-    """``task`` is the pid inside."""
+    """``task`` is the pid inside; ``flags`` are those of pidfd_open(2)."""
 
     task: int
     flags: int
@@ -89,7 +91,7 @@ class PidfdKind(Base[Pidfd]):
         if pid not in context.tasks:
             raise refuse(OUTSIDE, view.subject, f"task {pid}")
         return Pidfd(
-            task=context.tasks[pid], flags=view.flags & ~int(O.CLOEXEC),
+            task=context.tasks[pid], flags=view.flags & FLAGS,
             ino=view.st_ino & 0xFFFFFFFF, owner=read_owner(view, context),
         )  # fmt: skip
 
@@ -112,7 +114,7 @@ class PidfdKind(Base[Pidfd]):
             if entry.nspid < 1:
                 bad_image(f"a pidfd of task {entry.nspid}", where)
             states[file_id] = Pidfd(
-                task=entry.nspid, flags=entry.flags & ~int(O.CLOEXEC), ino=entry.ino,
+                task=entry.nspid, flags=entry.flags & FLAGS, ino=entry.ino,
                 owner=decode_owner(entry.fown),
             )  # fmt: skip
         return states
@@ -130,7 +132,7 @@ class PidfdKind(Base[Pidfd]):
         held = created(states, context)
         for file_id, state in held.items():
             create = Op(
-                call="pidfd_open", args=(state.task, state.flags & (O.NONBLOCK | O.EXCL)),
+                call="pidfd_open", args=(state.task, state.flags),
                 subject=subject(context, file_id, f"pidfd of task {state.task}"),
             )  # fmt: skip
             late += later.reopen(file_id, create, context)
