@@ -56,10 +56,26 @@ class Counter:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        self.reap()
+
+    def reap(self) -> None:
+        """Wait until no task has the pid or the session any more; init reaps the orphans."""
         self.process.wait(timeout=10)
-        deadline = time.monotonic() + 10
-        while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 20
+        while self.pid in sessions():
+            assert time.monotonic() < deadline, "the tree has not gone"
             time.sleep(0.02)
+
+
+def sessions() -> set[int]:
+    """Sessions of all tasks, zombies too."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            found.add(int(stat.read_text().rpartition(")")[2].split()[3]))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
 
 
 @pytest.fixture
@@ -78,7 +94,7 @@ def run(*words, module="cli", timeout=60, **more):
 def dumped(counter, folder, *words):
     done = run("dump", counter.pid, "-D", folder, *words)
     assert done.returncode == 0, done.stderr
-    counter.process.wait(timeout=10)
+    counter.reap()
     return done
 
 
@@ -180,7 +196,7 @@ def test_the_criu_name_dumps_and_restores(counter, tmp_path):
     images.mkdir()
     done = run("dump", "-t", counter.pid, "-D", images, "-v4", "-o", "dump.log", module="criu")
     assert done.returncode == 0, done.stderr
-    counter.process.wait(timeout=10)
+    counter.reap()
     done = run("restore", "-D", images, "-d", "-v4", "-o", "restore.log", "--pidfile", "pid",
                module="criu")
     assert done.returncode == 0, done.stderr
