@@ -9,6 +9,7 @@ restore itself. Medians of the rounds; the first round warms up and is dropped.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -26,12 +27,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from tests.compat.criu_root import criu_root  # noqa: E402
 from torpor.engine import api  # noqa: E402
 from torpor.engine.images.directory import ImageDirectory, Verify  # noqa: E402
 from torpor.engine.images.stats import read_dump_stats  # noqa: E402
 from torpor.engine.options import After, DumpOptions, RestoreOptions  # noqa: E402
-
-from tests.compat.criu_root import criu_root  # noqa: E402
 
 CASES = {
     "sleeper": ("sleeper", 0), "tree-100": ("tree", 100), "threads-500": ("threads", 500),
@@ -52,8 +52,9 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="torpor-bench-") as scratch:
         program = Path(scratch) / "load"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", program,
-                        ROOT / "bench/workloads/load.c"], check=True)
+        subprocess.run(
+            ["cc", "-O2", "-pthread", "-o", program, ROOT / "bench/workloads/load.c"], check=True
+        )
         print(f"machine: {platform.release()}, {os.cpu_count()} processors")
         print(f"{'case':14} {'measure':8} {'torpor ms':>10} {'criu ms':>10} {'ratio':>7}")
         for name in chosen.names:
@@ -68,8 +69,9 @@ def case(name: str, program: Path, scratch: Path, rounds: int) -> list[dict[str,
     restores: dict[str, list[float]] = {"torpor": [], "criu": []}
     for number in range(rounds):
         for engine, dump in (("torpor", dump_torpor), ("criu", dump_criu)):
-            with_workload(program, name, lambda pid, d=dump, e=engine: pauses[e].append(
-                d(pid, fresh(scratch), False)))
+            pauses[engine].append(
+                with_workload(program, name, lambda pid, d=dump: d(pid, fresh(scratch), False))
+            )
             if name in RESTORED:
                 restores[engine].append(restore_time(engine, program, name, scratch))
         if not number:
@@ -92,29 +94,31 @@ def fresh(scratch: Path) -> Path:
     return place
 
 
-def with_workload(program: Path, name: str, act: Callable[[int], object]) -> None:
+def with_workload(program: Path, name: str, act: Callable[[int], float]) -> float:
     """Start a workload, act on it, end it and everything below."""
     kind, count = CASES[name]
     words = program.with_name("words")
     with words.open("w") as out:
-        process = subprocess.Popen([program, kind, str(count)], stdout=out,
-                                   stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            [program, kind, str(count)],
+            stdout=out,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     while "ready" not in words.read_text():
         time.sleep(0.01)
     time.sleep(0.2)
     try:
-        act(process.pid)
+        return act(process.pid)
     finally:
         end(process.pid)
 
 
 def end(pid: int) -> None:
     """Kill a session and reap it."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
@@ -133,8 +137,18 @@ def dump_torpor(pid: int, images: Path, stop: bool) -> float:
 def dump_criu(pid: int, images: Path, stop: bool) -> float:
     """Frozen time as CRIU's own statistics have it."""
     images.mkdir()
-    command = criu_root().criu("dump", "-t", str(pid), "-D", str(images), "--network-lock",
-                               "skip", "-o", "dump.log", *([] if stop else ["-R"]))
+    command = criu_root().criu(
+        "dump",
+        "-t",
+        str(pid),
+        "-D",
+        str(images),
+        "--network-lock",
+        "skip",
+        "-o",
+        "dump.log",
+        *([] if stop else ["-R"]),
+    )
     subprocess.run(command, check=True)
     with ImageDirectory.open(images, verify=Verify.NOTHING) as opened:
         stats = read_dump_stats(opened)
@@ -145,22 +159,21 @@ def dump_criu(pid: int, images: Path, stop: bool) -> float:
 def restore_time(engine: str, program: Path, name: str, scratch: Path) -> float:
     """Dump and stop with an engine, restore with the same; time of the restore."""
     images = fresh(scratch)
-    taken = []
 
-    def act(pid: int) -> None:
+    def act(pid: int) -> float:
         (dump_torpor if engine == "torpor" else dump_criu)(pid, images, True)
         end(pid)
         begin = time.perf_counter()
         if engine == "torpor":
             api.restore(RestoreOptions(images_dir=images))
         else:
-            command = criu_root().criu("restore", "-d", "-D", str(images), "--network-lock",
-                                       "skip", "-o", "restore.log")
+            command = criu_root().criu(
+                "restore", "-d", "-D", str(images), "--network-lock", "skip", "-o", "restore.log"
+            )
             subprocess.run(command, check=True)
-        taken.append(time.perf_counter() - begin)
+        return time.perf_counter() - begin
 
-    with_workload(program, name, act)
-    return taken[0]
+    return with_workload(program, name, act)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of the engine: what happened, to whom, why, and what to do about it.
 
-    Error
-    ├─ Refused          we will not: a kind or case in LIMITS; says how to make it work
-    ├─ Vanished         a task, thread or descriptor went while we looked; may be tried again
-    ├─ Denied           a capability, seccomp, LSM or ptrace scope; names which
-    ├─ Unavailable      the kernel lacks a feature; names it and how it was probed
-    ├─ BadImage         truncated, wrong magic, digest differs; names file and offset
-    ├─ KernelError      a syscall failed; name, arguments, errno
-    ├─ Timeout          what was waited for, how long, state at that time
-    └─ Bug              an invariant broke; asks for a report
+Error
+├─ Refused          we will not: a kind or case in LIMITS; says how to make it work
+├─ Vanished         a task, thread or descriptor went while we looked; may be tried again
+├─ Denied           a capability, seccomp, LSM or ptrace scope; names which
+├─ Unavailable      the kernel lacks a feature; names it and how it was probed
+├─ BadImage         truncated, wrong magic, digest differs; names file and offset
+├─ KernelError      a syscall failed; name, arguments, errno
+├─ Timeout          what was waited for, how long, state at that time
+└─ Bug              an invariant broke; asks for a report
 """
 
 import errno as errno_module

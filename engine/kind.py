@@ -40,8 +40,10 @@ def refuse(limit: Limit, subject: str, cause: str = "") -> Refused:
 
 
 class FdView(Protocol):
-    """One descriptor of a task, as it can be read from outside. All strings are decoded
-    with surrogateescape. Live implementation: `kernel/fdview.py`; tests: `kernel/recorded.py`.
+    """One descriptor of a task, as it can be read from outside.
+
+    All strings are decoded with surrogateescape. Live implementation: `kernel/fdview.py`;
+    tests: `kernel/recorded.py`.
     """
 
     pid: int
@@ -65,8 +67,10 @@ class FdView(Protocol):
     st_nlink: int
     st_uid: int
     st_gid: int
-    fs_magic: int
-    """f_type of fstatfs(2)."""
+
+    @property
+    def fs_magic(self) -> int:
+        """f_type of fstatfs(2)."""
 
     @property
     def subject(self) -> str:
@@ -91,11 +95,13 @@ class FdView(Protocol):
         """As ioctl; None when the command is unknown."""
 
     def poll_events(self) -> int:
-        """revents of poll(2) right now, asked for POLLIN and POLLOUT (POLLHUP 16, POLLERR 8)."""
+        """Revents of poll(2) right now, asked for POLLIN and POLLOUT (POLLHUP 16, POLLERR 8)."""
 
     def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
-        """Path inside the task's root of an inotify watch (s_dev, ino and file handle of
-        fdinfo), None when it cannot be found (open_by_handle_at, or a search)."""
+        """Path inside the task's root of an inotify watch, None when it cannot be found.
+
+        The arguments are s_dev, ino and the file handle of fdinfo (open_by_handle_at(2)).
+        """
 
     def pipe_content(self) -> bytes:
         """What is queued in a pipe, not consumed (tee)."""
@@ -223,10 +229,17 @@ class LateOp:
 class FileKind(Protocol, Generic[State]):
     """A kind of open file description."""
 
-    name: str
-    types: Sequence[str]
-    """Names of CRIU's fd_types it reads and writes: ("PIPE",)."""
-    limits: Sequence[Limit]
+    @property
+    def name(self) -> str:
+        """A stable word."""
+
+    @property
+    def types(self) -> Sequence[str]:
+        """Names of CRIU's fd_types it reads and writes: ("PIPE",)."""
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """The cases it refuses."""
 
     def matches(self, view: FdView) -> bool:
         """Whether a descriptor is of this kind. Exactly one kind must say yes."""

@@ -15,12 +15,21 @@ from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, T
 from torpor.engine.tasks.seccomp import Filter
 
 LIMITS = (
-    Limit(case="deleted-exe", what="a program whose file was deleted or replaced",
-          remedy="restart the program from the file that is there now"),
-    Limit(case="dead-leader", what="a task whose main thread has ended while others live",
-          remedy="keep the main thread alive"),
-    Limit(case="deleted-directory", what="a working or root directory that was deleted",
-          remedy="change to a directory that exists"),
+    Limit(
+        case="deleted-exe",
+        what="a program whose file was deleted or replaced",
+        remedy="restart the program from the file that is there now",
+    ),
+    Limit(
+        case="dead-leader",
+        what="a task whose main thread has ended while others live",
+        remedy="keep the main thread alive",
+    ),
+    Limit(
+        case="deleted-directory",
+        what="a working or root directory that was deleted",
+        remedy="change to a directory that exists",
+    ),
 )
 
 
@@ -41,8 +50,11 @@ def assemble(
 
 
 def _task(
-    item: Captured, inside: Mapping[int, int], files_of: Mapping[int, int],
-    runtime_filters: int, refused: list[Refused],
+    item: Captured,
+    inside: Mapping[int, int],
+    files_of: Mapping[int, int],
+    runtime_filters: int,
+    refused: list[Refused],
 ) -> TaskImage:
     capture = item.capture
     stat, status = parse_stat(capture.texts["stat"]), parse_status(capture.texts["status"])
@@ -50,18 +62,33 @@ def _task(
     ppid = inside.get(item.task.ppid, 0)
     pgid, sid = status.ns_pgid[-1], status.ns_sid[-1]
     if capture.zombie:
-        return TaskImage(pid=capture.ns_pid, ppid=ppid, pgid=pgid, sid=sid, state=DEAD,
-                         exit_code=stat.exit_code, comm=comm)
+        return TaskImage(
+            pid=capture.ns_pid,
+            ppid=ppid,
+            pgid=pgid,
+            sid=sid,
+            state=DEAD,
+            exit_code=stat.exit_code,
+            comm=comm,
+        )
     refused += item.refused
     refused += _links(capture)
     owner = files_of.get(capture.ns_pid, capture.ns_pid)
     loginuid = capture.texts["loginuid"]
     return TaskImage(
-        pid=capture.ns_pid, ppid=ppid, pgid=pgid, sid=sid,
-        state=STOPPED if item.task.state == "T" else ALIVE, exit_code=0, comm=comm,
+        pid=capture.ns_pid,
+        ppid=ppid,
+        pgid=pgid,
+        sid=sid,
+        state=STOPPED if item.task.state == "T" else ALIVE,
+        exit_code=0,
+        comm=comm,
         threads=tuple(_thread(capture, t, runtime_filters) for t in capture.threads),
-        memory=_memory(capture, item.areas), cwd=capture.links["cwd"], root=capture.links["root"],
-        umask=status.umask or 0, personality=int(capture.texts["personality"] or "0", 16),
+        memory=_memory(capture, item.areas),
+        cwd=capture.links["cwd"],
+        root=capture.links["root"],
+        umask=status.umask or 0,
+        personality=int(capture.texts["personality"] or "0", 16),
         subreaper=bool(capture.prctl.get("subreaper", 0)),
         oom_score_adj=int(capture.texts["oom_score_adj"]),
         loginuid=int(loginuid) if loginuid.strip() else None,
@@ -70,8 +97,10 @@ def _task(
         shared_pending=tuple(capture.shared_pending),
         itimers=timers.parse_itimers(capture.itimers),
         posix_timers=timers.parse_posix(
-            parse_timers(capture.texts["timers"]), capture.posix_timers,
-            {t.tid: t.ns_tid for t in capture.threads}),
+            parse_timers(capture.texts["timers"]),
+            capture.posix_timers,
+            {t.tid: t.ns_tid for t in capture.threads},
+        ),
         files_of=owner if owner != capture.ns_pid else None,
     )
 
@@ -80,8 +109,11 @@ def _links(capture: TaskCapture) -> list[Refused]:
     found = []
     if capture.links["exe"].endswith(" (deleted)"):
         found.append(refuse(LIMITS[0], capture.subject, capture.links["exe"]))
-    found += [refuse(LIMITS[2], capture.subject, f"{name} {capture.links[name]}")
-              for name in ("cwd", "root") if capture.links[name].endswith(" (deleted)")]
+    found += [
+        refuse(LIMITS[2], capture.subject, f"{name} {capture.links[name]}")
+        for name in ("cwd", "root")
+        if capture.links[name].endswith(" (deleted)")
+    ]
     return found
 
 
@@ -89,10 +121,16 @@ def _thread(capture: TaskCapture, thread: ThreadCapture, runtime_filters: int) -
     own = capture.seccomp or ()
     kept = own[: max(len(own) - runtime_filters, 0)]
     return ThreadImage(
-        tid=thread.ns_tid, comm=thread.comm, registers=registers.collect(thread),
-        sigmask=thread.sigmask, pending=tuple(thread.pending),
-        altstack=signals.parse_altstack(thread.altstack), rseq=thread.rseq,
-        robust=thread.robust, tid_address=thread.tid_address, pdeathsig=thread.pdeathsig,
+        tid=thread.ns_tid,
+        comm=thread.comm,
+        registers=registers.collect(thread),
+        sigmask=thread.sigmask,
+        pending=tuple(thread.pending),
+        altstack=signals.parse_altstack(thread.altstack),
+        rseq=thread.rseq,
+        robust=thread.robust,
+        tid_address=thread.tid_address,
+        pdeathsig=thread.pdeathsig,
         scheduling=_scheduling(thread),
         creds=creds.collect(thread.status, capture.prctl.get("securebits", 0)),
         seccomp=tuple(Filter(program=code, flags=flags) for code, flags in kept),
@@ -105,8 +143,11 @@ def _scheduling(thread: ThreadCapture) -> Scheduling:
     every = (1 << (os.cpu_count() or 1)) - 1
     mask = int.from_bytes(thread.affinity, "little")
     return Scheduling(
-        policy=thread.policy, priority=thread.priority, nice=thread.nice,
-        affinity=thread.affinity if mask & every != every else None, ioprio=thread.ioprio,
+        policy=thread.policy,
+        priority=thread.priority,
+        nice=thread.nice,
+        affinity=thread.affinity if mask & every != every else None,
+        ioprio=thread.ioprio,
         timerslack_ns=thread.timerslack_ns,
     )
 
@@ -114,11 +155,20 @@ def _scheduling(thread: ThreadCapture) -> Scheduling:
 def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
     stat = parse_stat(capture.texts["stat"])
     return Memory(
-        start_code=stat.startcode, end_code=stat.endcode, start_data=stat.start_data,
-        end_data=stat.end_data, start_brk=stat.start_brk, brk=capture.brk,
-        start_stack=stat.startstack, arg_start=stat.arg_start, arg_end=stat.arg_end,
-        env_start=stat.env_start, env_end=stat.env_end, auxv=capture.auxv,
+        start_code=stat.startcode,
+        end_code=stat.endcode,
+        start_data=stat.start_data,
+        end_data=stat.end_data,
+        start_brk=stat.start_brk,
+        brk=capture.brk,
+        start_stack=stat.startstack,
+        arg_start=stat.arg_start,
+        arg_end=stat.arg_end,
+        env_start=stat.env_start,
+        env_end=stat.env_end,
+        auxv=capture.auxv,
         areas=tuple(a for a in found if a.backing is not Backing.VSYSCALL),
-        exe=capture.links["exe"], dumpable=capture.prctl.get("dumpable", 1),
+        exe=capture.links["exe"],
+        dumpable=capture.prctl.get("dumpable", 1),
         thp_disabled=bool(max(capture.prctl.get("thp_disable", 0), 0)),
     )

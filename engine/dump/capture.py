@@ -22,8 +22,18 @@ from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
 
-TEXTS = ("stat", "status", "smaps", "limits", "timers", "oom_score_adj", "loginuid",
-         "personality", "comm", "cgroup")
+TEXTS = (
+    "stat",
+    "status",
+    "smaps",
+    "limits",
+    "timers",
+    "oom_score_adj",
+    "loginuid",
+    "personality",
+    "comm",
+    "cgroup",
+)
 PR_GET_AUXV = 0x41555856
 PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 40, 2, 37
 PRCTL_VALUES = {"dumpable": 3, "keepcaps": 7, "securebits": 27, "thp_disable": 42}
@@ -60,19 +70,31 @@ def capture_task(task: StoppedTask, may_read_filters: bool) -> Captured:
         actions = _actions(remote, status.sig_cgt | status.sig_ign)
         itimers = _itimers(remote)
         posix = _posix_timers(remote, [t.timer_id for t in parse_timers(texts["timers"])])
-        values = {name: remote.try_call("prctl", number, 0, 0, 0, 0)
-                  for name, number in PRCTL_VALUES.items()}
+        values = {
+            name: remote.try_call("prctl", number, 0, 0, 0, 0)
+            for name, number in PRCTL_VALUES.items()
+        }
         values["subreaper"] = _word(remote, PR_GET_CHILD_SUBREAPER)
         brk = remote.call("brk", 0)
         segments = _segments(remote, vmas)
     capture = TaskCapture(
-        pid=task.pid, ns_pid=status.ns_pid[-1], texts=texts, links=_links(task.pid),
-        threads=tuple(threads), shared_pending=tuple(native.pending_signals(task.pid, True)),
-        sigactions=actions, itimers=itimers, posix_timers=posix, auxv=auxv, brk=brk, prctl=values,
+        pid=task.pid,
+        ns_pid=status.ns_pid[-1],
+        texts=texts,
+        links=_links(task.pid),
+        threads=tuple(threads),
+        shared_pending=tuple(native.pending_signals(task.pid, True)),
+        sigactions=actions,
+        itimers=itimers,
+        posix_timers=posix,
+        auxv=auxv,
+        brk=brk,
+        prctl=values,
         seccomp=_filters(task.pid, status.seccomp, may_read_filters),
     )
-    return Captured(task=task, capture=capture, vmas=vmas, areas=found, refused=refused,
-                    segments=segments)
+    return Captured(
+        task=task, capture=capture, vmas=vmas, areas=found, refused=refused, segments=segments
+    )
 
 
 def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:
@@ -88,10 +110,10 @@ def _read(pid: int, name: str) -> str:
         if name in ("personality",):
             return ""
         raise
-    except Error as error:
+    except Error:
         if name in ("timers", "loginuid", "smaps", "limits", "cgroup"):
             return ""
-        raise error
+        raise
 
 
 def _links(pid: int) -> dict[str, str]:
@@ -105,24 +127,36 @@ def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
     sigmask = native.get_sigmask(tid)
     with Remote.safe(tid, space) as remote:
         at = remote.buffer
-        results = remote.calls([
-            ("sigaltstack", (0, at)),
-            ("prctl", (PR_GET_TID_ADDRESS, at + 32, 0, 0, 0)),
-            ("prctl", (PR_GET_PDEATHSIG, at + 40, 0, 0, 0)),
-            ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
-        ])
+        results = remote.calls(
+            [
+                ("sigaltstack", (0, at)),
+                ("prctl", (PR_GET_TID_ADDRESS, at + 32, 0, 0, 0)),
+                ("prctl", (PR_GET_PDEATHSIG, at + 40, 0, 0, 0)),
+                ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
+            ]
+        )
         raw = remote.read(at, 48)
         regs = remote.original
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, 32)
     return ThreadCapture(
-        tid=tid, comm=comm, status=status,
-        regs=regs.pack(), xstate=xstate, sigmask=sigmask,
-        pending=tuple(native.pending_signals(tid, False)), rseq=native.rseq_config(tid),
-        robust=native.robust_list(tid), altstack=raw[:ALTSTACK_BYTES],
-        tid_address=tid_address if results[1] >= 0 else 0, pdeathsig=pdeathsig,
-        policy=os.sched_getscheduler(tid), priority=os.sched_getparam(tid).sched_priority,
-        nice=os.getpriority(os.PRIO_PROCESS, tid), affinity=_affinity(tid),
-        ioprio=native.ioprio_get(tid), timerslack_ns=max(results[3], 0),
+        tid=tid,
+        comm=comm,
+        status=status,
+        regs=regs.pack(),
+        xstate=xstate,
+        sigmask=sigmask,
+        pending=tuple(native.pending_signals(tid, False)),
+        rseq=native.rseq_config(tid),
+        robust=native.robust_list(tid),
+        altstack=raw[:ALTSTACK_BYTES],
+        tid_address=tid_address if results[1] >= 0 else 0,
+        pdeathsig=pdeathsig,
+        policy=os.sched_getscheduler(tid),
+        priority=os.sched_getparam(tid).sched_priority,
+        nice=os.getpriority(os.PRIO_PROCESS, tid),
+        affinity=_affinity(tid),
+        ioprio=native.ioprio_get(tid),
+        timerslack_ns=max(results[3], 0),
     )
 
 
@@ -146,8 +180,12 @@ def _actions(remote: Remote, changed: int) -> dict[int, bytes]:
     for start in range(0, len(signals), 32):
         batch = signals[start : start + 32]
         at = remote.buffer
-        remote.calls([("rt_sigaction", (s, 0, at + ACTION_BYTES * i, SIGSET_BYTES))
-                      for i, s in enumerate(batch)])
+        remote.calls(
+            [
+                ("rt_sigaction", (s, 0, at + ACTION_BYTES * i, SIGSET_BYTES))
+                for i, s in enumerate(batch)
+            ]
+        )
         raw = remote.read(at, ACTION_BYTES * len(batch))
         for i, s in enumerate(batch):
             found[s] = raw[ACTION_BYTES * i : ACTION_BYTES * (i + 1)]
@@ -164,11 +202,19 @@ def _itimers(remote: Remote) -> tuple[bytes, ...]:
 def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture, ...]:
     found = []
     for number in ids:
-        results = remote.calls([
-            ("timer_gettime", (number, remote.buffer)), ("timer_getoverrun", (number,)),
-        ])
-        found.append(PosixTimerCapture(timer_id=number, overrun=max(results[1], 0),
-                                       setting=remote.read(remote.buffer, ITIMER_BYTES)))
+        results = remote.calls(
+            [
+                ("timer_gettime", (number, remote.buffer)),
+                ("timer_getoverrun", (number,)),
+            ]
+        )
+        found.append(
+            PosixTimerCapture(
+                timer_id=number,
+                overrun=max(results[1], 0),
+                setting=remote.read(remote.buffer, ITIMER_BYTES),
+            )
+        )
     return tuple(found)
 
 
@@ -187,9 +233,7 @@ def _segments(remote: Remote, vmas: Sequence[Vma]) -> dict[int, bytes]:
     return found
 
 
-def _filters(
-    tid: int, mode: int, may_read: bool
-) -> tuple[tuple[bytes, int], ...] | None:
+def _filters(tid: int, mode: int, may_read: bool) -> tuple[tuple[bytes, int], ...] | None:
     if mode == 0:
         return ()
     if not may_read:

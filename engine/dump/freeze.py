@@ -111,8 +111,11 @@ def _seize_tree(tree: StoppedTree, *, wait: bool) -> None:
         tree.seized.update(tid for tid in fresh if tid not in gone)
         if not wait:
             continue
-    raise Timeout("new tasks keep appearing", subject=f"tree of pid {tree.options.pid}",
-                  remedy="give the freezer cgroup of the tree (--freeze-cgroup)")
+    raise Timeout(
+        "new tasks keep appearing",
+        subject=f"tree of pid {tree.options.pid}",
+        remedy="give the freezer cgroup of the tree (--freeze-cgroup)",
+    )
 
 
 def _settle(tree: StoppedTree) -> None:
@@ -131,8 +134,11 @@ def list_tasks(root: int) -> list[StoppedTask]:
         Refused: the root is not a task that can be dumped.
     """
     if root == 1:
-        raise Refused("pid 1 of this machine is not a workload", subject="pid 1",
-                      remedy="name the root of a tree")
+        raise Refused(
+            "pid 1 of this machine is not a workload",
+            subject="pid 1",
+            remedy="name the root of a tree",
+        )
     tasks = []
     pending = [(root, 0)]
     while pending:

@@ -51,16 +51,16 @@ class PagesTaken:
         return sum(s.size_bytes for s in self.segments)
 
 
-def take(
-    captured: Sequence[Captured], capture: Capture) -> PagesTaken:
+def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
     """Scan and copy while the tasks are stopped."""
     taken = PagesTaken()
     shared: dict[int, tuple[int, list[Area]]] = {}
     for item in captured:
         found = item.areas
         runs = _private_runs(item.task.pid, found)
-        taken.segments.append(Segment(name=f"pagemap-{item.capture.ns_pid}",
-                                      pid=item.task.pid, runs=runs))
+        taken.segments.append(
+            Segment(name=f"pagemap-{item.capture.ns_pid}", pid=item.task.pid, runs=runs)
+        )
         for area in found:
             if area.shared and area.backing is not Backing.FILE_SHARED:
                 _, known = shared.setdefault(area.shared_id, (item.task.pid, []))
@@ -69,16 +69,23 @@ def take(
     for shared_id, (pid, known) in sorted(shared.items()):
         for area in known[:1]:
             runs = array("Q", [area.start, area.size_bytes])
-            taken.segments.append(Segment(name=f"pagemap-shmem-{shared_id}", pid=pid, runs=runs,
-                                          shift=area.start - area.offset))
+            taken.segments.append(
+                Segment(
+                    name=f"pagemap-shmem-{shared_id}",
+                    pid=pid,
+                    runs=runs,
+                    shift=area.start - area.offset,
+                )
+            )
     for segment in taken.segments:
         segment.bytes_at = capture.read(segment.pid, segment.runs)
     return taken
 
 
 def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
-    wanted = [a for a in found if not a.shared and a.backing not in (Backing.VVAR,
-                                                                      Backing.VSYSCALL)]
+    wanted = [
+        a for a in found if not a.shared and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
+    ]
     runs = array("Q")
     fd = pagemap.open_pagemap(pid)
     try:
@@ -114,5 +121,3 @@ def _page_runs(segment: Segment) -> list[PageRun]:
         PageRun(vaddr=segment.runs[i] - segment.shift, page_count=segment.runs[i + 1] // PAGE)
         for i in range(0, len(segment.runs), 2)
     ]
-
-

@@ -62,6 +62,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Time what is inside and tell its name."""
         self.progress(Progress(phase=name))
         begin = time.perf_counter()
         try:
@@ -86,8 +87,9 @@ def dump_trees(
             may_read = may_read_filters()
             for dump in dumps:
                 preflight(dump.options, may_read)
-            images = [cleanup.enter_context(NewImageDirectory.create(d.options.images_dir))
-                      for d in dumps]
+            images = [
+                cleanup.enter_context(NewImageDirectory.create(d.options.images_dir)) for d in dumps
+            ]
             captures = [cleanup.enter_context(_capture_for(d.options.pid)) for d in dumps]
         frozen_at = time.perf_counter()
         with stopped(trees) as trees_stopped:
@@ -117,6 +119,7 @@ def dump_trees(
 
 
 def may_read_filters() -> bool:
+    """Whether PTRACE_SECCOMP_GET_FILTER will be permitted to us."""
     status = parse_status(proc.read_text(os.getpid(), "status"))
     return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
 
@@ -132,20 +135,33 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
     for task in list_tasks(options.pid):
         subject = f"pid {task.pid}"
         if task.pid in ours:
-            raise Refused("the dumping process is inside the tree", subject=subject,
-                          remedy="dump from outside of the tree")
+            raise Refused(
+                "the dumping process is inside the tree",
+                subject=subject,
+                remedy="dump from outside of the tree",
+            )
         text = proc.read_text(task.pid, "status")
         status = parse_status(text)
         if status.tracer_pid:
-            refused.append(Refused("is traced", subject=subject,
-                                   cause=f"by pid {status.tracer_pid}",
-                                   remedy="detach the debugger"))
+            refused.append(
+                Refused(
+                    "is traced",
+                    subject=subject,
+                    cause=f"by pid {status.tracer_pid}",
+                    remedy="detach the debugger",
+                )
+            )
         found = seccomp.preflight(text, options.runtime_seccomp_filters, may_read, subject)
         if found is not None:
             refused.append(found)
         if task.tids and task.tids[0] != task.pid:
-            refused.append(Refused("the main thread has ended while others live",
-                                   subject=subject, remedy="keep the main thread alive"))
+            refused.append(
+                Refused(
+                    "the main thread has ended while others live",
+                    subject=subject,
+                    remedy="keep the main thread alive",
+                )
+            )
     if refused:
         raise Findings(tuple(refused))
 
@@ -157,8 +173,10 @@ def _capture_for(pid: int) -> Capture:
     for task in list_tasks(pid):
         if task.tids:
             raw = parse_status(proc.read_text(task.pid, "status")).raw
-            total += sum(int(raw.get(name, "0").split()[0]) << 10
-                         for name in ("RssAnon", "RssShmem", "VmSwap"))
+            total += sum(
+                int(raw.get(name, "0").split()[0]) << 10
+                for name in ("RssAnon", "RssShmem", "VmSwap")
+            )
     capture.prepare(total)
     return capture
 
@@ -176,8 +194,9 @@ def _take(
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
     if refused:
         raise Findings(tuple(refused))
-    dump.table_owner = {c.capture.ns_pid: group[0].capture.ns_pid
-                        for group in groups for c in group}
+    dump.table_owner = {
+        c.capture.ns_pid: group[0].capture.ns_pid for group in groups for c in group
+    }
     with phase("memory"):
         dump.taken = pages.take(alive, capture)
 
@@ -207,19 +226,27 @@ def _descriptors(
     dump: TreeDump, alive: Sequence[Captured], groups: Sequence[Sequence[Captured]]
 ) -> Collected:
     context = DumpContext(
-        tcp=dump.options.tcp, container=dump.options.container,
-        ghost_limit_bytes=dump.options.ghost_limit_bytes, warn=dump.warnings.append,
-        tasks={c.task.pid: c.capture.ns_pid for c in alive}, realtime_ns=time.time_ns(),
+        tcp=dump.options.tcp,
+        container=dump.options.container,
+        ghost_limit_bytes=dump.options.ghost_limit_bytes,
+        warn=dump.warnings.append,
+        tasks={c.task.pid: c.capture.ns_pid for c in alive},
+        realtime_ns=time.time_ns(),
         same_netns=fdview.same_netns(dump.options.pid),
     )
-    with NetnsSockets(alive) as sockets, fdview.open_views(
-        [group[0].task.pid for group in groups], netns_socket=sockets.get
-    ) as views:
+    with (
+        NetnsSockets(alive) as sockets,
+        fdview.open_views(
+            [group[0].task.pid for group in groups], netns_socket=sockets.get
+        ) as views,
+    ):
         number = {c.capture.ns_pid: i for i, c in enumerate(dump.captured, codec.FIRST_ID)}
         tables = [
-            Table(number=number[group[0].capture.ns_pid],
-                  tasks=tuple(c.capture.ns_pid for c in group),
-                  views=views.of(group[0].task.pid))
+            Table(
+                number=number[group[0].capture.ns_pid],
+                tasks=tuple(c.capture.ns_pid for c in group),
+                views=views.of(group[0].task.pid),
+            )
             for group in groups
         ]
         return table.collect_tables(tables, FILE_KINDS, context)
@@ -241,15 +268,23 @@ def _write_all(
 def _write(dump: TreeDump, out: NewImageDirectory) -> None:
     assert dump.tree is not None
     assert dump.taken is not None
-    write_inventory(out, root_ids=pb.task_kobj_ids_entry(
-        vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS))
+    write_inventory(
+        out,
+        root_ids=pb.task_kobj_ids_entry(
+            vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS
+        ),
+    )
     table.encode_tables(dump.files, FILE_KINDS, out)
     codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
-    segments = {number: sysv.parse(number, raw)
-                for c in dump.captured for number, raw in c.segments.items()}
+    segments = {
+        number: sysv.parse(number, raw) for c in dump.captured for number, raw in c.segments.items()
+    }
     sysv.encode(segments.values(), out)
-    out.extra("dump", "machine", dict(zip(("system", "node", "release", "version", "machine"),
-                                          os.uname(), strict=True)))
+    out.extra(
+        "dump",
+        "machine",
+        dict(zip(("system", "node", "release", "version", "machine"), os.uname(), strict=True)),
+    )
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)
     pages.write(dump.taken, out)
@@ -259,20 +294,27 @@ def _stats(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
     assert dump.taken is not None
     count = dump.taken.size_bytes // areas.PAGE
     return DumpStats(
-        freezing_s=phase.seconds.get("stop", 0.0), frozen_s=frozen_s,
-        memory_dump_s=phase.seconds.get("memory", 0.0), memory_write_s=phase.seconds.get("write", 0.0),
-        pages_scanned=count, pages_written=count,
+        freezing_s=phase.seconds.get("stop", 0.0),
+        frozen_s=frozen_s,
+        memory_dump_s=phase.seconds.get("memory", 0.0),
+        memory_write_s=phase.seconds.get("write", 0.0),
+        pages_scanned=count,
+        pages_written=count,
     )
 
 
 def _report(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
     assert dump.taken is not None
     return DumpReport(
-        images_dir=dump.options.images_dir, tasks=len(dump.captured),
+        images_dir=dump.options.images_dir,
+        tasks=len(dump.captured),
         threads=sum(len(c.capture.threads) for c in dump.captured),
-        descriptors=dump.files.descriptors, memory_bytes=dump.taken.size_bytes,
-        image_bytes=dump.image_bytes, frozen_s=frozen_s,
-        total_s=time.perf_counter() - phase.begin, phases_s=_flat(phase.seconds),
+        descriptors=dump.files.descriptors,
+        memory_bytes=dump.taken.size_bytes,
+        image_bytes=dump.image_bytes,
+        frozen_s=frozen_s,
+        total_s=time.perf_counter() - phase.begin,
+        phases_s=_flat(phase.seconds),
         warnings=tuple(dump.warnings),
     )
 

@@ -39,18 +39,21 @@ class Preview:
 def preview(options: DumpOptions) -> str:
     """The report as text."""
     found = look(options)
-    lines = [f"A dump of pid {options.pid} would save {len(found.tasks)} tasks with "
-             f"{found.threads} threads:", *(f"  {line}" for line in found.tasks)]
+    lines = [
+        f"A dump of pid {options.pid} would save {len(found.tasks)} tasks with "
+        f"{found.threads} threads:",
+        *(f"  {line}" for line in found.tasks),
+    ]
     lines.append(f"memory: {found.area_count} areas, about {found.memory_bytes / 2**20:.1f} MiB")
-    lines.append(f"descriptors: {found.files.descriptors} of "
-                 f"{len(found.files.views)} open files")
+    lines.append(f"descriptors: {found.files.descriptors} of {len(found.files.views)} open files")
     lines += [f"  {len(states):5} {name}" for name, states in sorted(found.files.states.items())]
     lines += [f"will differ after a restore: {text}" for text in found.warnings]
     if not found.refused:
         lines.append("nothing would be refused")
     for one in found.refused:
-        lines.append(f"refused: {one.subject}: {one.what}" + (f" ({one.cause})" if one.cause
-                                                              else ""))
+        lines.append(
+            f"refused: {one.subject}: {one.what}" + (f" ({one.cause})" if one.cause else "")
+        )
         lines.append(f"  remedy: {one.remedy}")
     return "\n".join(lines)
 
@@ -86,21 +89,28 @@ def _look_at_task(task: StoppedTask, found: Preview) -> None:
     found.area_count += len(kept)
     found.threads += len(task.tids)
     exe = proc.read_link(task.pid, "exe")
-    found.tasks.append(f"task {inside} ({name}): {exe}, {len(task.tids)} threads, "
-                       f"{own / 2**20:.1f} MiB of its own")
+    found.tasks.append(
+        f"task {inside} ({name}): {exe}, {len(task.tids)} threads, {own / 2**20:.1f} MiB of its own"
+    )
 
 
 def _descriptors(options: DumpOptions, alive: Iterable[StoppedTask], found: Preview) -> Collected:
     pids = {task.pid: innermost(proc.read_text(task.pid, "status"), task.pid) for task in alive}
     context = DumpContext(
-        tcp=options.tcp, container=options.container,
-        ghost_limit_bytes=options.ghost_limit_bytes, warn=found.warnings.append,
-        tasks=pids, realtime_ns=time.time_ns(), same_netns=fdview.same_netns(options.pid),
+        tcp=options.tcp,
+        container=options.container,
+        ghost_limit_bytes=options.ghost_limit_bytes,
+        warn=found.warnings.append,
+        tasks=pids,
+        realtime_ns=time.time_ns(),
+        same_netns=fdview.same_netns(options.pid),
     )
     try:
         with fdview.open_views(pids, netns_socket=_no_socket) as views:
-            tables = [Table(number=i, tasks=(inside,), views=views.of(pid))
-                      for i, (pid, inside) in enumerate(pids.items(), 1)]
+            tables = [
+                Table(number=i, tasks=(inside,), views=views.of(pid))
+                for i, (pid, inside) in enumerate(pids.items(), 1)
+            ]
             return table.collect_tables(tables, FILE_KINDS, context)
     except Unavailable as error:
         found.warnings.append(error.what)
@@ -110,7 +120,6 @@ def _descriptors(options: DumpOptions, alive: Iterable[StoppedTask], found: Prev
 def _no_socket(pid: int, _: int) -> int:
     raise Unavailable(
         "sockets in another network namespace are only looked at by the dump itself",
-        subject=f"pid {pid}", remedy="enter that network namespace (nsenter -n) for a preview",
+        subject=f"pid {pid}",
+        remedy="enter that network namespace (nsenter -n) for a preview",
     )
-
-

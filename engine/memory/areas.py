@@ -55,24 +55,46 @@ class Backing(Enum):
 SPECIAL = (Backing.VDSO, Backing.VVAR, Backing.VSYSCALL)
 
 LIMITS = (
-    Limit(case="hugetlb", what="memory of reserved huge pages (MAP_HUGETLB)",
-          remedy="use transparent huge pages instead"),
-    Limit(case="userfaultfd", what="memory that is registered with userfaultfd",
-          remedy="close the userfaultfd before the checkpoint"),
+    Limit(
+        case="hugetlb",
+        what="memory of reserved huge pages (MAP_HUGETLB)",
+        remedy="use transparent huge pages instead",
+    ),
+    Limit(
+        case="userfaultfd",
+        what="memory that is registered with userfaultfd",
+        remedy="close the userfaultfd before the checkpoint",
+    ),
     Limit(case="sealed", what="a sealed mapping (mseal)", remedy="do not seal mappings"),
-    Limit(case="droppable", what="a droppable mapping (MAP_DROPPABLE)",
-          remedy="unmap it before the checkpoint"),
+    Limit(
+        case="droppable",
+        what="a droppable mapping (MAP_DROPPABLE)",
+        remedy="unmap it before the checkpoint",
+    ),
     Limit(case="shadow-stack", what="a shadow stack", remedy="run without x86 shadow stacks"),
     Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),
-    Limit(case="special-file", what="a mapping of a kernel object (io_uring, perf, aio, socket)",
-          remedy="close it before the checkpoint"),
-    Limit(case="deleted-file", what="a mapping of a file that was deleted or replaced",
-          remedy="restart the program after an upgrade of its files"),
+    Limit(
+        case="special-file",
+        what="a mapping of a kernel object (io_uring, perf, aio, socket)",
+        remedy="close it before the checkpoint",
+    ),
+    Limit(
+        case="deleted-file",
+        what="a mapping of a file that was deleted or replaced",
+        remedy="restart the program after an upgrade of its files",
+    ),
 )
 _BY_CASE = {limit.case: limit for limit in LIMITS}
 _FLAG_CASES = {
-    "ht": "hugetlb", "um": "userfaultfd", "uw": "userfaultfd", "ui": "userfaultfd",
-    "sl": "sealed", "dp": "droppable", "ss": "shadow-stack", "pf": "device", "mm": "device",
+    "ht": "hugetlb",
+    "um": "userfaultfd",
+    "uw": "userfaultfd",
+    "ui": "userfaultfd",
+    "sl": "sealed",
+    "dp": "droppable",
+    "ss": "shadow-stack",
+    "pf": "device",
+    "mm": "device",
 }
 
 
@@ -112,8 +134,16 @@ class Area:
 
     def same_mapping(self, other: "Area") -> bool:
         """Whether a fork's copy of the one can stand for the other."""
-        keys = ("start", "end", "backing", "offset", "path", "shared_id", "grows_down",
-                "writable_file")
+        keys = (
+            "start",
+            "end",
+            "backing",
+            "offset",
+            "path",
+            "shared_id",
+            "grows_down",
+            "writable_file",
+        )
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
@@ -146,12 +176,17 @@ def _collect_one(vma: Vma, subject: str) -> Area:
     prot = sum(1 << i for i, c in enumerate("rwx") if vma.prot[i] == c)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
     return Area(
-        start=vma.start, end=vma.end, prot=prot, backing=backing,
-        offset=vma.offset if named or backing in (
-            Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
+        start=vma.start,
+        end=vma.end,
+        prot=prot,
+        backing=backing,
+        offset=vma.offset
+        if named or backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD)
+        else 0,
         path=vma.name if named else "",
         shared_id=vma.inode if backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
-        grows_down="gd" in vma.vm_flags, locked="lo" in vma.vm_flags,
+        grows_down="gd" in vma.vm_flags,
+        locked="lo" in vma.vm_flags,
         noreserve="nr" in vma.vm_flags,
         writable_file=backing is Backing.FILE_SHARED and "mw" in vma.vm_flags,
         advice=tuple(n for flag, n in MADV_BY_FLAG.items() if flag in vma.vm_flags),
@@ -183,10 +218,14 @@ def _backing(vma: Vma, subject: str) -> Backing:
 
 
 _STATUS = {
-    Backing.ANON: REGULAR | ANON_PRIVATE, Backing.SHARED: REGULAR | ANON_SHARED,
-    Backing.SYSV: REGULAR | SYSVIPC, Backing.MEMFD: REGULAR | MEMFD,
-    Backing.FILE: REGULAR | FILE_PRIVATE, Backing.FILE_SHARED: REGULAR | FILE_SHARED,
-    Backing.VDSO: REGULAR | VDSO | ANON_PRIVATE, Backing.VVAR: REGULAR | VVAR | ANON_PRIVATE,
+    Backing.ANON: REGULAR | ANON_PRIVATE,
+    Backing.SHARED: REGULAR | ANON_SHARED,
+    Backing.SYSV: REGULAR | SYSVIPC,
+    Backing.MEMFD: REGULAR | MEMFD,
+    Backing.FILE: REGULAR | FILE_PRIVATE,
+    Backing.FILE_SHARED: REGULAR | FILE_SHARED,
+    Backing.VDSO: REGULAR | VDSO | ANON_PRIVATE,
+    Backing.VVAR: REGULAR | VVAR | ANON_PRIVATE,
     Backing.VSYSCALL: VSYSCALL | ANON_PRIVATE,
 }
 
@@ -226,9 +265,14 @@ def decode(entry: Any, path_of: Mapping[int, str], memfds: Mapping[int, MemfdIno
     """
     backing = Backing.ANON
     for wanted, bit in (
-        (Backing.VSYSCALL, VSYSCALL), (Backing.VDSO, VDSO), (Backing.VVAR, VVAR),
-        (Backing.SYSV, SYSVIPC), (Backing.MEMFD, MEMFD), (Backing.FILE, FILE_PRIVATE),
-        (Backing.FILE_SHARED, FILE_SHARED), (Backing.SHARED, ANON_SHARED),
+        (Backing.VSYSCALL, VSYSCALL),
+        (Backing.VDSO, VDSO),
+        (Backing.VVAR, VVAR),
+        (Backing.SYSV, SYSVIPC),
+        (Backing.MEMFD, MEMFD),
+        (Backing.FILE, FILE_PRIVATE),
+        (Backing.FILE_SHARED, FILE_SHARED),
+        (Backing.SHARED, ANON_SHARED),
     ):
         if entry.status & bit:
             backing = wanted
@@ -241,11 +285,15 @@ def decode(entry: Any, path_of: Mapping[int, str], memfds: Mapping[int, MemfdIno
         if inode.name.startswith(b"/dev/zero"):
             backing = Backing.SHARED
     return Area(
-        start=entry.start, end=entry.end, prot=entry.prot, backing=backing,
+        start=entry.start,
+        end=entry.end,
+        prot=entry.prot,
+        backing=backing,
         offset=entry.pgoff if backing not in (Backing.ANON, *SPECIAL) else 0,
         path=path_of.get(entry.shmid, "") if named else "",
         shared_id=shared_id,
-        grows_down=bool(entry.flags & MAP_GROWSDOWN), locked=bool(entry.flags & MAP_LOCKED),
+        grows_down=bool(entry.flags & MAP_GROWSDOWN),
+        locked=bool(entry.flags & MAP_LOCKED),
         noreserve=bool(entry.flags & MAP_NORESERVE),
         writable_file=backing is Backing.FILE_SHARED and entry.fdflags & 3 == O_RDWR,
         advice=tuple(n for n in range(64) if entry.madv >> n & 1),
@@ -265,17 +313,22 @@ def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
     if filled:
         prot |= PROT_WRITE
     return Op(
-        call="mmap", args=(area.start, area.size_bytes, prot, flags, fd, area.offset),
-        subject=area.subject, expect=Expect.EQUAL, want=area.start,
+        call="mmap",
+        args=(area.start, area.size_bytes, prot, flags, fd, area.offset),
+        subject=area.subject,
+        expect=Expect.EQUAL,
+        want=area.start,
     )
 
 
 def plan_open(path: str, *, writable: bool, slot: Slot) -> Op:
     """Open a mapped file."""
     return Op(
-        call="openat", args=(AT_FDCWD, Data.path(path), (O_RDWR if writable else O_RDONLY)
-                             | O_CLOEXEC, 0),
-        subject=path, note="mapped file", yields=slot,
+        call="openat",
+        args=(AT_FDCWD, Data.path(path), (O_RDWR if writable else O_RDONLY) | O_CLOEXEC, 0),
+        subject=path,
+        note="mapped file",
+        yields=slot,
         remedy="the same image and the same files must be there on the new node",
     )
 
@@ -290,14 +343,29 @@ def plan_final(areas: Sequence[Area], opened: Collection[int]) -> list[Op]:
         if area.backing in SPECIAL:
             continue
         if area.start in opened and not area.prot & PROT_WRITE:
-            ops.append(Op(call="mprotect", args=(area.start, area.size_bytes, area.prot),
-                          subject=area.subject))
+            ops.append(
+                Op(
+                    call="mprotect",
+                    args=(area.start, area.size_bytes, area.prot),
+                    subject=area.subject,
+                )
+            )
         ops += [
-            Op(call="madvise", args=(area.start, area.size_bytes, number), subject=area.subject,
-               note="advice") for number in area.advice
+            Op(
+                call="madvise",
+                args=(area.start, area.size_bytes, number),
+                subject=area.subject,
+                note="advice",
+            )
+            for number in area.advice
         ]
         if area.locked:
-            ops.append(Op(call="mlock2", args=(area.start, area.size_bytes, 1),
-                          subject=area.subject,
-                          remedy="allow as much locked memory (RLIMIT_MEMLOCK) as before"))
+            ops.append(
+                Op(
+                    call="mlock2",
+                    args=(area.start, area.size_bytes, 1),
+                    subject=area.subject,
+                    remedy="allow as much locked memory (RLIMIT_MEMLOCK) as before",
+                )
+            )
     return ops

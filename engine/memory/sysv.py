@@ -33,7 +33,7 @@ class Segment:
 
 
 def parse(shm_id: int, raw: bytes) -> Segment:
-    """struct shmid64_ds as IPC_STAT fills it in."""
+    """Struct shmid64_ds as IPC_STAT fills it in."""
     key, uid, gid, _, _, mode = struct.unpack_from("<iIIIII", raw)
     (size,) = struct.unpack_from("<Q", raw, 48)
     return Segment(shm_id=shm_id, key=key, uid=uid, gid=gid, mode=mode, size_bytes=size)
@@ -48,5 +48,7 @@ def encode(segments: Iterable[Segment], images: ImageSink) -> None:
 
 def decode(images: ImageSource) -> Sequence[Segment]:
     """Read them back."""
-    return [Segment(**{k: int(v) for k, v in one.items()})
-            for one in images.extra("sysv", "segments") or ()]
+    return [
+        Segment(**{k: int(v) for k, v in one.items()})
+        for one in images.extra("sysv", "segments") or ()
+    ]

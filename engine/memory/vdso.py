@@ -28,8 +28,11 @@ SYM = struct.Struct("<IBBHQQ")
 JUMP_BYTES = 12
 
 LIMITS = (
-    Limit(case="vdso-shape", what="a vDSO whose data and code are not side by side",
-          remedy="restore on the kernel that the checkpoint was taken on"),
+    Limit(
+        case="vdso-shape",
+        what="a vDSO whose data and code are not side by side",
+        remedy="restore on the kernel that the checkpoint was taken on",
+    ),
 )
 
 
@@ -72,13 +75,15 @@ class VdsoPlan:
 def group(areas: Sequence[Area]) -> Group | None:
     """The block of special areas, None for a task that unmapped its vDSO."""
     parts = sorted(
-        (a.start, a.end, a.backing.value) for a in areas
+        (a.start, a.end, a.backing.value)
+        for a in areas
         if a.backing in (Backing.VDSO, Backing.VVAR)
     )
     if not parts:
         return None
     return Group(
-        start=parts[0][0], end=parts[-1][1],
+        start=parts[0][0],
+        end=parts[-1][1],
         parts=tuple((word, start, end) for start, end, word in parts),
     )
 
@@ -146,7 +151,8 @@ def plan(
     if old_code is None:
         raise BadImage(
             "the image does not hold the code of its vDSO, and this kernel's is of another shape",
-            subject="vdso", remedy="restore on the kernel that the checkpoint was taken on",
+            subject="vdso",
+            remedy="restore on the kernel that the checkpoint was taken on",
         )
     moves = tuple(
         Move(source=start, size_bytes=end - start, target=spare + start - current.start)
@@ -167,10 +173,12 @@ def _patches(
     missing = sorted(set(old) - set(new) - {"__vdso_getrandom", "__vdso_sgx_enter_enclave"})
     if missing:
         raise BadImage(
-            f"this kernel's vDSO lacks {', '.join(missing)}", subject="vdso",
+            f"this kernel's vDSO lacks {', '.join(missing)}",
+            subject="vdso",
             remedy="restore on a kernel that has them",
         )
     return tuple(
         (old_base + offset, b"\x48\xb8" + struct.pack("<Q", new_base + new[name]) + b"\xff\xe0")
-        for name, offset in sorted(old.items()) if name in new
+        for name, offset in sorted(old.items())
+        if name in new
     )

@@ -35,12 +35,17 @@ class Encoded:
         where = ", ".join(part for part in (subject, op.subject) if part)
         if -4096 < result < 0:
             return KernelError(
-                f"{op.describe().split('  #')[0]} failed", errno=-result, subject=where,
+                f"{op.describe().split('  #')[0]} failed",
+                errno=-result,
+                subject=where,
                 remedy=op.remedy or NO_REMEDY,
             )
         return KernelError(
             f"{op.describe().split('  #')[0]} gave {result} instead of {op.want}",
-            errno=0, subject=where, cause="unexpected result", remedy=op.remedy or NO_REMEDY,
+            errno=0,
+            subject=where,
+            cause="unexpected result",
+            remedy=op.remedy or NO_REMEDY,
         )
 
 

@@ -115,8 +115,12 @@ def place(create: Op, fd: int) -> list[Op]:
     made = create.yields or Slot(f"new{fd}")
     return [
         Op(
-            call=create.call, args=create.args, subject=create.subject, note=create.note,
-            remedy=create.remedy, yields=made,
+            call=create.call,
+            args=create.args,
+            subject=create.subject,
+            note=create.note,
+            remedy=create.remedy,
+            yields=made,
         ),
         *move(made, fd, subject=create.subject),
     ]

@@ -50,8 +50,10 @@ def find_hole(used: Sequence[tuple[int, int]], size_bytes: int) -> int:
         if end > base:
             base = (end + 0x1FFFFF) & ~0x1FFFFF
     if base + size_bytes > TASK_SIZE:
-        raise Refused("there is no room left in the address space for the restore program",
-                      remedy="report it with the image's memory map (`torpor show`)")
+        raise Refused(
+            "there is no room left in the address space for the restore program",
+            remedy="report it with the image's memory map (`torpor show`)",
+        )
     return base
 
 
@@ -129,8 +131,9 @@ class Arena:
             (self.base, CODE_BYTES, PROT_RX),
             (self.base + CODE_BYTES, self.size_bytes - CODE_BYTES, PROT_RW),
         ):
-            result = step_syscall(tid, syscall_address, "mmap", start, size, prot, MAP_ARENA,
-                                  MASK64, 0)
+            result = step_syscall(
+                tid, syscall_address, "mmap", start, size, prot, MAP_ARENA, MASK64, 0
+            )
             check(result, "mmap of the arena", subject)
             if result != start:
                 raise Bug("the arena is not where it was asked for", subject=subject)
@@ -170,8 +173,11 @@ class Arena:
         encoded = encoder.encode(program, base, tuple(values))
         content = bytearray(encoded.content)
         if len(content) > self.program_bytes - SCRATCH_BYTES:
-            raise Refused("an object is too large for the restore program", subject=subject,
-                          cause=f"{len(content)} bytes in one operation")
+            raise Refused(
+                "an object is too large for the restore program",
+                subject=subject,
+                cause=f"{len(content)} bytes in one operation",
+            )
         slots = encoder.slots_of(program, tuple(values))
         for name, value in values.items():
             struct.pack_into("<Q", content, encoder.HEADER.size + 8 * slots[name], value & MASK64)
@@ -205,5 +211,10 @@ def _stopped(status: int, subject: str, name: str) -> Error:
     cause = f"signal {signal}"
     if signal == 31:
         cause = "seccomp forbids one of its system calls (SIGSYS)"
-    return KernelError(f"program {name} was stopped", errno=0, subject=subject, cause=cause,
-                       remedy="report it with `torpor plan`")
+    return KernelError(
+        f"program {name} was stopped",
+        errno=0,
+        subject=subject,
+        cause=cause,
+        remedy="report it with `torpor plan`",
+    )

@@ -23,14 +23,30 @@ def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
     """What belongs to the whole task: directories, memory markers, signal actions."""
     program = Program("task")
     if task.personality:
-        program.add(Op(call="personality", args=(task.personality,), subject="personality",
-                       expect=Expect.ANY))
+        program.add(
+            Op(
+                call="personality",
+                args=(task.personality,),
+                subject="personality",
+                expect=Expect.ANY,
+            )
+        )
     if task.root != "/":
-        program.add(Op(call="chroot", args=(Data.path(task.root),), subject="root directory",
-                       remedy="chroot needs CAP_SYS_CHROOT"))
+        program.add(
+            Op(
+                call="chroot",
+                args=(Data.path(task.root),),
+                subject="root directory",
+                remedy="chroot needs CAP_SYS_CHROOT",
+            )
+        )
     program.add(
-        Op(call="chdir", args=(Data.path(task.cwd),), subject="working directory",
-           remedy="the directory must be there as before"),
+        Op(
+            call="chdir",
+            args=(Data.path(task.cwd),),
+            subject="working directory",
+            remedy="the directory must be there as before",
+        ),
         Op(call="umask", args=(task.umask,), subject="umask"),
     )
     program.extend(areas.plan_final(memory.areas, opened))
@@ -43,13 +59,27 @@ def memory_markers(memory: Memory) -> Op:
     """brk, stack, argument and environment areas, auxiliary vector."""
     auxv = Data(memory.auxv)
     raw = MM_MAP.pack(
-        memory.start_code, memory.end_code, memory.start_data, memory.end_data,
-        memory.start_brk, memory.brk, memory.start_stack, memory.arg_start, memory.arg_end,
-        memory.env_start, memory.env_end, 0, len(memory.auxv), NO_EXE_FD,
+        memory.start_code,
+        memory.end_code,
+        memory.start_data,
+        memory.end_data,
+        memory.start_brk,
+        memory.brk,
+        memory.start_stack,
+        memory.arg_start,
+        memory.arg_end,
+        memory.env_start,
+        memory.env_end,
+        0,
+        len(memory.auxv),
+        NO_EXE_FD,
     )
-    return Op(call="prctl",
-              args=(PR_SET_MM, PR_SET_MM_MAP, Data(raw, 8, ((88, auxv),)), MM_MAP.size, 0),
-              subject="memory markers", note="brk, stack, arguments, environment, auxv")
+    return Op(
+        call="prctl",
+        args=(PR_SET_MM, PR_SET_MM_MAP, Data(raw, 8, ((88, auxv),)), MM_MAP.size, 0),
+        subject="memory markers",
+        note="brk, stack, arguments, environment, auxv",
+    )
 
 
 def thread_program(thread: ThreadImage, current: Scheduling) -> Program:
@@ -84,10 +114,15 @@ def last_program(
     program.extend(signals.plan_queue(thread.pending, task.pid, thread.tid))
     program.extend(creds.plan(thread.creds, current))
     if thread is task.threads[0]:
-        program.extend(attributes.plan_prctl(
-            dumpable=memory.dumpable, subreaper=task.subreaper,
-            thp_disabled=memory.thp_disabled, warn=warn, subject=task.subject,
-        ))
+        program.extend(
+            attributes.plan_prctl(
+                dumpable=memory.dumpable,
+                subreaper=task.subreaper,
+                thp_disabled=memory.thp_disabled,
+                warn=warn,
+                subject=task.subject,
+            )
+        )
     program.extend(attributes.plan_pdeathsig(thread.pdeathsig))
     program.extend(seccomp.plan(thread.seccomp))
     return program
@@ -96,9 +131,20 @@ def last_program(
 def drain_child_signals() -> Op:
     """Take a SIGCHLD that a restored zombie has sent to its parent."""
     mask = Data(struct.pack("<Q", 1 << 16))
-    return Op(call="rt_sigtimedwait", args=(mask, 0, Data(bytes(16)), 8), expect=Expect.ANY,
-              subject="SIGCHLD", note="of zombies that were there before")
+    return Op(
+        call="rt_sigtimedwait",
+        args=(mask, 0, Data(bytes(16)), 8),
+        expect=Expect.ANY,
+        subject="SIGCHLD",
+        note="of zombies that were there before",
+    )
 
 
-__all__ = ["AT_FDCWD", "drain_child_signals", "last_program", "queue_program", "task_program",
-           "thread_program"]
+__all__ = [
+    "AT_FDCWD",
+    "drain_child_signals",
+    "last_program",
+    "queue_program",
+    "task_program",
+    "thread_program",
+]

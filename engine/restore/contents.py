@@ -76,8 +76,12 @@ class Contents:
     def private_runs(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int, int]]:
         """Runs of a task's private areas, by address."""
         own = self.of(pid)
-        return [run for area in wanted if not area.shared and area.backing is not Backing.VVAR
-                for run in own.within(area)]
+        return [
+            run
+            for area in wanted
+            if not area.shared and area.backing is not Backing.VVAR
+            for run in own.within(area)
+        ]
 
     def area_bytes(self, pid: int, area: Area) -> bytes | None:
         """Content of a whole area when the image has all of it (the vDSO's code)."""
@@ -108,7 +112,12 @@ class Contents:
             self._write(tid, runs, segment.fd)
 
     def fill_forked(
-        self, tid: int, pid: int, parent: int, kept: Sequence[Area], fresh: Sequence[Area],
+        self,
+        tid: int,
+        pid: int,
+        parent: int,
+        kept: Sequence[Area],
+        fresh: Sequence[Area],
         collapse: Collapse,
     ) -> list[Op]:
         """As `fill`, writing only what differs; returns operations that drop the parent's pages."""
@@ -120,14 +129,16 @@ class Contents:
         mine = [(start, start + size) for start, size, _ in own]
         theirs = [(start, start + size) for start, size, _ in self.private_runs(parent, kept)]
         return [
-            Op(call="madvise", args=(start, end - start, MADV_DONTNEED),
-               subject=f"{start:x}-{end:x}", note="the parent's pages only")
+            Op(
+                call="madvise",
+                args=(start, end - start, MADV_DONTNEED),
+                subject=f"{start:x}-{end:x}",
+                note="the parent's pages only",
+            )
             for start, end in subtract(theirs, mine)
         ]
 
-    def _prepare_huge(
-        self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse
-    ) -> None:
+    def _prepare_huge(self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse) -> None:
         """Have huge pages ready where a run fills them whole: filling is then 3 times faster."""
         whole: list[tuple[int, int]] = []
         touch: list[tuple[int, int, int]] = []

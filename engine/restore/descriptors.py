@@ -45,8 +45,10 @@ def plan(
     new_container: bool,
     warn: Callable[[str], None],
 ) -> Descriptors:
-    """Number everything and let the kinds plan; ``stdio`` and ``inherit`` are numbers that
-    the seed has open at the start."""
+    """Number everything and let the kinds plan.
+
+    ``stdio`` and ``inherit`` are numbers that the seed has open at the start.
+    """
     base = max(table.service_base(snapshot.tables), max((*stdio, *inherit.values(), 2)) + 1)
     holders = table.holders_of(snapshot.tables)
     ids = sorted(holders)
@@ -57,13 +59,22 @@ def plan(
         spare_fd=moved + len(ids),
         stdio={fd: base + i for i, fd in enumerate(stdio)},
         inherit={name: base + len(stdio) + i for i, name in enumerate(inherit)},
-        path_map=dict(path_map), new_container=new_container, warn=warn,
+        path_map=dict(path_map),
+        new_container=new_container,
+        warn=warn,
     )
     program = Program("files")
-    for fd, place in (*context.stdio.items(),
-                      *((inherit[n], context.inherit[n]) for n in inherit)):
-        program.add(Op(call="dup3", args=(fd, place, 0), subject=f"fd {fd}", note="kept",
-                       expect=Expect.EQUAL, want=place))
+    for fd, place in (*context.stdio.items(), *((inherit[n], context.inherit[n]) for n in inherit)):
+        program.add(
+            Op(
+                call="dup3",
+                args=(fd, place, 0),
+                subject=f"fd {fd}",
+                note="kept",
+                expect=Expect.EQUAL,
+                want=place,
+            )
+        )
     program.add(Op(call="close_range", args=(0, base - 1, 0), subject="descriptors of the seed"))
     late: dict[int, list[Op]] = {}
     for kind, states in snapshot.states:
@@ -85,6 +96,10 @@ def placement(
     Late operations come between: they may still use service numbers.
     """
     ops = table.placement(placed, descriptors.context)
-    return (Program("descriptors", [op for op in ops if op.call == "dup3"]),
-            Program("close descriptors", [*(op for op in ops if op.call != "dup3"),
-                                          *descriptors.locks.get(owner, ())]))
+    return (
+        Program("descriptors", [op for op in ops if op.call == "dup3"]),
+        Program(
+            "close descriptors",
+            [*(op for op in ops if op.call != "dup3"), *descriptors.locks.get(owner, ())],
+        ),
+    )

@@ -57,8 +57,13 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
             def choose(want: int) -> None:
                 chooser(options.pid, want)
 
-        restore = _Restore(snapshot, progress=progress, choose=choose,
-                           path_map=dict(options.path_map), container=True)
+        restore = _Restore(
+            snapshot,
+            progress=progress,
+            choose=choose,
+            path_map=dict(options.path_map),
+            container=True,
+        )
         return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
     finally:
         snapshot.close()
@@ -68,8 +73,7 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
     """Create the tree anew on this host (see `torpor.engine.api`)."""
     snapshot = load(options.images_dir)
     try:
-        restore = _Restore(snapshot, progress=progress, choose=None, path_map={},
-                           container=False)
+        restore = _Restore(snapshot, progress=progress, choose=None, path_map={}, container=False)
         return restore.run(None, stdio=(), inherit=options.inherit)
     finally:
         snapshot.close()
@@ -79,8 +83,13 @@ class _Restore:
     """One restore in progress."""
 
     def __init__(
-        self, snapshot: Snapshot, *, progress: ProgressFn, choose: spawn.ChoosePid | None,
-        path_map: dict[str, str], container: bool,
+        self,
+        snapshot: Snapshot,
+        *,
+        progress: ProgressFn,
+        choose: spawn.ChoosePid | None,
+        path_map: dict[str, str],
+        container: bool,
     ) -> None:
         self.snapshot, self.progress, self.choose = snapshot, progress, choose
         self.path_map, self.container = path_map, container
@@ -101,8 +110,9 @@ class _Restore:
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begin
 
-    def run(self, seed: int | None, *, stdio: tuple[int, ...],
-            inherit: "dict[str, int] | object") -> RestoreReport:
+    def run(
+        self, seed: int | None, *, stdio: tuple[int, ...], inherit: "dict[str, int] | object"
+    ) -> RestoreReport:
         """Everything, from the seed to the running tree."""
         begin = time.perf_counter()
         tree.check(self.tree)
@@ -115,9 +125,12 @@ class _Restore:
                 root = self._seize(pid, options)
             numbers = {name: i + 3 for i, name in enumerate(kept)}
             self.plan = descriptors.plan(
-                self.snapshot, stdio=stdio if seed is not None else (0, 1, 2),
-                inherit=numbers if seed is None else {}, path_map=self.path_map,
-                new_container=self.container, warn=self.warnings.append,
+                self.snapshot,
+                stdio=stdio if seed is not None else (0, 1, 2),
+                inherit=numbers if seed is None else {},
+                path_map=self.path_map,
+                new_container=self.container,
+                warn=self.warnings.append,
             )
             self._build(root)
             with self.phase("resume"):
@@ -126,17 +139,22 @@ class _Restore:
             self._give_up(pid, root)
             raise
         return RestoreReport(
-            pid=pid, tasks=len(self.tree.tasks),
+            pid=pid,
+            tasks=len(self.tree.tasks),
             threads=sum(len(t.threads) for t in self.tree.tasks),
-            memory_bytes=self.contents.bytes_filled, total_s=time.perf_counter() - begin,
-            phases_s=self.phases, warnings=tuple(self.warnings),
+            memory_bytes=self.contents.bytes_filled,
+            total_s=time.perf_counter() - begin,
+            phases_s=self.phases,
+            warnings=tuple(self.warnings),
         )
 
     def _spawn_seed(self, _inherit: list[int]) -> int:
         root = self.tree.root
         with as_file(files("torpor.engine.blobs").joinpath("torpor-placeholder")) as program:
             return native.spawn_seed(
-                os.fsencode(program), [b"torpor-placeholder", b"seed"], set_tid=root.pid,
+                os.fsencode(program),
+                [b"torpor-placeholder", b"seed"],
+                set_tid=root.pid,
                 new_session=root.sid == root.pid,
             )
 
@@ -168,8 +186,9 @@ class _Restore:
         with self.phase("memory"):
             self._lay_out_executed(root)
         with self.phase("tasks"):
-            self._fork_children(root, root.image.sid if root.image.sid != root.image.pid
-                                else root.image.pid)
+            self._fork_children(
+                root, root.image.sid if root.image.sid != root.image.pid else root.image.pid
+            )
             self._groups()
             self._zombies()
         with self.phase("state"):
@@ -189,7 +208,7 @@ class _Restore:
         return task.image.memory
 
     def _execute(self, task: Living, stack: int) -> None:
-        """exec the old program and map the arena into its fresh address space."""
+        """Exec the old program and map the arena into its fresh address space."""
         memory = self._memory(task)
         scratch = (stack - SCRATCH_BELOW_STACK) & -64
         spawn.execute(task.pid, task.syscall_address, scratch, memory.exe, task.image.comm)
@@ -210,38 +229,47 @@ class _Restore:
         code = self.contents.area_bytes(task.image.pid, code_area) if code_area else None
         now = native.read_memory(task.pid, current.code[0], current.code[1] - current.code[0])
         used = [(a.start, a.end) for a in memory.areas if a.backing is not Backing.VSYSCALL]
-        spare = find_hole([*used, (task.arena.base, task.arena.end)],
-                          current.end - current.start)
+        spare = find_hole([*used, (task.arena.base, task.arena.end)], current.end - current.start)
         plan = vdso.plan(old, code, current, now, spare)
         filled = self._filled(task)
-        program = layout.after_exec(task.arena, memory.areas, current, plan, self._backings(),
-                                    filled)
+        program = layout.after_exec(
+            task.arena, memory.areas, current, plan, self._backings(), filled
+        )
         task.arena.run(task.pid, program, task.image.subject)
         task.areas, task.opened, task.special = tuple(memory.areas), filled, old
-        wanted = [a for a in memory.areas
-                  if a.backing not in area_kinds.SPECIAL or plan.keep_old_code]
+        wanted = [
+            a for a in memory.areas if a.backing not in area_kinds.SPECIAL or plan.keep_old_code
+        ]
         self.contents.fill(task.pid, task.image.pid, wanted, self._collapse(task))
         for address, content in plan.patches:
             native.write_memory(task.pid, address, content)
         target = plan.moves[-1].target if plan.moves else None
         if target is not None:
             place = next(m for m in plan.moves if m.source == current.code[0])
-            task.syscall_address = find_syscall(task.pid, place.target,
-                                                place.target + place.size_bytes)
+            task.syscall_address = find_syscall(
+                task.pid, place.target, place.target + place.size_bytes
+            )
 
     def _lay_out_forked(self, task: Living, parent: Living) -> None:
         memory = self._memory(task)
         filled = self._filled(task)
         program, kept = layout.after_fork(
-            memory.areas, parent.areas, vdso.group(parent.areas), vdso.group(memory.areas),
-            self._backings(), filled, keep_old_code=False,
+            memory.areas,
+            parent.areas,
+            vdso.group(parent.areas),
+            vdso.group(memory.areas),
+            self._backings(),
+            filled,
+            keep_old_code=False,
         )
         task.arena.run(task.pid, program, task.image.subject)
         starts = {a.start for a in kept}
-        fresh = [a for a in memory.areas if a.start not in starts
-                 and a.backing not in area_kinds.SPECIAL]
-        drops = self.contents.fill_forked(task.pid, task.image.pid, parent.image.pid, kept, fresh,
-                                           self._collapse(task))
+        fresh = [
+            a for a in memory.areas if a.start not in starts and a.backing not in area_kinds.SPECIAL
+        ]
+        drops = self.contents.fill_forked(
+            task.pid, task.image.pid, parent.image.pid, kept, fresh, self._collapse(task)
+        )
         task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
         task.areas = tuple(memory.areas)
         task.opened = filled | (parent.opened & starts)
@@ -251,10 +279,22 @@ class _Restore:
         """MADV_COLLAPSE by the task; where it fails the pages stay small."""
 
         def collapse(ranges: Sequence[tuple[int, int]]) -> None:
-            task.arena.run(task.pid, Program("huge pages", [
-                Op(call="madvise", args=(start, end - start, MADV_COLLAPSE), expect=Expect.ANY,
-                   subject=f"{start:x}-{end:x}") for start, end in ranges
-            ]), task.image.subject)
+            task.arena.run(
+                task.pid,
+                Program(
+                    "huge pages",
+                    [
+                        Op(
+                            call="madvise",
+                            args=(start, end - start, MADV_COLLAPSE),
+                            expect=Expect.ANY,
+                            subject=f"{start:x}-{end:x}",
+                        )
+                        for start, end in ranges
+                    ],
+                ),
+                task.image.subject,
+            )
 
         return collapse
 
@@ -282,19 +322,26 @@ class _Restore:
         limits = proc.parse_limits(proc.read_text(root.pid, "limits"))
         soft, hard = limits[descriptors.RLIMIT_NOFILE]
         if self.plan.highest > hard:
-            raise Refused(f"{self.plan.highest} descriptors are needed while restoring",
-                          subject=root.image.subject, cause=f"the hard limit is {hard}",
-                          remedy="raise RLIMIT_NOFILE of the new container or of this shell")
+            raise Refused(
+                f"{self.plan.highest} descriptors are needed while restoring",
+                subject=root.image.subject,
+                cause=f"the hard limit is {hard}",
+                remedy="raise RLIMIT_NOFILE of the new container or of this shell",
+            )
         if self.plan.highest > soft:
             import resource
 
             resource.prlimit(root.pid, resource.RLIMIT_NOFILE, (hard, hard))
 
     def _fork_children(self, parent: Living, inherited_sid: int) -> None:
-        born_in = 0 if parent.image is self.tree.root and (
-            parent.image.sid == parent.image.pid) else inherited_sid
-        plan = tree.fork_plan(self.tree, parent.image,
-                              parent.image.pid if born_in == 0 else born_in)
+        born_in = (
+            0
+            if parent.image is self.tree.root and (parent.image.sid == parent.image.pid)
+            else inherited_sid
+        )
+        plan = tree.fork_plan(
+            self.tree, parent.image, parent.image.pid if born_in == 0 else born_in
+        )
         for child in plan.early:
             self._make_child(parent, child, inherited_sid)
         if plan.makes_session:
@@ -305,15 +352,20 @@ class _Restore:
             self._make_child(parent, child, parent.image.sid)
 
     def _make_child(self, parent: Living, child: TaskImage, sid: int) -> None:
-        self.progress(Progress(phase="tasks", text=child.subject, done=len(self.living),
-                               total=len(self.tree.tasks)))
+        self.progress(
+            Progress(
+                phase="tasks", text=child.subject, done=len(self.living), total=len(self.tree.tasks)
+            )
+        )
         flags = spawn.FORK_FLAGS
         if child.files_of == parent.image.pid:
             flags |= spawn.CLONE_FILES
-        pid = spawn.fork(parent.pid, parent.syscall_address, parent.arena.scratch, child.pid,
-                         flags, self.choose)
-        task = Living(image=child, pid=pid, arena=parent.arena,
-                      syscall_address=parent.syscall_address)
+        pid = spawn.fork(
+            parent.pid, parent.syscall_address, parent.arena.scratch, child.pid, flags, self.choose
+        )
+        task = Living(
+            image=child, pid=pid, arena=parent.arena, syscall_address=parent.syscall_address
+        )
         task.tids[child.pid] = pid
         self.living[child.pid] = task
         if child.zombie:
@@ -343,32 +395,44 @@ class _Restore:
     def _setpgid(self, task: Living, group: int) -> None:
         result = task.arena.call(task.pid, "setpgid", 0, group)
         if result < 0 and task.image.zombie is False:
-            raise Refused(f"process group {group} cannot be joined", subject=task.image.subject,
-                          cause=os.strerror(-result))
+            raise Refused(
+                f"process group {group} cannot be joined",
+                subject=task.image.subject,
+                cause=os.strerror(-result),
+            )
 
     def _group_of_ended(self, group: int, members: list[TaskImage]) -> None:
         first = self.living[members[0].pid]
-        helper = spawn.fork(first.pid, first.syscall_address, first.arena.scratch, group,
-                            spawn.FORK_FLAGS, self.choose)
+        helper = spawn.fork(
+            first.pid,
+            first.syscall_address,
+            first.arena.scratch,
+            group,
+            spawn.FORK_FLAGS,
+            self.choose,
+        )
         native.set_sigmask(helper, ALL_SIGNALS)
         first.arena.call(helper, "setpgid", 0, 0)
         for member in members:
             self._setpgid(self.living[member.pid], group)
         spawn.become_zombie(helper, first.syscall_address, 0)
         first.arena.call(first.pid, "wait4", group, 0, 0x40000000, 0)
-        first.arena.run(first.pid, Program("signals", [build.drain_child_signals()]),
-                        first.image.subject)
+        first.arena.run(
+            first.pid, Program("signals", [build.drain_child_signals()]), first.image.subject
+        )
 
     def _zombies(self) -> None:
         for task in [self.living[t.pid] for t in self.tree.tasks if t.zombie]:
             parent = self.living[task.image.ppid]
             native.set_sigmask(task.pid, ALL_SIGNALS)
-            parent.arena.run(task.pid, Program("name", plan_name(task.image.comm)),
-                             task.image.subject)
+            parent.arena.run(
+                task.pid, Program("name", plan_name(task.image.comm)), task.image.subject
+            )
             spawn.become_zombie(task.pid, parent.syscall_address, task.image.exit_code)
             del self.living[task.image.pid]
-            parent.arena.run(parent.pid, Program("signals", [build.drain_child_signals()]),
-                             parent.image.subject)
+            parent.arena.run(
+                parent.pid, Program("signals", [build.drain_child_signals()]), parent.image.subject
+            )
 
     # ---- state
 
@@ -394,14 +458,23 @@ class _Restore:
         program = build.task_program(image, memory, task.opened)
         task.arena.run(task.pid, program, image.subject)
         for thread in image.threads[1:]:
-            tid = spawn.fork(task.pid, task.syscall_address, task.arena.scratch, thread.tid,
-                             spawn.CLONE_THREAD_FLAGS, self.choose)
+            tid = spawn.fork(
+                task.pid,
+                task.syscall_address,
+                task.arena.scratch,
+                thread.tid,
+                spawn.CLONE_THREAD_FLAGS,
+                self.choose,
+            )
             native.set_sigmask(tid, ALL_SIGNALS)
             task.tids[thread.tid] = tid
         for thread in image.threads:
             tid = task.tids[thread.tid]
-            task.arena.run(tid, build.thread_program(thread, current_scheduling(tid)),
-                           f"{image.subject}, thread {thread.tid}")
+            task.arena.run(
+                tid,
+                build.thread_program(thread, current_scheduling(tid)),
+                f"{image.subject}, thread {thread.tid}",
+            )
         self._oom_score(task)
 
     def _oom_score(self, task: Living) -> None:
@@ -413,8 +486,10 @@ class _Restore:
             with open(path, "w", encoding="ascii") as file:
                 file.write(str(task.image.oom_score_adj))
         except OSError:
-            self.warnings.append(f"{task.image.subject}: oom_score_adj stays {now} instead of "
-                                 f"{task.image.oom_score_adj}")
+            self.warnings.append(
+                f"{task.image.subject}: oom_score_adj stays {now} instead of "
+                f"{task.image.oom_score_adj}"
+            )
 
     def _last_state(self, task: Living) -> None:
         image, memory = task.image, self._memory(task)
@@ -478,8 +553,7 @@ def special_areas(pid: int) -> Group:
 def current_scheduling(tid: int) -> Scheduling:
     """What a fresh task has, to set only what differs."""
     return Scheduling(
-        policy=os.sched_getscheduler(tid), priority=os.sched_getparam(tid).sched_priority,
+        policy=os.sched_getscheduler(tid),
+        priority=os.sched_getparam(tid).sched_priority,
         nice=os.getpriority(os.PRIO_PROCESS, tid),
     )
-
-

@@ -29,7 +29,11 @@ class Backings:
 
 
 def after_exec(
-    arena: Arena, wanted: Sequence[Area], current: Group, plan: VdsoPlan, backings: Backings,
+    arena: Arena,
+    wanted: Sequence[Area],
+    current: Group,
+    plan: VdsoPlan,
+    backings: Backings,
     filled: set[int],
 ) -> Program:
     """Replace everything that an exec has mapped."""
@@ -37,43 +41,71 @@ def after_exec(
     parked = _park(program, arena, current)
     program.add(
         Op(call="munmap", args=(0, arena.base), subject="memory of the fresh program"),
-        Op(call="munmap", args=(arena.end, areas.TASK_SIZE - arena.end),
-           subject="memory of the fresh program"),
+        Op(
+            call="munmap",
+            args=(arena.end, areas.TASK_SIZE - arena.end),
+            subject="memory of the fresh program",
+        ),
     )
     _unpark(program, plan.moves, parked)
     if plan.moves == ():
-        program.add(*(Op(call="munmap", args=(at, size), subject="vdso") for at, size in
-                      parked.values()))
+        program.add(
+            *(Op(call="munmap", args=(at, size), subject="vdso") for at, size in parked.values())
+        )
     _map_all(program, [a for a in wanted if _mappable(a, plan)], backings, filled)
     return program
 
 
 def after_fork(
-    wanted: Sequence[Area], inherited: Sequence[Area], old: Group | None, new: Group | None,
-    backings: Backings, filled: set[int], keep_old_code: bool,
+    wanted: Sequence[Area],
+    inherited: Sequence[Area],
+    old: Group | None,
+    new: Group | None,
+    backings: Backings,
+    filled: set[int],
+    keep_old_code: bool,
 ) -> tuple[Program, list[Area]]:
     """Drop what the parent has more, add what the child has more; and what stayed."""
     if old != new:
-        raise Refused("a child has its vDSO elsewhere than its parent",
-                      remedy="restart that child after its parent")
-    kept = [a for a in wanted if any(a.same_mapping(b) for b in inherited)
-            and (a.backing not in areas.SPECIAL)]
+        raise Refused(
+            "a child has its vDSO elsewhere than its parent",
+            remedy="restart that child after its parent",
+        )
+    kept = [
+        a
+        for a in wanted
+        if any(a.same_mapping(b) for b in inherited) and (a.backing not in areas.SPECIAL)
+    ]
     starts = {a.start for a in kept}
     program = Program("layout")
     for area in inherited:
         if area.backing in areas.SPECIAL or area.start in starts:
             continue
-        program.add(Op(call="munmap", args=(area.start, area.size_bytes), subject=area.subject,
-                       note="the parent's only"))
+        program.add(
+            Op(
+                call="munmap",
+                args=(area.start, area.size_bytes),
+                subject=area.subject,
+                note="the parent's only",
+            )
+        )
     plan = VdsoPlan(moves=(), keep_old_code=keep_old_code)
-    fresh = [a for a in wanted if a.start not in starts and _mappable(a, plan)
-             and a.backing not in areas.SPECIAL]
+    fresh = [
+        a
+        for a in wanted
+        if a.start not in starts and _mappable(a, plan) and a.backing not in areas.SPECIAL
+    ]
     _map_all(program, fresh, backings, filled)
     for area in kept:
         if area.start in filled and not area.prot & areas.PROT_WRITE:
-            program.add(Op(call="mprotect",
-                           args=(area.start, area.size_bytes, area.prot | areas.PROT_WRITE),
-                           subject=area.subject, note="open for filling"))
+            program.add(
+                Op(
+                    call="mprotect",
+                    args=(area.start, area.size_bytes, area.prot | areas.PROT_WRITE),
+                    subject=area.subject,
+                    note="open for filling",
+                )
+            )
     return program, kept
 
 
@@ -89,21 +121,31 @@ def _park(program: Program, arena: Arena, current: Group) -> dict[int, tuple[int
     for _, start, end in current.parts:
         target = arena.park + start - current.start
         program.add(
-            Op(call="mremap", args=(start, end - start, end - start, MREMAP_FLAGS, target),
-               subject="vdso", note="parked", expect=Expect.EQUAL, want=target)
+            Op(
+                call="mremap",
+                args=(start, end - start, end - start, MREMAP_FLAGS, target),
+                subject="vdso",
+                note="parked",
+                expect=Expect.EQUAL,
+                want=target,
+            )
         )
         parked[start] = (target, end - start)
     return parked
 
 
-def _unpark(
-    program: Program, moves: Sequence[Move], parked: Mapping[int, tuple[int, int]]
-) -> None:
+def _unpark(program: Program, moves: Sequence[Move], parked: Mapping[int, tuple[int, int]]) -> None:
     for move in moves:
         place, size = parked[move.source]
         program.add(
-            Op(call="mremap", args=(place, size, size, MREMAP_FLAGS, move.target),
-               subject="vdso", note="at its old place", expect=Expect.EQUAL, want=move.target)
+            Op(
+                call="mremap",
+                args=(place, size, size, MREMAP_FLAGS, move.target),
+                subject="vdso",
+                note="at its old place",
+                expect=Expect.EQUAL,
+                want=move.target,
+            )
         )
 
 
@@ -120,30 +162,43 @@ def _map_all(
             key = (area.path, area.writable_file)
             if key not in opened:
                 opened[key] = Slot(f"map{len(opened)}")
-                program.add(areas.plan_open(area.path, writable=area.writable_file,
-                                            slot=opened[key]))
+                program.add(
+                    areas.plan_open(area.path, writable=area.writable_file, slot=opened[key])
+                )
             fd = opened[key]
         elif area.backing is Backing.MEMFD:
             fd = _memfd(area, backings)
         program.add(areas.plan_map(area, fd, filled=area.start in filled))
-    program.add(*(Op(call="close", args=(slot,), subject=path, note="mapped file")
-                  for (path, _), slot in opened.items()))
+    program.add(
+        *(
+            Op(call="close", args=(slot,), subject=path, note="mapped file")
+            for (path, _), slot in opened.items()
+        )
+    )
 
 
 def _attach(area: Area) -> Op:
     flags = 0 if area.prot & areas.PROT_WRITE else SHM_RDONLY
     if area.prot & areas.PROT_EXEC:
         flags |= SHM_EXEC
-    return Op(call="shmat", args=(area.shared_id, area.start, flags), subject=area.subject,
-              expect=Expect.EQUAL, want=area.start)
+    return Op(
+        call="shmat",
+        args=(area.shared_id, area.start, flags),
+        subject=area.subject,
+        expect=Expect.EQUAL,
+        want=area.start,
+    )
 
 
 def _memfd(area: Area, backings: Backings) -> int:
     try:
         return backings.memfds[area.shared_id]
     except KeyError:
-        raise Refused("a memfd that is mapped but open nowhere", subject=area.subject,
-                      remedy="keep its descriptor open") from None
+        raise Refused(
+            "a memfd that is mapped but open nowhere",
+            subject=area.subject,
+            remedy="keep its descriptor open",
+        ) from None
 
 
 def special_group(areas_: Sequence[Area]) -> Group | None:

@@ -55,8 +55,12 @@ def load(path: Path) -> Snapshot:
         tree, numbers = codec.decode_tree(source, processor_components(), native.xstate_template())
         tables = table.decode_tables(source, numbers)
         snapshot = Snapshot(
-            images=images, source=source, tree=tree, tables=tables,
-            states=_states(source, tables), locks=table.decode_locks(source),
+            images=images,
+            source=source,
+            tree=tree,
+            tables=tables,
+            states=_states(source, tables),
+            locks=table.decode_locks(source),
             contents=Contents(images),
         )
         _check_backings(snapshot)
@@ -78,7 +82,8 @@ def _states(
     source: Source, tables: Mapping[int, Sequence[Placed]]
 ) -> list[tuple[Any, Mapping[FileId, Any]]]:
     wanted = {one.file_id for placed in tables.values() for one in placed}
-    states, found = [], set()
+    states: list[tuple[Any, Mapping[FileId, Any]]] = []
+    found: set[FileId] = set()
     for kind in FILE_KINDS:
         mine = {number: s for number, s in kind.decode(source).items() if number in wanted}
         if mine:
@@ -88,7 +93,8 @@ def _states(
     if missing:
         raise BadImage(
             "a descriptor's file is not in the images, or of a kind that torpor does not restore",
-            subject=f"file {missing[0]}", cause=", ".join(source.file_types()),
+            subject=f"file {missing[0]}",
+            cause=", ".join(source.file_types()),
             remedy="see docs/limits.md",
         )
     return states

@@ -28,8 +28,9 @@ def _create_one(root: Living, segment: Segment) -> None:
     arena, room = root.arena, root.arena.scratch
     if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
         return
-    got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes,
-                     segment.mode & 0o777 | IPC_CREAT)
+    got = arena.call(
+        root.pid, "shmget", segment.key, segment.size_bytes, segment.mode & 0o777 | IPC_CREAT
+    )
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
     if got < 0:
         raise KernelError("shmget failed", errno=-got, subject=subject, remedy=REMEDY)

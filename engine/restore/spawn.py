@@ -26,8 +26,13 @@ from torpor.engine.tasks.model import TaskImage
 
 PTRACE_O_TRACEFORK, PTRACE_O_TRACEVFORK, PTRACE_O_TRACECLONE = 0x2, 0x4, 0x8
 PTRACE_O_TRACEEXEC, PTRACE_O_EXITKILL, PTRACE_O_SUSPEND_SECCOMP = 0x10, 0x100000, 0x200000
-OPTIONS = (PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC
-           | PTRACE_O_EXITKILL)
+OPTIONS = (
+    PTRACE_O_TRACEFORK
+    | PTRACE_O_TRACEVFORK
+    | PTRACE_O_TRACECLONE
+    | PTRACE_O_TRACEEXEC
+    | PTRACE_O_EXITKILL
+)
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC = 1, 2, 3, 4
 CLONE_FILES = 0x400
 CLONE_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
@@ -56,8 +61,9 @@ class Living:
     tids: dict[int, int] = field(default_factory=dict)
 
 
-def fork(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
-         choose: ChoosePid | None) -> int:
+def fork(
+    tid: int, syscall_address: int, scratch: int, want: int, flags: int, choose: ChoosePid | None
+) -> int:
     """Fork (or make a thread of) a stopped task; the child's pid as seen from here.
 
     ``scratch`` is writable memory of the task for clone3's arguments.
@@ -76,8 +82,9 @@ def fork(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
     raise KernelError(f"pid {want} is taken", errno=17, subject=f"task {want}", remedy=PID_REMEDY)
 
 
-def _clone(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
-           set_tid: bool) -> tuple[int, int]:
+def _clone(
+    tid: int, syscall_address: int, scratch: int, want: int, flags: int, set_tid: bool
+) -> tuple[int, int]:
     regs = native.get_regs(tid).copy()
     if set_tid:
         wanted_at = scratch + 128
@@ -92,8 +99,12 @@ def _clone(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
     status = native.wait_stop(tid)
     if status >> 16 not in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
         result = _signed(native.get_regs(tid).rax)
-        raise KernelError("clone failed", errno=-result if result < 0 else 5,
-                          subject=f"task {want}", remedy=PID_REMEDY)
+        raise KernelError(
+            "clone failed",
+            errno=-result if result < 0 else 5,
+            subject=f"task {want}",
+            remedy=PID_REMEDY,
+        )
     child = native.event_message(tid)
     native.wait_stop(child)
     native.step(tid)
@@ -104,8 +115,12 @@ def _clone(tid: int, syscall_address: int, scratch: int, want: int, flags: int,
 def _discard(child: int, *, thread: bool) -> None:
     """End a child that got another pid than the wanted one."""
     if thread:
-        raise KernelError("a thread got another tid than the wanted one", errno=17,
-                          subject=f"pid {child}", remedy=PID_REMEDY)
+        raise KernelError(
+            "a thread got another tid than the wanted one",
+            errno=17,
+            subject=f"pid {child}",
+            remedy=PID_REMEDY,
+        )
     native.kill_traced(child)
     try:
         native.wait_stop(child)
@@ -120,7 +135,7 @@ def _reap_inside(tid: int, syscall_address: int, ns_pid: int) -> None:
 
 
 def execute(tid: int, syscall_address: int, scratch: int, path: str, name: bytes) -> None:
-    """execve a program in a stopped task and stop it before its first instruction."""
+    """Execve a program in a stopped task and stop it before its first instruction."""
     raw = path.encode("utf-8", "surrogateescape") + b"\0"
     content = raw.ljust((len(raw) + 63) & ~63, b"\0")
     at = scratch + 64
@@ -137,7 +152,8 @@ def execute(tid: int, syscall_address: int, scratch: int, path: str, name: bytes
     if status >> 16 != EVENT_EXEC:
         result = _signed(native.get_regs(tid).rax)
         raise KernelError(
-            f"cannot execute {path}", errno=-result if -4096 < result < 0 else 5,
+            f"cannot execute {path}",
+            errno=-result if -4096 < result < 0 else 5,
             subject=f"exe {path}",
             remedy="the program must be there, the same as before, and executable",
         )

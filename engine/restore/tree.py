@@ -45,7 +45,8 @@ def session_gone(task: TaskImage) -> Refused:
     """The refusal of a task whose session cannot be made again."""
     return Refused(
         f"session {task.sid} was made by a task that is not an ancestor",
-        subject=task.subject, remedy=ORPHAN_REMEDY,
+        subject=task.subject,
+        remedy=ORPHAN_REMEDY,
     )
 
 
@@ -64,8 +65,11 @@ def check(tree: Tree) -> None:
     for task in tree.tasks:
         leader = next((t for t in tree.tasks if t.pid == task.pgid), None)
         if leader is not None and leader.sid != task.sid:
-            raise Refused("its process group belongs to another session", subject=task.subject,
-                          remedy=ORPHAN_REMEDY)
+            raise Refused(
+                "its process group belongs to another session",
+                subject=task.subject,
+                remedy=ORPHAN_REMEDY,
+            )
 
 
 def dead_group_leaders(tree: Tree) -> dict[int, list[TaskImage]]:

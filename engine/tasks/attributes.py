@@ -39,14 +39,20 @@ def plan_rlimits(
         if want == have:
             continue
         if hard > have[1]:
-            warn(f"{subject}: hard limit RLIMIT_{RLIMIT_NAMES[number]} stays "
-                 f"{_limit(have[1])} instead of {_limit(hard)}")
+            warn(
+                f"{subject}: hard limit RLIMIT_{RLIMIT_NAMES[number]} stays "
+                f"{_limit(have[1])} instead of {_limit(hard)}"
+            )
             hard = have[1]
             soft = min(soft, hard)
         if (soft, hard) != have:
-            ops.append(Op(call="prlimit64",
-                          args=(0, number, Data(struct.pack("<QQ", soft, hard)), 0),
-                          subject=f"RLIMIT_{RLIMIT_NAMES[number]}"))
+            ops.append(
+                Op(
+                    call="prlimit64",
+                    args=(0, number, Data(struct.pack("<QQ", soft, hard)), 0),
+                    subject=f"RLIMIT_{RLIMIT_NAMES[number]}",
+                )
+            )
     return ops
 
 
@@ -70,50 +76,85 @@ def plan_scheduling(wanted: Scheduling, current: Scheduling) -> list[Op]:
     """Set what differs, for the calling thread."""
     ops = []
     if wanted.affinity is not None:
-        ops.append(Op(call="sched_setaffinity",
-                      args=(0, len(wanted.affinity), Data(wanted.affinity)),
-                      subject="affinity", expect=Expect.OK,
-                      remedy="the new machine lacks these processors"))
+        ops.append(
+            Op(
+                call="sched_setaffinity",
+                args=(0, len(wanted.affinity), Data(wanted.affinity)),
+                subject="affinity",
+                expect=Expect.OK,
+                remedy="the new machine lacks these processors",
+            )
+        )
     if wanted.nice != current.nice:
-        ops.append(Op(call="setpriority", args=(0, 0, wanted.nice), subject="nice value",
-                      remedy="a lower nice value needs CAP_SYS_NICE"))
+        ops.append(
+            Op(
+                call="setpriority",
+                args=(0, 0, wanted.nice),
+                subject="nice value",
+                remedy="a lower nice value needs CAP_SYS_NICE",
+            )
+        )
     if (wanted.policy, wanted.priority) != (current.policy, current.priority):
-        ops.append(Op(call="sched_setscheduler",
-                      args=(0, wanted.policy, Data(struct.pack("<i", wanted.priority))),
-                      subject="scheduling policy",
-                      remedy="real-time policies need CAP_SYS_NICE"))
+        ops.append(
+            Op(
+                call="sched_setscheduler",
+                args=(0, wanted.policy, Data(struct.pack("<i", wanted.priority))),
+                subject="scheduling policy",
+                remedy="real-time policies need CAP_SYS_NICE",
+            )
+        )
     if wanted.ioprio != current.ioprio:
         ops.append(Op(call="ioprio_set", args=(1, 0, wanted.ioprio), subject="io priority"))
     if wanted.timerslack_ns != current.timerslack_ns and wanted.timerslack_ns:
-        ops.append(Op(call="prctl", args=(PR_SET_TIMERSLACK, wanted.timerslack_ns, 0, 0, 0),
-                      subject="timer slack"))
+        ops.append(
+            Op(
+                call="prctl",
+                args=(PR_SET_TIMERSLACK, wanted.timerslack_ns, 0, 0, 0),
+                subject="timer slack",
+            )
+        )
     return ops
 
 
 def plan_name(comm: bytes) -> list[Op]:
     """PR_SET_NAME of the calling thread."""
-    return [Op(call="prctl", args=(PR_SET_NAME, Data(comm + b"\0"), 0, 0, 0), subject="comm",
-               note=comm.decode("utf-8", "replace"))]
+    return [
+        Op(
+            call="prctl",
+            args=(PR_SET_NAME, Data(comm + b"\0"), 0, 0, 0),
+            subject="comm",
+            note=comm.decode("utf-8", "replace"),
+        )
+    ]
 
 
 def plan_prctl(
-    *, dumpable: int, subreaper: bool, thp_disabled: bool, warn: Callable[[str], None],
+    *,
+    dumpable: int,
+    subreaper: bool,
+    thp_disabled: bool,
+    warn: Callable[[str], None],
     subject: str,
 ) -> list[Op]:
     """Per-task prctl state that must be set after the credentials."""
     ops = []
     if dumpable in (0, 1):
-        ops.append(Op(call="prctl", args=(PR_SET_DUMPABLE, dumpable, 0, 0, 0),
-                      subject="dumpable"))
+        ops.append(Op(call="prctl", args=(PR_SET_DUMPABLE, dumpable, 0, 0, 0), subject="dumpable"))
     else:
         warn(f"{subject}: dumpable {dumpable} comes back as 0")
         ops.append(Op(call="prctl", args=(PR_SET_DUMPABLE, 0, 0, 0, 0), subject="dumpable"))
     if subreaper:
-        ops.append(Op(call="prctl", args=(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
-                      subject="child subreaper"))
+        ops.append(
+            Op(call="prctl", args=(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), subject="child subreaper")
+        )
     if thp_disabled:
-        ops.append(Op(call="prctl", args=(PR_SET_THP_DISABLE, 1, 0, 0, 0),
-                      subject="transparent huge pages off"))
+        ops.append(
+            Op(
+                call="prctl",
+                args=(PR_SET_THP_DISABLE, 1, 0, 0, 0),
+                subject="transparent huge pages off",
+            )
+        )
     return ops
 
 

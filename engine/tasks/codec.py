@@ -14,7 +14,7 @@ from typing import Any
 
 from torpor.engine.errors import BadImage
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kind import FileId, ImageSink, ImageSource
+from torpor.engine.kind import ImageSink, ImageSource
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area, Backing, MemfdInode
 from torpor.engine.tasks import creds, registers, signals, timers
@@ -67,8 +67,12 @@ def encode_tree(
     paths = PathFiles(next_id=first_free_id)
     filters = _FilterTable()
     for number, task in enumerate(tree.tasks, FIRST_ID):
-        entry = pb.pstree_entry(pid=task.pid, ppid=task.ppid if task is not tree.root else 0,
-                                pgid=task.pgid, sid=task.sid)
+        entry = pb.pstree_entry(
+            pid=task.pid,
+            ppid=task.ppid if task is not tree.root else 0,
+            pgid=task.pgid,
+            sid=task.sid,
+        )
         entry.threads.extend(t.tid for t in task.threads)
         if task.zombie:
             entry.threads.append(task.pid)
@@ -77,15 +81,22 @@ def encode_tree(
         if task.memory is None:
             continue
         ids = pb.task_kobj_ids_entry(
-            vm_id=number, files_id=files_id(tree, task), fs_id=number, sighand_id=number,
+            vm_id=number,
+            files_id=files_id(tree, task),
+            fs_id=number,
+            sighand_id=number,
             **NAMESPACE_IDS,
         )
         images.add(f"ids-{task.pid}", ids)
         _encode_memory(task, task.memory, images, paths)
-        images.add(f"fs-{task.pid}", pb.fs_entry(
-            cwd_id=paths.id(task.cwd, 0o200000, images),
-            root_id=paths.id(task.root, 0o200000, images), umask=task.umask,
-        ))
+        images.add(
+            f"fs-{task.pid}",
+            pb.fs_entry(
+                cwd_id=paths.id(task.cwd, 0o200000, images),
+                root_id=paths.id(task.root, 0o200000, images),
+                umask=task.umask,
+            ),
+        )
     if filters.entries:
         message = pb.seccomp_entry()
         message.seccomp_filters.extend(filters.entries)
@@ -131,12 +142,18 @@ def _encode_task(
         if i == 0:
             _encode_leader(task, core.tc)
         images.add(f"core-{thread.tid}", core)
-        images.extra("threads", str(thread.tid), {
-            "xstate": base64.b64encode(thread.registers.xstate).decode("ascii"),
-            "affinity": thread.scheduling.affinity.hex() if thread.scheduling.affinity else None,
-            "ioprio": thread.scheduling.ioprio,
-            "timerslack_ns": thread.scheduling.timerslack_ns,
-        })
+        images.extra(
+            "threads",
+            str(thread.tid),
+            {
+                "xstate": base64.b64encode(thread.registers.xstate).decode("ascii"),
+                "affinity": thread.scheduling.affinity.hex()
+                if thread.scheduling.affinity
+                else None,
+                "ioprio": thread.scheduling.ioprio,
+                "timerslack_ns": thread.scheduling.timerslack_ns,
+            },
+        )
     if task.zombie:
         core = pb.core_entry(mtype=pb.core_entry.X86_64)
         _encode_leader(task, core.tc)
@@ -200,8 +217,13 @@ def _encode_memory(task: TaskImage, memory: Memory, images: ImageSink, paths: Pa
         file_id = 0
         if area.path:
             file_id = paths.id(area.path, areas.O_RDWR if area.writable_file else 0, images)
-        areas.encode(area, entry.vmas.add(), file_id=file_id,
-                     heap=(memory.start_brk, memory.brk), stack=memory.start_stack)
+        areas.encode(
+            area,
+            entry.vmas.add(),
+            file_id=file_id,
+            heap=(memory.start_brk, memory.brk),
+            stack=memory.start_stack,
+        )
     entry.dumpable, entry.thp_disabled = memory.dumpable, memory.thp_disabled
     images.add(f"mm-{task.pid}", entry)
 
@@ -223,8 +245,9 @@ def decode_tree(
     known: set[int] = set()
     for entry, _ in images.entries("pstree"):
         if entry.pid in known or (known and entry.ppid not in known):
-            raise BadImage("a task appears twice or before its parent",
-                           subject=f"pstree.img, task {entry.pid}")
+            raise BadImage(
+                "a task appears twice or before its parent", subject=f"pstree.img, task {entry.pid}"
+            )
         known.add(entry.pid)
         reader = _TaskReader(images, entry, path_of, memfds, filters, components, template)
         tasks.append(reader.task())
@@ -261,16 +284,24 @@ def _read_memfds(images: ImageSource) -> dict[int, MemfdInode]:
         message.inode_id: MemfdInode(name=message.name, shared_id=message.shmid)
         for message, _ in images.entries("memfd")
     }
-    return {int(number): inodes[message.inode_id] for number, message in images.files("MEMFD")
-            if message.inode_id in inodes}
+    return {
+        int(number): inodes[message.inode_id]
+        for number, message in images.files("MEMFD")
+        if message.inode_id in inodes
+    }
 
 
 class _TaskReader:
     """Reads the files of one task."""
 
     def __init__(
-        self, images: ImageSource, entry: Any, path_of: dict[int, str],  # noqa: ANN401
-        memfds: Mapping[int, MemfdInode], filters: list[tuple[Filter, int | None]], components: tuple[Component, ...],
+        self,
+        images: ImageSource,
+        entry: Any,  # noqa: ANN401
+        path_of: dict[int, str],
+        memfds: Mapping[int, MemfdInode],
+        filters: list[tuple[Filter, int | None]],
+        components: tuple[Component, ...],
         template: bytes,
     ) -> None:
         self.images, self.entry, self.path_of, self.filters = images, entry, path_of, filters
@@ -280,33 +311,58 @@ class _TaskReader:
     def one(self, name: str) -> Any:  # noqa: ANN401
         for message, _ in self.images.entries(name):
             return message
-        raise BadImage("is missing or empty", subject=f"{name}.img",
-                       remedy="take the images from an intact copy, or dump again")
+        raise BadImage(
+            "is missing or empty",
+            subject=f"{name}.img",
+            remedy="take the images from an intact copy, or dump again",
+        )
 
     def task(self) -> TaskImage:
         entry = self.entry
         core = self.one(f"core-{entry.pid}")
         if core.mtype != pb.core_entry.X86_64:
-            raise BadImage("images of another architecture", subject=f"core-{entry.pid}.img",
-                           cause=pb.core_entry.march.Name(core.mtype),
-                           remedy="restore on a machine of that architecture")
+            raise BadImage(
+                "images of another architecture",
+                subject=f"core-{entry.pid}.img",
+                cause=pb.core_entry.march.Name(core.mtype),
+                remedy="restore on a machine of that architecture",
+            )
         tc = core.tc
         if tc.task_state in (DEAD, 6):
-            return TaskImage(pid=entry.pid, ppid=entry.ppid, pgid=entry.pgid, sid=entry.sid,
-                             state=DEAD, exit_code=tc.exit_code, comm=tc.comm)
+            return TaskImage(
+                pid=entry.pid,
+                ppid=entry.ppid,
+                pgid=entry.pgid,
+                sid=entry.sid,
+                state=DEAD,
+                exit_code=tc.exit_code,
+                comm=tc.comm,
+            )
         ids = core.ids if core.HasField("ids") else self.one(f"ids-{entry.pid}")
         self.files_id = ids.files_id
         fs = self.one(f"fs-{entry.pid}")
         plain, posix = timers.decode(tc.timers)
         return TaskImage(
-            pid=entry.pid, ppid=entry.ppid, pgid=entry.pgid, sid=entry.sid, state=tc.task_state,
-            exit_code=tc.exit_code, comm=tc.comm, threads=tuple(self.threads(core)),
-            memory=self.memory(), cwd=self.path(fs.cwd_id), root=self.path(fs.root_id),
-            umask=fs.umask, personality=tc.personality, subreaper=tc.child_subreaper,
+            pid=entry.pid,
+            ppid=entry.ppid,
+            pgid=entry.pgid,
+            sid=entry.sid,
+            state=tc.task_state,
+            exit_code=tc.exit_code,
+            comm=tc.comm,
+            threads=tuple(self.threads(core)),
+            memory=self.memory(),
+            cwd=self.path(fs.cwd_id),
+            root=self.path(fs.root_id),
+            umask=fs.umask,
+            personality=tc.personality,
+            subreaper=tc.child_subreaper,
             oom_score_adj=tc.oom_score_adj,
             loginuid=tc.loginuid if tc.HasField("loginuid") else None,
             rlimits=tuple((r.cur, r.max) for r in tc.rlimits.rlimits),
-            actions=signals.decode_actions(tc), itimers=plain, posix_timers=posix,
+            actions=signals.decode_actions(tc),
+            itimers=plain,
+            posix_timers=posix,
             shared_pending=signals.decode_queue(tc.signals_s),
         )
 
@@ -319,8 +375,9 @@ class _TaskReader:
     def threads(self, leader: Any) -> list[ThreadImage]:  # noqa: ANN401
         tids = [self.entry.pid, *(t for t in self.entry.threads if t != self.entry.pid)]
         return [
-            self.thread(tid, leader if tid == self.entry.pid else self.one(f"core-{tid}"),
-                        leader.tc.comm)
+            self.thread(
+                tid, leader if tid == self.entry.pid else self.one(f"core-{tid}"), leader.tc.comm
+            )
             for tid in tids
         ]
 
@@ -330,23 +387,34 @@ class _TaskReader:
         entry = core.thread_core
         rseq = entry.rseq_entry
         return ThreadImage(
-            tid=tid, comm=entry.comm or comm,
-            registers=registers.decode(core.thread_info, raw, self.components, self.template,
-                                       f"core-{tid}.img"),
+            tid=tid,
+            comm=entry.comm or comm,
+            registers=registers.decode(
+                core.thread_info, raw, self.components, self.template, f"core-{tid}.img"
+            ),
             sigmask=entry.blk_sigset if entry.HasField("blk_sigset") else core.tc.blk_sigset,
             pending=signals.decode_queue(entry.signals_p),
-            altstack=signals.AltStack(pointer=entry.sas.ss_sp, size_bytes=entry.sas.ss_size,
-                                      flags=entry.sas.ss_flags if entry.HasField("sas") else 2),
-            rseq=(rseq.rseq_abi_pointer, rseq.rseq_abi_size, rseq.signature, 0)
-            if entry.HasField("rseq_entry") else (0, 0, 0, 0),
-            robust=(entry.futex_rla, entry.futex_rla_len),
-            tid_address=core.thread_info.clear_tid_addr, pdeathsig=entry.pdeath_sig,
-            scheduling=Scheduling(
-                policy=entry.sched_policy, priority=entry.sched_prio, nice=entry.sched_nice,
-                affinity=bytes.fromhex(own["affinity"]) if own.get("affinity") else None,
-                ioprio=own.get("ioprio", 0), timerslack_ns=own.get("timerslack_ns", 0),
+            altstack=signals.AltStack(
+                pointer=entry.sas.ss_sp,
+                size_bytes=entry.sas.ss_size,
+                flags=entry.sas.ss_flags if entry.HasField("sas") else 2,
             ),
-            creds=creds.decode(entry.creds), seccomp=tuple(self.chain(entry)),
+            rseq=(rseq.rseq_abi_pointer, rseq.rseq_abi_size, rseq.signature, 0)
+            if entry.HasField("rseq_entry")
+            else (0, 0, 0, 0),
+            robust=(entry.futex_rla, entry.futex_rla_len),
+            tid_address=core.thread_info.clear_tid_addr,
+            pdeathsig=entry.pdeath_sig,
+            scheduling=Scheduling(
+                policy=entry.sched_policy,
+                priority=entry.sched_prio,
+                nice=entry.sched_nice,
+                affinity=bytes.fromhex(own["affinity"]) if own.get("affinity") else None,
+                ioprio=own.get("ioprio", 0),
+                timerslack_ns=own.get("timerslack_ns", 0),
+            ),
+            creds=creds.decode(entry.creds),
+            seccomp=tuple(self.chain(entry)),
         )
 
     def chain(self, entry: Any) -> list[Filter]:  # noqa: ANN401
@@ -368,7 +436,9 @@ class _TaskReader:
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
         return Memory(
             **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},
-            auxv=auxv, areas=tuple(found), exe=self.path(entry.exe_file_id),
+            auxv=auxv,
+            areas=tuple(found),
+            exe=self.path(entry.exe_file_id),
             dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
             thp_disabled=entry.thp_disabled,
         )
@@ -381,9 +451,12 @@ def _check_areas(found: Sequence[Area], subject: str) -> None:
             continue
         bad = area.start < end or area.end <= area.start or area.start % areas.PAGE
         if bad or area.end % areas.PAGE or area.end > areas.TASK_SIZE:
-            raise BadImage("areas overlap or lie outside of what a task can have",
-                           subject=f"{subject}, {area.subject}")
+            raise BadImage(
+                "areas overlap or lie outside of what a task can have",
+                subject=f"{subject}, {area.subject}",
+            )
         if area.backing in (Backing.FILE, Backing.FILE_SHARED) and not area.path:
-            raise BadImage("an area names a file that is not there",
-                           subject=f"{subject}, {area.start:x}")
+            raise BadImage(
+                "an area names a file that is not there", subject=f"{subject}, {area.start:x}"
+            )
         end = area.end

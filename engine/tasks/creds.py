@@ -46,9 +46,16 @@ def collect(status: str, securebits: int) -> Creds:
     """From the status text of a thread."""
     s = parse_status(status)
     return Creds(
-        uids=_four(s.uid), gids=_four(s.gid), groups=tuple(s.groups), inheritable=s.cap_inh,
-        permitted=s.cap_prm, effective=s.cap_eff, bounding=s.cap_bnd, ambient=s.cap_amb,
-        securebits=securebits, no_new_privs=bool(s.no_new_privs),
+        uids=_four(s.uid),
+        gids=_four(s.gid),
+        groups=tuple(s.groups),
+        inheritable=s.cap_inh,
+        permitted=s.cap_prm,
+        effective=s.cap_eff,
+        bounding=s.cap_bnd,
+        ambient=s.cap_amb,
+        securebits=securebits,
+        no_new_privs=bool(s.no_new_privs),
     )
 
 
@@ -62,8 +69,11 @@ def encode(state: Creds, entry: Any) -> None:  # noqa: ANN401
     entry.uid, entry.euid, entry.suid, entry.fsuid = state.uids
     entry.gid, entry.egid, entry.sgid, entry.fsgid = state.gids
     for name, value in (
-        ("cap_inh", state.inheritable), ("cap_prm", state.permitted),
-        ("cap_eff", state.effective), ("cap_bnd", state.bounding), ("cap_amb", state.ambient),
+        ("cap_inh", state.inheritable),
+        ("cap_prm", state.permitted),
+        ("cap_eff", state.effective),
+        ("cap_bnd", state.bounding),
+        ("cap_amb", state.ambient),
     ):
         getattr(entry, name).extend((value & 0xFFFFFFFF, value >> 32))
     entry.secbits = state.securebits
@@ -74,15 +84,20 @@ def encode(state: Creds, entry: Any) -> None:  # noqa: ANN401
 
 def decode(entry: Any) -> Creds:  # noqa: ANN401
     """Read a creds_entry."""
+
     def both(words: Any) -> int:  # noqa: ANN401
         return sum(word << (32 * i) for i, word in enumerate(words))
 
     return Creds(
         uids=(entry.uid, entry.euid, entry.suid, entry.fsuid),
         gids=(entry.gid, entry.egid, entry.sgid, entry.fsgid),
-        groups=tuple(entry.groups), inheritable=both(entry.cap_inh),
-        permitted=both(entry.cap_prm), effective=both(entry.cap_eff),
-        bounding=both(entry.cap_bnd), ambient=both(entry.cap_amb), securebits=entry.secbits,
+        groups=tuple(entry.groups),
+        inheritable=both(entry.cap_inh),
+        permitted=both(entry.cap_prm),
+        effective=both(entry.cap_eff),
+        bounding=both(entry.cap_bnd),
+        ambient=both(entry.cap_amb),
+        securebits=entry.secbits,
         no_new_privs=bool(entry.no_new_privs),
     )
 
@@ -108,7 +123,8 @@ def plan(wanted: Creds, current: Creds) -> list[Op]:
         ops.append(_op("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "ambient"))
         ops += [
             _op("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0), "ambient set")
-            for cap in range(CAP_LAST + 1) if wanted.ambient >> cap & 1
+            for cap in range(CAP_LAST + 1)
+            if wanted.ambient >> cap & 1
         ]
     if wanted.no_new_privs and not current.no_new_privs:
         ops.append(_op("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs"))
@@ -131,9 +147,13 @@ def _plan_ids(wanted: Creds, current: Creds) -> list[Op]:
     ops = []
     privileged = bool(current.effective >> 8 & 1)  # CAP_SETPCAP
     if privileged:
-        ops.append(_op("prctl", (PR_SET_SECUREBITS,
-                                 current.securebits | SECBIT_NO_SETUID_FIXUP, 0, 0, 0),
-                       "keep capabilities while ids change"))
+        ops.append(
+            _op(
+                "prctl",
+                (PR_SET_SECUREBITS, current.securebits | SECBIT_NO_SETUID_FIXUP, 0, 0, 0),
+                "keep capabilities while ids change",
+            )
+        )
     ops.append(_op("setresgid", wanted.gids[:3], "group ids"))
     if wanted.gids[3] != wanted.gids[1]:
         ops.append(_op("setfsgid", (wanted.gids[3],), "file system group"))

@@ -104,7 +104,8 @@ def decode(
     """
     if thread_info.gpregs.mode == 2:
         raise BadImage(
-            "32-bit (compat) registers are not restored", subject=subject,
+            "32-bit (compat) registers are not restored",
+            subject=subject,
             remedy="move it to an engine that supports compat tasks",
         )
     general = GP.pack(*(getattr(thread_info.gpregs, name) for name in GP_FIELDS))
@@ -124,7 +125,8 @@ def decode(
         if number not in by_number:
             raise BadImage(
                 f"the image holds processor state {name} which this processor lacks",
-                subject=subject, remedy="restore on a processor with that feature",
+                subject=subject,
+                remedy="restore on a processor with that feature",
             )
         struct.pack_into(f"<{len(values)}{letter}", area, by_number[number].offset, *values)
     known = sum(1 << n for n in by_number) | 3

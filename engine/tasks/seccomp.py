@@ -24,10 +24,16 @@ MODE_STRICT, MODE_FILTER = 1, 2
 INSTRUCTION_BYTES = 8
 
 LIMITS = (
-    Limit(case="strict", what="seccomp strict mode",
-          remedy="checkpoint before the program enters strict mode"),
-    Limit(case="unreadable", what="seccomp filters that the program set itself",
-          remedy="run the engine with CAP_SYS_ADMIN, or without filters of its own"),
+    Limit(
+        case="strict",
+        what="seccomp strict mode",
+        remedy="checkpoint before the program enters strict mode",
+    ),
+    Limit(
+        case="unreadable",
+        what="seccomp filters that the program set itself",
+        remedy="run the engine with CAP_SYS_ADMIN, or without filters of its own",
+    ),
 )
 
 
@@ -65,7 +71,11 @@ def plan(filters: Sequence[Filter]) -> list[Op]:
         count = len(one.program) // INSTRUCTION_BYTES
         prog = Data(struct.pack("<HxxxxxxQ", count, 0), 8, ((8, code),))
         ops.append(
-            Op(call="seccomp", args=(SECCOMP_SET_MODE_FILTER, one.flags, prog),
-               subject=f"seccomp filter {number}", note=f"{count} instructions")
+            Op(
+                call="seccomp",
+                args=(SECCOMP_SET_MODE_FILTER, one.flags, prog),
+                subject=f"seccomp filter {number}",
+                note=f"{count} instructions",
+            )
         )
     return ops

@@ -55,7 +55,7 @@ def parse_actions(raw: Mapping[int, bytes]) -> dict[int, Action]:
 
 
 def parse_altstack(raw: bytes) -> AltStack:
-    """struct stack_t: pointer, int flags, size."""
+    """Struct stack_t: pointer, int flags, size."""
     pointer, flags, size = struct.unpack("<QixxxxQ", raw)
     return AltStack(pointer=pointer, size_bytes=size, flags=flags)
 
@@ -67,8 +67,11 @@ def encode_actions(actions: Mapping[int, Action], task_core: Any) -> None:  # no
             continue
         action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
         task_core.sigactions.add(
-            sigaction=action.handler, flags=action.flags, restorer=action.restorer,
-            mask=action.mask, compat_sigaction=False,
+            sigaction=action.handler,
+            flags=action.flags,
+            restorer=action.restorer,
+            mask=action.mask,
+            compat_sigaction=False,
         )
 
 
@@ -79,7 +82,9 @@ def decode_actions(task_core: Any) -> dict[int, Action]:  # noqa: ANN401
     for signal, entry in zip(signals, task_core.sigactions, strict=False):
         if entry.sigaction or entry.flags or entry.mask:
             found[signal] = Action(
-                handler=entry.sigaction, flags=entry.flags, restorer=entry.restorer,
+                handler=entry.sigaction,
+                flags=entry.flags,
+                restorer=entry.restorer,
                 mask=entry.mask,
             )
     return found
@@ -94,8 +99,12 @@ def plan_actions(actions: Mapping[int, Action]) -> list[Op]:
         action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
         raw = ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
         ops.append(
-            Op(call="rt_sigaction", args=(signal, Data(raw), 0, SIGSET_BYTES),
-               subject=f"signal {signal}", note="action")
+            Op(
+                call="rt_sigaction",
+                args=(signal, Data(raw), 0, SIGSET_BYTES),
+                subject=f"signal {signal}",
+                note="action",
+            )
         )
     return ops
 
@@ -118,11 +127,19 @@ def plan_queue(pending: Sequence[bytes], pid: int, tid: int | None) -> list[Op]:
         (signal,) = struct.unpack_from("<i", info)
         data = Data(info.ljust(SIGINFO_BYTES, b"\0"))
         if tid is None:
-            op = Op(call="rt_sigqueueinfo", args=(pid, signal, data), subject=f"signal {signal}",
-                    note="pending for the task")
+            op = Op(
+                call="rt_sigqueueinfo",
+                args=(pid, signal, data),
+                subject=f"signal {signal}",
+                note="pending for the task",
+            )
         else:
-            op = Op(call="rt_tgsigqueueinfo", args=(pid, tid, signal, data),
-                    subject=f"signal {signal}", note=f"pending for thread {tid}")
+            op = Op(
+                call="rt_tgsigqueueinfo",
+                args=(pid, tid, signal, data),
+                subject=f"signal {signal}",
+                note=f"pending for thread {tid}",
+            )
         ops.append(op)
     return ops
 
@@ -133,5 +150,11 @@ def plan_altstack(stack: AltStack) -> list[Op]:
     raw = struct.pack("<QixxxxQ", stack.pointer, flags, stack.size_bytes)
     if flags & SS_DISABLE:
         return []
-    return [Op(call="sigaltstack", args=(Data(raw), 0), subject="signal stack",
-               note=f"at {stack.pointer:#x}")]
+    return [
+        Op(
+            call="sigaltstack",
+            args=(Data(raw), 0),
+            subject="signal stack",
+            note=f"at {stack.pointer:#x}",
+        )
+    ]

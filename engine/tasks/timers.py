@@ -55,7 +55,7 @@ class PosixTimer:
 
 
 def parse_itimers(raw: Sequence[bytes]) -> tuple[Itimer, ...]:
-    """struct itimerval of the three clocks."""
+    """Struct itimerval of the three clocks."""
     return tuple(
         Itimer(interval_s=a, interval_us=b, value_s=c, value_us=d)
         for a, b, c, d in (ITIMERVAL.unpack(content) for content in raw)
@@ -74,9 +74,16 @@ def parse_posix(
         notify = NOTIFY[info.notify] | (SIGEV_THREAD_ID if info.notify_tid else 0)
         timers.append(
             PosixTimer(
-                timer_id=info.timer_id, clock=info.clock_id, signal=info.signal, notify=notify,
-                value=info.value, overrun=setting.overrun,
-                interval_s=spec[0], interval_ns=spec[1], value_s=spec[2], value_ns=spec[3],
+                timer_id=info.timer_id,
+                clock=info.clock_id,
+                signal=info.signal,
+                notify=notify,
+                value=info.value,
+                overrun=setting.overrun,
+                interval_s=spec[0],
+                interval_ns=spec[1],
+                value_s=spec[2],
+                value_ns=spec[3],
                 thread=inside.get(info.notify_tid) if info.notify_tid else None,
             )
         )
@@ -91,9 +98,16 @@ def encode(itimers: Sequence[Itimer], posix: Sequence[PosixTimer], timers: Any) 
         entry.vsec, entry.vusec = timer.value_s, timer.value_us
     for one in posix:
         entry = timers.posix.add(
-            it_id=one.timer_id, clock_id=one.clock & 0xFFFFFFFF, si_signo=one.signal,
-            it_sigev_notify=one.notify, sival_ptr=one.value, overrun=one.overrun,
-            isec=one.interval_s, insec=one.interval_ns, vsec=one.value_s, vnsec=one.value_ns,
+            it_id=one.timer_id,
+            clock_id=one.clock & 0xFFFFFFFF,
+            si_signo=one.signal,
+            it_sigev_notify=one.notify,
+            sival_ptr=one.value,
+            overrun=one.overrun,
+            isec=one.interval_s,
+            insec=one.interval_ns,
+            vsec=one.value_s,
+            vnsec=one.value_ns,
         )
         if one.thread is not None:
             entry.notify_thread_id = one.thread
@@ -107,9 +121,16 @@ def decode(timers: Any) -> tuple[tuple[Itimer, ...], tuple[PosixTimer, ...]]:  #
     )
     posix = tuple(
         PosixTimer(
-            timer_id=e.it_id, clock=e.clock_id - (1 << 32) if e.clock_id >> 31 else e.clock_id,
-            signal=e.si_signo, notify=e.it_sigev_notify, value=e.sival_ptr, overrun=e.overrun,
-            interval_s=e.isec, interval_ns=e.insec, value_s=e.vsec, value_ns=e.vnsec,
+            timer_id=e.it_id,
+            clock=e.clock_id - (1 << 32) if e.clock_id >> 31 else e.clock_id,
+            signal=e.si_signo,
+            notify=e.it_sigev_notify,
+            value=e.sival_ptr,
+            overrun=e.overrun,
+            interval_s=e.isec,
+            interval_ns=e.insec,
+            value_s=e.vsec,
+            value_ns=e.vnsec,
             thread=e.notify_thread_id if e.HasField("notify_thread_id") else None,
         )
         for e in timers.posix
@@ -121,9 +142,14 @@ def plan(itimers: Sequence[Itimer], posix: Sequence[PosixTimer]) -> list[Op]:
     """Arm everything again with the time that was left."""
     ops = [op for which, timer in enumerate(itimers) for op in _plan_itimer(which, timer)]
     if posix:
-        ops.append(Op(call="prctl", args=(PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0),
-                      note="timers get the ids that are asked for",
-                      remedy="restoring POSIX timers needs Linux 6.16 or later"))
+        ops.append(
+            Op(
+                call="prctl",
+                args=(PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0),
+                note="timers get the ids that are asked for",
+                remedy="restoring POSIX timers needs Linux 6.16 or later",
+            )
+        )
         for timer in posix:
             ops += _plan_posix(timer)
         ops.append(Op(call="prctl", args=(PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0)))
@@ -145,13 +171,25 @@ def _plan_posix(timer: PosixTimer) -> list[Op]:
     # struct sigevent: value, signo, notify, then the thread's id in the union; 64 bytes
     event = struct.pack("<QiiI", timer.value, timer.signal, timer.notify, timer.thread or 0)
     identity = Data(struct.pack("<i", timer.timer_id), 8)
-    ops = [Op(call="timer_create", args=(timer.clock, Data(event.ljust(64, b"\0")), identity),
-              subject=subject)]
+    ops = [
+        Op(
+            call="timer_create",
+            args=(timer.clock, Data(event.ljust(64, b"\0")), identity),
+            subject=subject,
+        )
+    ]
     value = (timer.value_s, timer.value_ns)
     if timer.interval_s or timer.interval_ns or any(value):
         if not any(value):
             value = (0, 1)
         raw = ITIMERSPEC.pack(timer.interval_s, timer.interval_ns, *value)
-        ops.append(Op(call="timer_settime", args=(timer.timer_id, 0, Data(raw), 0),
-                      subject=subject, note="time that was left", expect=Expect.OK))
+        ops.append(
+            Op(
+                call="timer_settime",
+                args=(timer.timer_id, 0, Data(raw), 0),
+                subject=subject,
+                note="time that was left",
+                expect=Expect.OK,
+            )
+        )
     return ops

@@ -69,8 +69,10 @@ def main() -> int:
         if not chosen.keep:
             cluster.down()
         raise
-    print(f"\nThe demo took {time.monotonic() - begin:.0f} s. "
-          + ("The cluster is still up." if chosen.keep else "Everything is torn down again."))
+    print(
+        f"\nThe demo took {time.monotonic() - begin:.0f} s. "
+        + ("The cluster is still up." if chosen.keep else "Everything is torn down again.")
+    )
     return 0
 
 
@@ -95,8 +97,10 @@ def move(cluster: Cluster, progress: Progress) -> None:
     kube.apply(cluster, kube.checkpoint("counter-1", "counter", after="Stop"))
     done = kube.wait_ready(cluster, "checkpoint", "counter-1")
     status = done["status"]
-    progress.say(f"Checkpoint Ready: {int(status['sizeBytes']) / 2**20:.1f} MiB, pod paused for "
-                 f"{status['pause']}")
+    progress.say(
+        f"Checkpoint Ready: {int(status['sizeBytes']) / 2**20:.1f} MiB, pod paused for "
+        f"{status['pause']}"
+    )
     kube.apply(cluster, kube.restore("counter-b", "counter-1", node="b", pod="counter-moved"))
     restored = kube.wait_ready(cluster, "restore", "counter-b")
     name = restored["status"]["podName"]
@@ -130,8 +134,10 @@ def ask(cluster: Cluster, pod: str) -> dict[str, Any]:
 
 def show(state: dict[str, Any]) -> str:
     """One line of a state."""
-    return (f"counter {state['counter']}, identity {state['identity']}, "
-            f"checksum {state['checksum']}, pid {state['pid']}")
+    return (
+        f"counter {state['counter']}, identity {state['identity']}, "
+        f"checksum {state['checksum']}, pid {state['pid']}"
+    )
 
 
 def prove(before: dict[str, Any], after: dict[str, Any], later: dict[str, Any], node: str) -> None:

@@ -21,13 +21,28 @@ Object = dict[str, Any]
 def install(cluster: Cluster, *settings: str, timeout_s: int = 180) -> None:
     """`helm install` as the README tells it; waits until all of torpor is ready."""
     repository, tag = IMAGE.rsplit(":", 1)
-    chosen = [f"image.repository={repository}", f"image.tag={tag}", "image.pullPolicy=Never",
-              f"store.hostPath={STORE}", *settings]
+    chosen = [
+        f"image.repository={repository}",
+        f"image.tag={tag}",
+        "image.pullPolicy=Never",
+        f"store.hostPath={STORE}",
+        *settings,
+    ]
     (cluster.shared / "torpor-store").mkdir(exist_ok=True)
     cluster.helm(
-        "upgrade", "--install", "torpor", str(ROOT / "deploy" / "helm" / "torpor"),
-        "--namespace", NAMESPACE, "--create-namespace", "--set", ",".join(chosen),
-        "--wait", "--timeout", f"{timeout_s}s", timeout_s=timeout_s + 30,
+        "upgrade",
+        "--install",
+        "torpor",
+        str(ROOT / "deploy" / "helm" / "torpor"),
+        "--namespace",
+        NAMESPACE,
+        "--create-namespace",
+        "--set",
+        ",".join(chosen),
+        "--wait",
+        "--timeout",
+        f"{timeout_s}s",
+        timeout_s=timeout_s + 30,
     )
 
 
@@ -45,20 +60,29 @@ def get(cluster: Cluster, kind: str, name: str, namespace: str = "default") -> O
 
 def checkpoint(name: str, pod: str, *, after: str = "Continue", **spec: Any) -> Object:
     """A Checkpoint."""
-    return {"apiVersion": API_VERSION, "kind": "Checkpoint", "metadata": {"name": name},
-            "spec": {"podRef": {"name": pod}, "afterCheckpoint": after, **spec}}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Checkpoint",
+        "metadata": {"name": name},
+        "spec": {"podRef": {"name": pod}, "afterCheckpoint": after, **spec},
+    }
 
 
-def restore(name: str, source: str, *, node: str | None = None, pod: str | None = None,
-            **spec: Any) -> Object:
+def restore(
+    name: str, source: str, *, node: str | None = None, pod: str | None = None, **spec: Any
+) -> Object:
     """A Restore."""
     chosen = {"checkpointRef": {"name": source}, **spec}
     if node is not None:
         chosen["nodeName"] = node
     if pod is not None:
         chosen["podName"] = pod
-    return {"apiVersion": API_VERSION, "kind": "Restore", "metadata": {"name": name},
-            "spec": chosen}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Restore",
+        "metadata": {"name": name},
+        "spec": chosen,
+    }
 
 
 def condition(thing: Object, kind: str) -> Mapping[str, Any] | None:
@@ -69,8 +93,9 @@ def condition(thing: Object, kind: str) -> Mapping[str, Any] | None:
     return None
 
 
-def wait_ready(cluster: Cluster, kind: str, name: str, *, namespace: str = "default",
-               timeout_s: float = 120.0) -> Object:
+def wait_ready(
+    cluster: Cluster, kind: str, name: str, *, namespace: str = "default", timeout_s: float = 120.0
+) -> Object:
     """Wait for Ready=True. Raises BuildError when the object failed, or in time."""
     thing = wait_settled(cluster, kind, name, namespace=namespace, timeout_s=timeout_s)
     ready = condition(thing, "Ready")
@@ -79,8 +104,9 @@ def wait_ready(cluster: Cluster, kind: str, name: str, *, namespace: str = "defa
     return thing
 
 
-def wait_settled(cluster: Cluster, kind: str, name: str, *, namespace: str = "default",
-                 timeout_s: float = 120.0) -> Object:
+def wait_settled(
+    cluster: Cluster, kind: str, name: str, *, namespace: str = "default", timeout_s: float = 120.0
+) -> Object:
     """Wait until an object is Ready or has failed for good."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -89,13 +115,16 @@ def wait_settled(cluster: Cluster, kind: str, name: str, *, namespace: str = "de
         if (ready and ready["status"] == "True") or (failed and failed["status"] == "True"):
             return thing
         if time.monotonic() > deadline:
-            raise BuildError(f"{kind} {name} neither ready nor failed after {timeout_s:.0f} s: "
-                             f"{json.dumps(thing.get('status'), indent=1)}")
+            raise BuildError(
+                f"{kind} {name} neither ready nor failed after {timeout_s:.0f} s: "
+                f"{json.dumps(thing.get('status'), indent=1)}"
+            )
         time.sleep(0.3)
 
 
-def wait_pod(cluster: Cluster, name: str, *, namespace: str = "default",
-             timeout_s: float = 120.0) -> Object:
+def wait_pod(
+    cluster: Cluster, name: str, *, namespace: str = "default", timeout_s: float = 120.0
+) -> Object:
     """Wait for a pod's Ready condition."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -111,12 +140,15 @@ def wait_pod(cluster: Cluster, name: str, *, namespace: str = "default",
         time.sleep(0.3)
 
 
-def container_pid(cluster: Cluster, pod: str, container: int = 0,
-                  namespace: str = "default") -> int:
+def container_pid(
+    cluster: Cluster, pod: str, container: int = 0, namespace: str = "default"
+) -> int:
     """Pid of a container's init on its node."""
     found = get(cluster, "pod", pod, namespace)
     identity = found["status"]["containerStatuses"][container]["containerID"].split("//")[1]
-    script = (f"for p in /proc/[0-9]*; do grep -q {identity} $p/cgroup 2>/dev/null && "
-              "grep -q 'NSpid.*\\s1$' $p/status && basename $p; done; true")
+    script = (
+        f"for p in /proc/[0-9]*; do grep -q {identity} $p/cgroup 2>/dev/null && "
+        "grep -q 'NSpid.*\\s1$' $p/status && basename $p; done; true"
+    )
     text = cluster.on(found["spec"]["nodeName"], ["bash", "-c", script])
     return int(text.split()[0])
