@@ -156,3 +156,18 @@ def test_json_takes_what_reports_hold():
                            phases_s={"tasks": 0.1}, warnings=("w",))
     assert output.jsonable(report)["phases_s"] == {"tasks": 0.1}
     assert output.jsonable({"p": Path("/x"), 3: ("a",)}) == {"p": "/x", "3": ["a"]}
+
+
+def test_the_page_names_every_option_and_exit_code():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    root = parser.build()
+    (commands,) = [a for a in root._actions if getattr(a, "choices", None)]
+    for command, sub in commands.choices.items():
+        assert f"`torpor {command}" in page
+        for action in sub._actions:
+            for name in action.option_strings:
+                assert name in ("-h", "--help") or f"`{name}" in page, (command, name)
+    errors = __import__("torpor.engine.errors", fromlist=["Error"])
+    classes = [c for c in vars(errors).values() if isinstance(c, type)]
+    for code in {c.exit_code for c in classes}:
+        assert f"\n| {code} | " in page
