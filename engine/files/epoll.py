@@ -70,12 +70,16 @@ LIMITS = (TARGET_GONE, OWNER_OUTSIDE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """``file`` None: images of CRIU do not tell; it is what a holder has at ``tfd``."""
+    """``file`` None: images of CRIU do not tell; it is what a holder has at ``tfd``.
+
+    ``here`` is a number at which a holder has it now, for CRIU, which adds it under that one.
+    """
 
     tfd: int
     events: int
     data: int
     file: FileId | None
+    here: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +105,7 @@ class EpollKind(Base[Epoll]):
     def collect(self, view: FdView, context: DumpContext) -> Epoll:
         """Read the watches and find their targets among all descriptions."""
         watches = tuple(
-            Watch(tfd=tfd, events=events, data=data, file=_target(view, tfd, index, context))
-            for tfd, events, data, index in view.epoll_targets()
+            _watch(view, target, context) for target in view.epoll_targets()
         )
         return Epoll(
             flags=view.flags & ~int(O.CLOEXEC), watches=watches, owner=read_owner(view, context)
@@ -115,23 +118,23 @@ class EpollKind(Base[Epoll]):
                 id=file_id, flags=state.flags, fown=encode_owner(state.owner)
             )
             for w in state.watches:
-                entry.tfd.add(id=file_id, tfd=w.tfd, events=w.events, data=w.data)
+                entry.tfd.add(id=file_id, tfd=w.here, events=w.events, data=w.data)
             images.add("files", pb.file_entry(type=pb.EVENTPOLL, id=file_id, epfd=entry))
             if state.watches:
-                images.extra("epoll", str(file_id), [w.file for w in state.watches])
+                images.extra("epoll", str(file_id), [(w.file, w.tfd) for w in state.watches])
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Epoll]:
         """Read them back."""
         states = {}
         for file_id, entry in images.files("EVENTPOLL"):
-            files = images.extra("epoll", str(file_id)) or [None] * len(entry.tfd)
-            if len(files) != len(entry.tfd):
+            known = images.extra("epoll", str(file_id)) or [(None, t.tfd) for t in entry.tfd]
+            if len(known) != len(entry.tfd):
                 bad_image("not as many watches as in files.img", f"torpor.json, epoll {file_id}")
             states[file_id] = Epoll(
                 flags=entry.flags & ~int(O.CLOEXEC), owner=decode_owner(entry.fown),
                 watches=tuple(
-                    Watch(tfd=t.tfd, events=t.events, data=t.data, file=f)
-                    for t, f in zip(entry.tfd, files, strict=True)
+                    Watch(tfd=tfd, events=t.events, data=t.data, file=file, here=t.tfd)
+                    for t, (file, tfd) in zip(entry.tfd, known, strict=True)
                 ),
             )  # fmt: skip
         return states
@@ -190,6 +193,15 @@ class _Tables:
                 if file_id == watch.file:
                     return holder, fd
         return None
+
+
+def _watch(view: FdView, target: tuple[int, int, int, int], context: DumpContext) -> Watch:
+    tfd, events, data, index = target
+    file = _target(view, tfd, index, context)
+    held = context.holders.get(file, ())
+    numbers = [h.fd for h in held if h.task == view.ns_pid] or [h.fd for h in held] or [tfd]
+    here = tfd if tfd in numbers else numbers[0]
+    return Watch(tfd=tfd, events=events, data=data, file=file, here=here)
 
 
 def _target(view: FdView, tfd: int, index: int, context: DumpContext) -> FileId:

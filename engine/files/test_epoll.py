@@ -38,7 +38,8 @@ def test_targets_are_found_at_their_number_or_elsewhere():
     )  # fmt: skip
     state = KIND.collect(view, context)
     assert state == Epoll(flags=2, watches=(
-        Watch(tfd=5, events=1, data=0xAA, file=3), Watch(tfd=5, events=4, data=0xBB, file=2),
+        Watch(tfd=5, events=1, data=0xAA, file=3, here=9),
+        Watch(tfd=5, events=4, data=0xBB, file=2, here=5),
     ))  # fmt: skip
     back, _ = through_images(KIND, {FileId(1): state})
     assert back == {1: state}
@@ -63,7 +64,7 @@ def plan(watch, holders):
     return lines[3:]
 
 
-WATCH = Watch(tfd=5, events=0x19, data=0x1234, file=FileId(2))
+WATCH = Watch(tfd=5, events=0x19, data=0x1234, file=FileId(2), here=5)
 EVENT = "events 0x19 data 0x1234"
 
 
@@ -112,6 +113,6 @@ def test_images_of_criu_name_no_files():
 def test_images_that_disagree():
     images = RecordedImages()
     KIND.encode({FileId(1): Epoll(flags=2, watches=(WATCH,))}, images)
-    images.extra("epoll", "1", [2, 3])
+    images.extra("epoll", "1", [[2, 5], [3, 5]])
     with pytest.raises(BadImage):
         KIND.decode(images)
