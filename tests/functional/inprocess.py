@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import struct
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -141,10 +142,16 @@ def run(ops):
 
 def forked(body):
     """Run ``body`` in a child; its exception fails the test."""
+    with tempfile.TemporaryDirectory(prefix="torpor-files-") as place:
+        _forked(body, place)
+
+
+def _forked(body, place):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         text = b""
+        tempfile.tempdir = place
         try:
             os.close(reader)
             os.dup2(writer, 900)
