@@ -12,8 +12,9 @@ import signal
 import struct
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 
-from torpor.engine._native import ffi, lib
+from torpor.engine._native import ffi, lib  # noqa: TID251 - this is the one
 from torpor.engine.errors import Denied, Error, KernelError, Timeout, Vanished
 from torpor.engine.kernel.arch.x86_64 import Regs
 
@@ -95,14 +96,14 @@ def wait_stop(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
     if not os.WIFSTOPPED(status[0]):
         raise Vanished("ended while it was waited for", subject=f"task {tid}",
                        cause=describe_end(status[0]))  # fmt: skip
-    return status[0]
+    return int(status[0])
 
 
 def wait_end(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
     """Wait until a task ends, letting no stop pass unseen; returns the wait status."""
     status = ffi.new("int *")
     _check(lib.seam_wait(tid, _ns(timeout_s), status), "waitpid", tid)
-    return status[0]
+    return int(status[0])
 
 
 def describe_end(status: int) -> str:
@@ -157,13 +158,11 @@ def _why_not_seized(tid: int) -> str:
 
 def _status_field(tid: int, name: str) -> str:
     try:
-        with open(f"/proc/{tid}/status", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                if line.startswith(name + ":"):
-                    return line.partition(":")[2].strip()
+        text = Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="surrogateescape")
     except (FileNotFoundError, ProcessLookupError):
-        pass
-    return ""
+        return ""
+    values = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for key, _, value in values if key == name), "")
 
 
 def cont(tid: int, sig: int = 0) -> None:
@@ -190,7 +189,7 @@ def event_message(tid: int) -> int:
     """PTRACE_GETEVENTMSG."""
     message = ffi.new("uint64_t *")
     _check(lib.seam_event_message(tid, message), "ptrace(GETEVENTMSG)", tid)
-    return message[0]
+    return int(message[0])
 
 
 def get_regs(tid: int) -> Regs:
@@ -224,7 +223,7 @@ def get_sigmask(tid: int) -> int:
     """Blocked signals; of a call with a temporary mask (ppoll), the one behind it."""
     mask = ffi.new("uint64_t *")
     _check(lib.seam_get_sigmask(tid, mask), "ptrace(GETSIGMASK)", tid)
-    return mask[0]
+    return int(mask[0])
 
 
 def set_sigmask(tid: int, mask: int) -> None:
@@ -344,7 +343,7 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 
 def kcmp(pid1: int, pid2: int, kind: int, index1: int, index2: int) -> int:
-    """kcmp(2): 0 equal, 1 less, 2 greater, 3 not comparable."""
+    """Order of two kernel objects: 0 equal, 1 less, 2 greater, 3 not comparable."""
     result = lib.seam_kcmp(pid1, pid2, kind, index1, index2)
     if result < 0:
         raise error_for(result, "kcmp", f"tasks {pid1} and {pid2}")
@@ -381,7 +380,7 @@ def _memory_error(result: int, call: str, pid: int, address: int, size: int) -> 
     return error_for(result, call, f"task {pid}, {size} bytes at {address:#x}")
 
 
-def scan_pages(
+def scan_pages(  # noqa: PLR0913 - the fields of struct pm_scan_arg
     pagemap_fd: int,
     start: Address,
     end: Address,
@@ -519,11 +518,11 @@ def xstate_components() -> list[tuple[int, int, int]]:
     """(number, offset, size) of every XSAVE component that the kernel has enabled."""
     features = ffi.new("uint64_t *")
     lib.seam_xsave_size(features)
-    found = []
+    found: list[tuple[int, int, int]] = []
     offset, size = ffi.new("unsigned int *"), ffi.new("unsigned int *")
     for number in range(2, LAST_COMPONENT):
         if features[0] >> number & 1 and not lib.seam_xsave_component(number, offset, size):
-            found.append((number, offset[0], size[0]))
+            found.append((number, offset[0], size[0]))  # noqa: PERF401 - three calls in one
     return found
 
 

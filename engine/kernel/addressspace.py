@@ -34,8 +34,11 @@ _code_cache: dict[tuple[str, _Identity], _Match] = {}
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Room at the bottom of the stack. It begins with a mark, by which the next one who
-    comes recognises what an engine that died left there."""
+    """Room at the bottom of the stack.
+
+    It begins with a mark, by which the next one who comes recognises what an engine that
+    died left there.
+    """
 
     start: int
     size: int
@@ -232,9 +235,7 @@ def _still_there(pid: int, address: int, raw: bytes) -> bool:
         return False
 
 
-def _search_vma(
-    pid: int, vma: proc.Vma, search: Callable[[bytes], _Match | None]
-) -> _Match | None:
+def _search_vma(pid: int, vma: proc.Vma, search: Callable[[bytes], _Match | None]) -> _Match | None:
     for at in range(vma.start, vma.end, CHUNK):
         size = min(CHUNK + OVERLAP, vma.end - at)
         try:

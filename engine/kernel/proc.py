@@ -379,7 +379,7 @@ def parse_timers(text: str) -> list[TimerInfo]:
 
 
 def _timer(block: str) -> TimerInfo:
-    lines = {name: value.strip() for name, _, value in (x.partition(":") for x in block.split("\n"))}
+    lines = {name: value for name, value, _ in _named_lines(block)}
     number, _, value = lines["signal"].partition("/")
     notify, _, target = lines["notify"].partition("/")
     kind, _, target_id = target.partition(".")
@@ -481,7 +481,7 @@ class FdinfoHead:
 def parse_fdinfo_head(text: str) -> FdinfoHead:
     """/proc/PID/fdinfo/N. ``flags`` is octal there and has O_CLOEXEC."""
     head = {"pos": 0, "flags": 0, "mnt_id": 0, "ino": 0}
-    rest = []
+    rest: list[str] = []
     for name, value, line in _named_lines(text):
         if name in head and not rest:
             head[name] = int(value, 8 if name == "flags" else 10)

@@ -68,7 +68,9 @@ def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[in
         gone.update(vanished)
         stopped.update(set(fresh) - set(vanished))
     release_all(stopped)
-    raise Timeout("new threads kept coming", subject=f"task {pid}", remedy="freeze its cgroup first")
+    raise Timeout(
+        "new threads kept coming", subject=f"task {pid}", remedy="freeze its cgroup first"
+    )
 
 
 def release(tid: int) -> None:

@@ -41,7 +41,7 @@ from torpor.engine import native
 from torpor.engine.errors import Bug, KernelError, Refused, Vanished
 from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
 from torpor.engine.kernel.arch import x86_64 as arch
-from torpor.engine.kernel.ptrace import deliverable_signals, restart_registers
+from torpor.engine.kernel.ptrace import restart_registers
 
 __all__ = ["AddressSpace", "Remote"]
 
@@ -231,9 +231,7 @@ def settle_rseq(tid: int, regs: arch.Regs) -> arch.Regs:
     (descriptor,) = WORD.unpack(native.read_memory(tid, area + RSEQ_CS_OFFSET, WORD.size))
     if not descriptor:
         return regs
-    _, _, start, length, abort = RSEQ_CS.unpack(
-        native.read_memory(tid, descriptor, RSEQ_CS.size)
-    )
+    _, _, start, length, abort = RSEQ_CS.unpack(native.read_memory(tid, descriptor, RSEQ_CS.size))
     if not 0 <= regs.rip - start < length:
         return regs
     aborted = regs.copy()

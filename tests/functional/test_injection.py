@@ -68,11 +68,13 @@ class Target:
     def outside(self):
         """What must be the same before and after, as /proc shows it."""
         status = proc.parse_status(proc.read_text(self.pid, "status"))
-        fds = {fd: proc.read_link(self.pid, f"fd/{fd}") for fd in proc.list_numbers(self.pid, "fd")}
+        numbers = proc.list_numbers(self.pid, "fd")
+        fds = {fd: proc.read_link(self.pid, f"fd/{fd}") for fd in numbers}
         in_handler = ~(1 << (signal.SIGALRM - 1))
         masks = (status.sig_blk & in_handler, status.shd_pnd & in_handler)
         actions = (status.sig_ign, status.sig_cgt, *masks)
-        return proc.read_text(self.pid, "maps").splitlines(), fds, actions, status.tracer_pid, status.threads
+        maps = proc.read_text(self.pid, "maps").splitlines()
+        return maps, fds, actions, status.tracer_pid, status.threads
 
     def end(self):
         self.process.kill()
@@ -166,7 +168,7 @@ def attack_and_die(pid, after_s):
     if attacker == 0:
         try:
             attack(pid)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - a forked child must not return to pytest
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -255,37 +257,13 @@ def test_exec_is_noticed(program, tmp_path):
         target.check()
 
 
-BARE = """
-typedef unsigned long u64;
-static long call(long n, long a, long b, long c, long d, long e, long f)
-{
-	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
-	long r;
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8),
-			 "r"(r9) : "rcx", "r11", "memory");
-	return r;
-}
-void start(long *stack)
-{
-	long fd = call(2, stack[2], 2, 0, 0, 0, 0);
-	volatile u64 *page = (u64 *)call(9, 0, 4096, 3, 1, fd, 0);
-	for (;;)
-		page[0]++;
-}
-__asm__(".globl _start\\n_start: mov %rsp,%rdi\\n and $-16,%rsp\\n call start\\n"
-	BYTES);
-"""
-
-
 @pytest.mark.parametrize("way", ["pop", "none"])
 def test_a_program_without_a_c_library(tmp_path, way):
     """No rt_sigreturn anywhere: a `pop %rax; ret` does; with neither it is refused."""
-    source = tmp_path / "bare.c"
-    raw = '".byte 0x58,0xc3"' if way == "pop" else '""'
-    source.write_text(BARE.replace("BYTES", raw))
+    define = ["-DWITH_POP"] if way == "pop" else []
     binary = tmp_path / "bare"
     flags = ["-O1", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"]
-    subprocess.run(["cc", *flags, str(source), "-o", str(binary)], check=True)
+    subprocess.run(["cc", *flags, *define, str(HERE / "bare.c"), "-o", str(binary)], check=True)
     with running([binary], tmp_path) as target:
         if way == "none":
             with pytest.raises(Refused, match="borrowed"):
@@ -298,32 +276,13 @@ def test_a_program_without_a_c_library(tmp_path, way):
             target.check()
 
 
-GO = """
-package main
-
-import ("os"; "syscall"; "time"; "unsafe")
-
-func main() {
-	f, _ := os.OpenFile(os.Args[1], os.O_RDWR, 0)
-	raw, _ := syscall.Mmap(int(f.Fd()), 0, 4096, 3, 1)
-	page := (*[512]uint64)(unsafe.Pointer(&raw[0]))
-	var sink [][]byte
-	for i := 0; ; i++ {
-		sink = append(sink[:i%64], make([]byte, 1000+i%5000))
-		if i%1000 == 0 { time.Sleep(time.Millisecond); page[0]++ }
-	}
-}
-"""
-
-
 @pytest.mark.faults
 @pytest.mark.skipif(shutil.which("go") is None, reason="needs a Go compiler")
 def test_a_go_program(tmp_path):
-    source = tmp_path / "main.go"
-    source.write_text(GO)
     binary = tmp_path / "gobinary"
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
-    subprocess.run(["go", "build", "-o", str(binary), str(source)], check=True, env=environment)
+    command = ["go", "build", "-o", str(binary), str(HERE / "main.go")]
+    subprocess.run(command, check=True, env=environment)
     with running([binary], tmp_path) as target:
         space = space_of(target.pid)
         for _ in range(50):
