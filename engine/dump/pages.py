@@ -84,7 +84,9 @@ def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
 
 def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
     wanted = [
-        a for a in found if not a.shared and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
+        a
+        for a in found
+        if not a.shared and not a.droppable and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
     ]
     runs = array("Q")
     fd = pagemap.open_pagemap(pid)

@@ -5,12 +5,14 @@ Facts:
 - smaps has everything: range, protection, offset, device, inode, name and VmFlags
   (proc_pid_smaps(5)): `gd` grows down, `lo` locked, `dc` DONTFORK, `wf` WIPEONFORK, `dd`
   DONTDUMP, `mg` MERGEABLE, `hg`/`nh` huge page advice, `nr` NORESERVE, `ht` hugetlb, `um`/`uw`
-  userfaultfd, `sl` sealed, `dp` droppable, `ss` shadow stack, `pf` raw pages of a device.
+  userfaultfd, `sl` sealed, `ss` shadow stack, `pf` raw pages of a device.
 - Shared anonymous memory shows as `/dev/zero (deleted)`; its inode number is the same in
   every task that maps it. System V segments show as `/SYSVxxxxxxxx (deleted)` and their inode
   number is the segment's id (ipc/shm.c, newseg).
 - mmap writes no mark of how an area came to be: [heap] is what lies between start_brk and
   brk, [stack] what holds start_stack.
+- A droppable area (`dp`, MAP_DROPPABLE, Linux 6.11: the state of getrandom in the vDSO) may
+  lose its pages at any time; it comes back without any, and its flags come with its type.
 - MAP_GROWSDOWN must be given again, or the area is not marked `gd` and does not grow.
 """
 
@@ -28,6 +30,7 @@ PAGE = 4096
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
 MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE = 0x100, 0x2000, 0x4000
+MAP_DROPPABLE = 0x8
 O_RDONLY, O_RDWR, O_CLOEXEC = 0, 2, 0o2000000
 AT_FDCWD = (1 << 64) - 100
 MADV_BY_FLAG = {"dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
@@ -66,11 +69,6 @@ LIMITS = (
         remedy="close the userfaultfd before the checkpoint",
     ),
     Limit(case="sealed", what="a sealed mapping (mseal)", remedy="do not seal mappings"),
-    Limit(
-        case="droppable",
-        what="a droppable mapping (MAP_DROPPABLE)",
-        remedy="unmap it before the checkpoint",
-    ),
     Limit(case="shadow-stack", what="a shadow stack", remedy="run without x86 shadow stacks"),
     Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),
     Limit(
@@ -91,7 +89,6 @@ _FLAG_CASES = {
     "uw": "userfaultfd",
     "ui": "userfaultfd",
     "sl": "sealed",
-    "dp": "droppable",
     "ss": "shadow-stack",
     "pf": "device",
     "mm": "device",
@@ -113,6 +110,7 @@ class Area:
     locked: bool = False
     noreserve: bool = False
     writable_file: bool = False
+    droppable: bool = False
     advice: tuple[int, ...] = ()
 
     @property
@@ -143,6 +141,7 @@ class Area:
             "shared_id",
             "grows_down",
             "writable_file",
+            "droppable",
         )
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
@@ -175,6 +174,7 @@ def _collect_one(vma: Vma, subject: str) -> Area:
                 raise refuse(_BY_CASE[case], subject)
     prot = sum(1 << i for i, c in enumerate("rwx") if vma.prot[i] == c)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
+    droppable = "dp" in vma.vm_flags
     return Area(
         start=vma.start,
         end=vma.end,
@@ -187,9 +187,12 @@ def _collect_one(vma: Vma, subject: str) -> Area:
         shared_id=vma.inode if backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
         grows_down="gd" in vma.vm_flags,
         locked="lo" in vma.vm_flags,
-        noreserve="nr" in vma.vm_flags,
+        noreserve="nr" in vma.vm_flags and not droppable,
         writable_file=backing is Backing.FILE_SHARED and "mw" in vma.vm_flags,
-        advice=tuple(n for flag, n in MADV_BY_FLAG.items() if flag in vma.vm_flags),
+        droppable=droppable,
+        advice=()
+        if droppable
+        else tuple(n for flag, n in MADV_BY_FLAG.items() if flag in vma.vm_flags),
     )
 
 
@@ -236,7 +239,7 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
     named = area.backing in (Backing.FILE, Backing.FILE_SHARED)
     entry.shmid = file_id if named else area.shared_id
     entry.prot = area.prot
-    flags = MAP_SHARED if area.shared else MAP_PRIVATE
+    flags = _sharing(area)
     if area.backing in (Backing.ANON, Backing.SHARED) or area.backing in SPECIAL:
         flags |= MAP_ANONYMOUS
     if area.grows_down:
@@ -296,13 +299,20 @@ def decode(entry: Any, path_of: Mapping[int, str], memfds: Mapping[int, MemfdIno
         locked=bool(entry.flags & MAP_LOCKED),
         noreserve=bool(entry.flags & MAP_NORESERVE),
         writable_file=backing is Backing.FILE_SHARED and entry.fdflags & 3 == O_RDWR,
+        droppable=bool(entry.flags & MAP_DROPPABLE) and backing is Backing.ANON,
         advice=tuple(n for n in range(64) if entry.madv >> n & 1),
     )
 
 
+def _sharing(area: Area) -> int:
+    if area.droppable:
+        return MAP_DROPPABLE
+    return MAP_SHARED if area.shared else MAP_PRIVATE
+
+
 def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
     """The mmap of an area; open for writing when pages are still to be filled in."""
-    flags = MAP_FIXED | (MAP_SHARED if area.shared else MAP_PRIVATE)
+    flags = MAP_FIXED | _sharing(area)
     prot = area.prot
     if area.backing in (Backing.ANON, Backing.SHARED, Backing.VDSO):
         flags |= MAP_ANONYMOUS
