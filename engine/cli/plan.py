@@ -2,6 +2,7 @@
 """`torpor plan`: of a PID what a dump would save or refuse, of images what a restore would do."""
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from torpor.engine.cli import output, session
@@ -36,9 +37,11 @@ def _dump(options: Namespace) -> int:
 
 def show_restore(path: Path, *, as_json: bool) -> int:
     """The plan of a restore."""
+    from torpor.engine.inspect.archive import directory_of
     from torpor.engine.inspect.plan import plan_lines, restore_plan
 
-    plan = restore_plan(path)
+    with directory_of(path) as directory:
+        plan = replace(restore_plan(directory), path=str(path))
     if as_json:
         output.emit_json(plan)
     else:

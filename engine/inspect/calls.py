@@ -27,7 +27,7 @@ MAP_FLAGS = {
     0x100000: "MAP_FIXED_NOREPLACE",
 }  # fmt: skip
 MREMAP_FLAGS = {1: "MREMAP_MAYMOVE", 2: "MREMAP_FIXED", 4: "MREMAP_DONTUNMAP"}
-CLOEXEC = {0o2000000: "CLOEXEC", 0o4000: "NONBLOCK"}
+SOCKET_FLAGS = {0o2000000: "SOCK_CLOEXEC", 0o4000: "SOCK_NONBLOCK"}
 ADVICE = {
     4: "MADV_DONTNEED", 10: "MADV_DONTFORK", 12: "MADV_MERGEABLE", 14: "MADV_HUGEPAGE",
     15: "MADV_NOHUGEPAGE", 16: "MADV_DONTDUMP", 18: "MADV_WIPEONFORK", 102: "MADV_GUARD_INSTALL",
@@ -172,9 +172,9 @@ def _open_flags(value: int) -> str:
 
 
 def _socket_type(value: int) -> str:
-    rest = bits(CLOEXEC)(value & ~0xF)
+    rest = bits(SOCKET_FLAGS)(value & ~0xF)
     kind = TYPES.get(value & 0xF, number(value & 0xF))
-    return kind if rest == "0" else f"{kind}|{rest.replace('CLOEXEC', 'SOCK_CLOEXEC')}"
+    return kind if rest == "0" else f"{kind}|{rest}"
 
 
 def _signal(value: int) -> str:

@@ -198,7 +198,8 @@ class _Planner:
             section.say(1, f"has the descriptors of task {task.files_of}")
             section.run(1, late)
             return
-        place, close = descriptors.placement(self.snapshot.tables.get(task.pid, ()), self.files, task.pid)
+        held = self.snapshot.tables.get(task.pid, ())
+        place, close = descriptors.placement(held, self.files, task.pid)
         for program in (place, late, close):
             section.run(1, program)
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import tarfile
+
 import pytest
 
 from torpor.engine import text
@@ -8,6 +10,7 @@ from torpor.engine.images.pages import PageFlags, PageRun, write_pages
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.inspect import memory
+from torpor.engine.inspect.archive import directory_of
 from torpor.engine.inspect.descriptors import address
 from torpor.engine.inspect.lines import line, plain
 from torpor.engine.inspect.read import read
@@ -147,6 +150,42 @@ def test_damage_is_said(directory):
     target.write_bytes(target.read_bytes()[:-1])
     with pytest.raises(BadImage):
         read(directory)
+
+
+def packed(path, directory, prefix, mode="w", evil=()):
+    with tarfile.open(path, mode) as archive:
+        for file in sorted(directory.iterdir()):
+            archive.add(file, prefix + file.name)
+        for name, kind, target in evil:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize(("prefix", "mode"), [("checkpoint/", "w"), ("./", "w:gz"), ("", "w")])
+def test_archives_are_read_like_directories(tmp_path, directory, prefix, mode):
+    path = packed(tmp_path / "c.tar", directory, prefix, mode)
+    with directory_of(path) as place:
+        assert read(place).tasks == read(directory).tasks
+    assert not place.exists()
+
+
+def test_tricks_of_an_archive_come_to_nothing(tmp_path, directory):
+    evil = [("../core-99.img", tarfile.REGTYPE, ""), ("/core-98.img", tarfile.REGTYPE, ""),
+            ("core-97.img", tarfile.SYMTYPE, "/etc/passwd"), ("core-96.img", tarfile.CHRTYPE, ""),
+            ("other/core-95.img", tarfile.REGTYPE, ""), ("core-94.img", tarfile.LNKTYPE, "x")]
+    path = packed(tmp_path / "c.tar", directory, "checkpoint/", evil=evil)
+    with directory_of(path) as place:
+        assert {f.name for f in place.iterdir()} == {f.name for f in directory.iterdir()}
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"\x28\xb5\x2f\xfd zstd"])
+def test_what_is_no_archive_is_said(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(BadImage), directory_of(path):
+        pass
 
 
 @pytest.mark.parametrize(("family", "words", "port", "wanted"), [
