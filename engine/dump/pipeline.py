@@ -233,6 +233,7 @@ def _descriptors(
         tasks={c.task.pid: c.capture.ns_pid for c in alive},
         realtime_ns=time.time_ns(),
         same_netns=fdview.same_netns(dump.options.pid),
+        cache={"memory.memfds": mapped_memfds(alive)},
     )
     with (
         NetnsSockets(alive) as sockets,
@@ -250,6 +251,11 @@ def _descriptors(
             for group in groups
         ]
         return table.collect_tables(tables, FILE_KINDS, context)
+
+
+def mapped_memfds(alive: Sequence[Captured]) -> set[int]:
+    """Inode numbers of the memfds whose content is kept as memory."""
+    return {a.shared_id for c in alive for a in c.areas if a.backing is areas.Backing.MEMFD}
 
 
 def _write_all(
@@ -275,7 +281,10 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
         ),
     )
     table.encode_tables(dump.files, FILE_KINDS, out)
-    codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
+    memfds = {
+        state.inode_id: int(number) for number, state in dump.files.states.get("memfd", {}).items()
+    }
+    codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id, memfds)
     segments = {
         number: sysv.parse(number, raw) for c in dump.captured for number, raw in c.segments.items()
     }

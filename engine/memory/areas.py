@@ -224,7 +224,7 @@ _STATUS = {
     Backing.ANON: REGULAR | ANON_PRIVATE,
     Backing.SHARED: REGULAR | ANON_SHARED,
     Backing.SYSV: REGULAR | SYSVIPC,
-    Backing.MEMFD: REGULAR | MEMFD,
+    Backing.MEMFD: REGULAR | FILE_SHARED | MEMFD,
     Backing.FILE: REGULAR | FILE_PRIVATE,
     Backing.FILE_SHARED: REGULAR | FILE_SHARED,
     Backing.VDSO: REGULAR | VDSO | ANON_PRIVATE,
@@ -236,7 +236,7 @@ _STATUS = {
 def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack: int) -> None:  # noqa: ANN401
     """Fill a vma_entry; ``file_id`` is the id of the file's entry in files.img."""
     entry.start, entry.end, entry.pgoff = area.start, area.end, area.offset
-    named = area.backing in (Backing.FILE, Backing.FILE_SHARED)
+    named = area.backing in (Backing.FILE, Backing.FILE_SHARED, Backing.MEMFD)
     entry.shmid = file_id if named else area.shared_id
     entry.prot = area.prot
     flags = _sharing(area)

@@ -61,9 +61,13 @@ class PathFiles:
 
 
 def encode_tree(
-    tree: Tree, images: ImageSink, components: tuple[Component, ...], first_free_id: int
+    tree: Tree,
+    images: ImageSink,
+    components: tuple[Component, ...],
+    first_free_id: int,
+    memfds: Mapping[int, int],
 ) -> None:
-    """Write everything but descriptors and pages."""
+    """Write everything but descriptors and pages; ``memfds`` maps inodes to ids of files."""
     paths = PathFiles(next_id=first_free_id)
     filters = _FilterTable()
     for number, task in enumerate(tree.tasks, FIRST_ID):
@@ -88,7 +92,7 @@ def encode_tree(
             **NAMESPACE_IDS,
         )
         images.add(f"ids-{task.pid}", ids)
-        _encode_memory(task, task.memory, images, paths)
+        _encode_memory(task, task.memory, images, paths, memfds)
         images.add(
             f"fs-{task.pid}",
             pb.fs_entry(
@@ -207,14 +211,20 @@ def _encode_thread(thread: ThreadImage, entry: Any, filters: _FilterTable) -> No
         entry.rseq_entry.signature = thread.rseq[2]
 
 
-def _encode_memory(task: TaskImage, memory: Memory, images: ImageSink, paths: PathFiles) -> None:
+def _encode_memory(
+    task: TaskImage,
+    memory: Memory,
+    images: ImageSink,
+    paths: PathFiles,
+    memfds: Mapping[int, int],
+) -> None:
     entry = pb.mm_entry(exe_file_id=paths.id(memory.exe, 0, images))
     for name, field_name in MARKERS.items():
         setattr(entry, field_name, getattr(memory, name))
     words = memoryview(memory.auxv[: len(memory.auxv) & ~7]).cast("Q")
     entry.mm_saved_auxv.extend(words)
     for area in memory.areas:
-        file_id = 0
+        file_id = memfds.get(area.shared_id, 0) if area.backing is Backing.MEMFD else 0
         if area.path:
             file_id = paths.id(area.path, areas.O_RDWR if area.writable_file else 0, images)
         areas.encode(
