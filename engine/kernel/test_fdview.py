@@ -210,7 +210,10 @@ def test_unix_and_inet_diag() -> None:
 
 def test_options_and_names() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _accept_all()[0])
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _accept_all()[0])
+    except PermissionError:
+        pytest.skip("this kernel lets only root attach filters")
     with child(lambda: True) as pid, open_views([pid]) as views:
         view = view_of(views, pid, listener.fileno())
         assert view.getsockopt(1, 2, 4) == struct.pack("i", 1)  # SO_REUSEADDR

@@ -407,6 +407,7 @@ def _message(file_id: FileId, state: InetState) -> Any:  # noqa: ANN401
         dst_addr=addresses.words(state.peer or addresses.any_address(state.family)),
         fown=encode_owner(state.owner),
         opts=sockopts.encode(state.options),
+        ns_id=sockopts.NET_NS_ID,
         ip_opts=pb.ip_opts_entry(
             freebind=bool(value(IPPROTO.IP, IP.FREEBIND)),
             pktinfo=bool(value(IPPROTO.IP, IP.PKTINFO)),

@@ -160,6 +160,7 @@ class Netlink:
                 dst_group=state.peer_groups,
                 fown=encode_owner(state.owner),
                 opts=sockopts.encode(state.options),
+                ns_id=sockopts.NET_NS_ID,
             )
             images.add("files", pb.file_entry(type=pb.NETLINKSK, id=file_id, nlsk=message))
             sockopts.keep(images, file_id, state.options)

@@ -27,6 +27,8 @@ from torpor.engine.kind import FdView, FileId, ImageSink, ImageSource, Limit, re
 from torpor.engine.program.ops import Arg, Data, Expect, Op
 
 SECTION = "sockets"
+NET_NS_ID = 2
+"""Id of the network namespace in our images (ids-N.img); CRIU fails without it."""
 SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
 IFNAMSIZ = 16
 
@@ -343,7 +345,15 @@ def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
         head = struct.pack("<HxxxxxxQ", len(options.filter) // 8, 0)
         program = Data(head, 8, ((8, code),), "struct sock_fprog")
         args = (fd, SOL_SOCKET, SO.ATTACH_FILTER, program, len(head))
-        ops.append(Op(call="setsockopt", args=args, subject=subject, note="SO_ATTACH_FILTER"))
+        ops.append(
+            Op(
+                call="setsockopt",
+                args=args,
+                subject=subject,
+                note="SO_ATTACH_FILTER",
+                remedy="this kernel may want CAP_NET_ADMIN for socket filters",
+            )
+        )
     return ops
 
 

@@ -240,7 +240,8 @@ class Unix:
         """unix_sk_entry each, sk_packet_entry for each queued message."""
         by_inode = {s.inode: s for s in states.values()}
         waiting = {inode for s in states.values() for inode in s.pending}
-        for file_id, state in states.items():
+        for file_id in _writing_order(states):
+            state = states[file_id]
             outside = is_outside(state, by_inode, waiting)
             images.add(
                 "files",
@@ -322,12 +323,12 @@ def _deleted(view: FdView, name: bytes, known: netlink.UnixSocket | None) -> boo
 
 
 def _perms(view: FdView, name: bytes) -> tuple[int, int, int]:
-    """Of the file of a bound path; without one what a new socket would have."""
+    """Of the file of a bound path; nothing to say of a socket without one."""
     if name and name[:1] != b"\0" and isinstance(view, KnowsPaths):
         found = view.path_perms(name.decode("utf-8", "surrogateescape"))
         if found is not None:
             return found
-    return 0o777, view.st_uid, view.st_gid
+    return 0o777, 0, 0
 
 
 def _directory(view: FdView, name: bytes) -> str:
@@ -337,6 +338,23 @@ def _directory(view: FdView, name: bytes) -> str:
     if isinstance(view, KnowsPaths) and view.path_stat(name.decode("utf-8", "replace")):
         return view.cwd
     raise refuse(RELATIVE, view.subject, f"name is {readable(name)}")
+
+
+def _writing_order(states: Mapping[FileId, UnixState]) -> list[FileId]:
+    """Of a pair the end with the higher id first.
+
+    CRIU makes a pair in the task that holds the second one, and that must be the task which
+    is there first (seen with 4.2.1).
+    """
+    by_inode = {s.inode: i for i, s in states.items()}
+
+    def place(file_id: FileId) -> tuple[int, int]:
+        other = by_inode.get(states[file_id].peer or 0, file_id)
+        if states[other].peer != states[file_id].inode:
+            return file_id, 0
+        return min(file_id, other), -file_id
+
+    return sorted(states, key=place)
 
 
 def _message(file_id: FileId, state: UnixState, outside: bool) -> Any:  # noqa: ANN401
@@ -358,6 +376,7 @@ def _message(file_id: FileId, state: UnixState, outside: bool) -> Any:  # noqa: 
         fown=encode_owner(state.owner),
         opts=sockopts.encode(state.options),
         name=state.name + b"\0" if path else state.name,
+        ns_id=sockopts.NET_NS_ID,
     )
     if state.shutdown:
         message.shutdown = cast(Any, state.shutdown)
@@ -395,7 +414,9 @@ def _state(
     queue: Sequence[bytes],
 ) -> UnixState:
     unsaid = images.extra(SECTION, str(file_id)) or {}
-    peer = message.peer or (0 if message.state == TCPState.ESTABLISHED else None)
+    # connect(2) marks a datagram receiver as established as well, so that says nothing.
+    closed = message.state == TCPState.ESTABLISHED and message.type != SOCK.DGRAM
+    peer = message.peer or (0 if closed else None)
     senders = [bytes.fromhex(s) for s in unsaid.get("senders", ())]
     perms = message.file_perms
     listening = message.state == TCPState.LISTEN
