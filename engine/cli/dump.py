@@ -15,6 +15,7 @@ def run(options: Namespace) -> int:
     """Dump one tree and say what was done."""
     with session.logging(options), shown(wanted=not options.json) as progress:
         (report,) = api.dump([asked(options)], progress=progress)
+        session.log_phases("dump", report.phases_s, report.total_s)
     if options.json:
         output.emit_json(report)
     else:

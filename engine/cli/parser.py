@@ -91,27 +91,54 @@ def _dump(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pid", nargs="?", type=_pid, metavar="PID", help="root of the tree")
     add("-t", "--tree", type=_pid, metavar="PID", help="the same")
-    add("-D", "--images-dir", type=Path, required=True, metavar="DIR",
-        help="where to write; a directory without images, or none yet")
+    add(
+        "-D",
+        "--images-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where to write; a directory without images, or none yet",
+    )
     add("-R", "--leave-running", action="store_true", help="let the tasks run on")
     _shared(parser)
-    add("--freeze-cgroup", type=Path, action="append", default=[], metavar="DIR",
-        help="freezer (v1) or cgroup (v2) directory that holds the tree; may be repeated")
-    add("--ghost-limit", type=_size, default=64 << 20, metavar="SIZE",
-        help="largest deleted file to save (default 64M)")
+    add(
+        "--freeze-cgroup",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="freezer (v1) or cgroup (v2) directory that holds the tree; may be repeated",
+    )
+    add(
+        "--ghost-limit",
+        type=_size,
+        default=64 << 20,
+        metavar="SIZE",
+        help="largest deleted file to save (default 64M)",
+    )
     _timeout(parser)
 
 
 def _restore(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-D", "--images-dir", type=Path, required=True, metavar="DIR", help="the images")
-    add("-d", "--restore-detached", action="store_true",
-        help="return when the tree runs; otherwise wait for its root and exit as it does")
+    add(
+        "-d",
+        "--restore-detached",
+        action="store_true",
+        help="return when the tree runs; otherwise wait for its root and exit as it does",
+    )
     add("--plan", action="store_true", help="print what would be done, and do nothing")
     add("-j", "--shell-job", action="store_true", help="give the tree this terminal")
     add("--pidfile", type=Path, metavar="FILE", help="write the pid of the root there")
-    add("--inherit-fd", type=_inherited, action="append", default=[], metavar="fd[N]:NAME",
-        help="our descriptor N stands for the tree's NAME (`pipe:[123]`); may be repeated")
+    add(
+        "--inherit-fd",
+        type=_inherited,
+        action="append",
+        default=[],
+        metavar="fd[N]:NAME",
+        help="our descriptor N stands for the tree's NAME (`pipe:[123]`); may be repeated",
+    )
     _timeout(parser)
 
 

@@ -21,6 +21,7 @@ def run(options: Namespace) -> int:
     with session.logging(options):
         with shown(wanted=not options.json) as progress:
             report = api.restore(asked(options), progress=progress)
+        session.log_phases("restore", report.phases_s, report.total_s)
         if options.pidfile is not None:
             session.write_pid(session.placed(options.pidfile, options), report.pid)
         if options.restore_detached:

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torpor.engine import logs
 from torpor.engine.errors import Error, Vanished
 from torpor.engine.images.failures import translated
+from torpor.engine.text import duration
 
 
 @contextmanager
@@ -45,6 +46,14 @@ def placed(path: Path, options: Namespace) -> Path:
     """A relative name starts at --work-dir."""
     base: Path = options.work_dir or Path()
     return base / path
+
+
+def log_phases(verb: str, phases_s: Mapping[str, float], total_s: float) -> None:
+    """A line for each phase."""
+    log = logs.logger("torpor.phases")
+    for name, seconds in phases_s.items():
+        log.info("%s: %s took %s", verb, name, duration(seconds))
+    log.info("%s: all took %s", verb, duration(total_s))
 
 
 def write_pid(path: Path, pid: int) -> None:

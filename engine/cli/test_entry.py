@@ -31,9 +31,7 @@ ALLOWED = {
 
 def loaded(module, *arguments):
     code = LISTING.format(module=module, arguments=list(arguments))
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stderr.split("\n"))
 
 
@@ -44,9 +42,14 @@ def test_version_loads_next_to_nothing(module):
     assert [h for h in HEAVY if h in names] == []
 
 
-@pytest.mark.parametrize(("module", "arguments"), [
-    ("cli", ["dump", "--help"]), ("criu", ["--help"]), ("cli", ["show", "--help"]),
-])
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("cli", ["dump", "--help"]),
+        ("criu", ["--help"]),
+        ("cli", ["show", "--help"]),
+    ],
+)
 def test_help_needs_no_protobuf_and_no_rich(module, arguments):
     names = loaded(module, *arguments)
     assert not {"google.protobuf", "rich", "torpor.engine._native", "grpc"} & names
@@ -62,12 +65,20 @@ def test_version_is_printed(capsys):
     assert capsys.readouterr().out == f"torpor {version.VERSION}\n"
 
 
-@pytest.mark.parametrize(("arguments", "exit_code"), [
-    ([], 2), (["dump", "-D", "x"], 2), (["dump", "1", "-t", "2", "-D", "x"], 2),
-    (["dump", "0", "-D", "x"], 2), (["plan"], 2), (["show", "a", "-D", "b"], 2),
-    (["dump", "1", "-D", "x", "--ghost-limit", "many"], 2),
-    (["restore", "-D", "x", "--inherit-fd", "3"], 2), (["nonsense"], 2),
-])
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        ([], 2),
+        (["dump", "-D", "x"], 2),
+        (["dump", "1", "-t", "2", "-D", "x"], 2),
+        (["dump", "0", "-D", "x"], 2),
+        (["plan"], 2),
+        (["show", "a", "-D", "b"], 2),
+        (["dump", "1", "-D", "x", "--ghost-limit", "many"], 2),
+        (["restore", "-D", "x", "--inherit-fd", "3"], 2),
+        (["nonsense"], 2),
+    ],
+)
 def test_a_wrong_command_line_exits_with_2(arguments, exit_code, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments)
@@ -75,9 +86,17 @@ def test_a_wrong_command_line_exits_with_2(arguments, exit_code, capsys):
     assert "torpor" in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize(("words", "level"), [
-    ([], 2), (["-v"], 3), (["-vv"], 4), (["-v4"], 4), (["-v0"], 0), (["--verbosity=1"], 1),
-])
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ([], 2),
+        (["-v"], 3),
+        (["-vv"], 4),
+        (["-v4"], 4),
+        (["-v0"], 0),
+        (["--verbosity=1"], 1),
+    ],
+)
 def test_verbosity_is_written_as_for_criu(words, level):
     assert parser.parse(["show", "x", *words]).verbosity == level
 
@@ -86,11 +105,41 @@ def test_criu_names_mean_the_same():
     from torpor.engine.cli.dump import asked
     from torpor.engine.options import After, TcpPolicy
 
-    long = parser.parse(["dump", "--tree", "7", "--images-dir", "d", "--leave-running",
-                         "--tcp-close", "--shell-job", "--ghost-limit", "1M",
-                         "--freeze-cgroup", "/c", "--timeout", "3"])
-    short = parser.parse(["dump", "7", "-D", "d", "-R", "--tcp-close", "-j",
-                          "--ghost-limit", "1048576", "--freeze-cgroup", "/c", "--timeout", "3"])
+    long = parser.parse(
+        [
+            "dump",
+            "--tree",
+            "7",
+            "--images-dir",
+            "d",
+            "--leave-running",
+            "--tcp-close",
+            "--shell-job",
+            "--ghost-limit",
+            "1M",
+            "--freeze-cgroup",
+            "/c",
+            "--timeout",
+            "3",
+        ]
+    )
+    short = parser.parse(
+        [
+            "dump",
+            "7",
+            "-D",
+            "d",
+            "-R",
+            "--tcp-close",
+            "-j",
+            "--ghost-limit",
+            "1048576",
+            "--freeze-cgroup",
+            "/c",
+            "--timeout",
+            "3",
+        ]
+    )
     assert asked(long) == asked(short)
     assert asked(long).after is After.CONTINUE
     assert asked(long).tcp is TcpPolicy.CLOSE
@@ -100,8 +149,19 @@ def test_criu_names_mean_the_same():
 def test_inherited_descriptors_take_both_spellings():
     from torpor.engine.cli.restore import asked
 
-    options = parser.parse(["restore", "-D", "d", "--inherit-fd", "fd[3]:pipe:[12]",
-                            "--inherit-fd", "fd[4]:socket[13]", "--inherit-fd", "fd[5]:tmp/x"])
+    options = parser.parse(
+        [
+            "restore",
+            "-D",
+            "d",
+            "--inherit-fd",
+            "fd[3]:pipe:[12]",
+            "--inherit-fd",
+            "fd[4]:socket[13]",
+            "--inherit-fd",
+            "fd[5]:tmp/x",
+        ]
+    )
     assert asked(options).inherit == {"pipe:[12]": 3, "socket:[13]": 4, "tmp/x": 5}
 
 
@@ -120,18 +180,24 @@ def test_errors_are_one_json_object(capsys, tmp_path):
 
 
 def test_every_finding_is_told():
-    error = Findings((
-        Refused("ring state cannot be read back", subject="task 41, fd 9 -> io_uring",
-                remedy="close the ring"),
-        Refused("a shadow stack", subject="task 42"),
-    ))
+    error = Findings(
+        (
+            Refused(
+                "ring state cannot be read back",
+                subject="task 41, fd 9 -> io_uring",
+                remedy="close the ring",
+            ),
+            Refused("a shadow stack", subject="task 42"),
+        )
+    )
     assert failure.lines(error) == [
         "refused: task 41, fd 9 -> io_uring: ring state cannot be read back",
         "  remedy: close the ring",
         "refused: task 42: a shadow stack",
     ]
     assert [i["subject"] for i in failure.as_dict(error)["items"]] == [
-        "task 41, fd 9 -> io_uring", "task 42",
+        "task 41, fd 9 -> io_uring",
+        "task 42",
     ]
 
 
@@ -152,8 +218,15 @@ def test_waiting_gives_the_status_as_a_shell_says_it():
 def test_json_takes_what_reports_hold():
     from torpor.engine.options import RestoreReport
 
-    report = RestoreReport(pid=4, tasks=1, threads=2, memory_bytes=3, total_s=0.5,
-                           phases_s={"tasks": 0.1}, warnings=("w",))
+    report = RestoreReport(
+        pid=4,
+        tasks=1,
+        threads=2,
+        memory_bytes=3,
+        total_s=0.5,
+        phases_s={"tasks": 0.1},
+        warnings=("w",),
+    )
     assert output.jsonable(report)["phases_s"] == {"tasks": 0.1}
     assert output.jsonable({"p": Path("/x"), 3: ("a",)}) == {"p": "/x", "3": ["a"]}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torpor.engine import logs
-from torpor.engine.cli.session import wait, write_pid
+from torpor.engine.cli.session import log_phases, wait, write_pid
 from torpor.engine.criu.entry import FAILED, describe
 from torpor.engine.criu.options import CHECKS
 from torpor.engine.criu.parse import CommandLine
@@ -32,6 +32,7 @@ def dump(line: CommandLine) -> int:
     from torpor.engine import api
 
     (report,) = api.dump([dump_options(line)])
+    log_phases("dump", report.phases_s, report.total_s)
     for text in report.warnings:
         log.warning("%s", text)
     log.info("%s, %s dumped, frozen %s", count(report.tasks, "task"),
@@ -50,6 +51,7 @@ def restore(line: CommandLine) -> int:
         raise Refused("the pid file is there already", subject=line.last("pidfile"),
                       remedy="remove it")  # fmt: skip
     report = api.restore(options)
+    log_phases("restore", report.phases_s, report.total_s)
     for text in report.warnings:
         log.warning("%s", text)
     if line.flag("pidfile"):

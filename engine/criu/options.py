@@ -105,7 +105,8 @@ OPTIONS: Sequence[Option] = (
     _done("version", "", "V"),
     _accepted("tcp-established", "connections inside the tree are always taken; with one to the "
               "outside the dump is refused: use --tcp-close"),
-    _accepted("skip-in-flight", "connections that wait in a listening socket are always left out"),
+    _accepted("skip-in-flight", "torpor decides for each: a connection from outside that is not "
+              "accepted yet comes back closed with --tcp-close, and is refused without"),
     _accepted("tcp-skip-in-flight", "the same by its RPC name"),
     _accepted("ext-unix-sk", "permits what is refused anyway: a Unix socket whose peer is outside",
               "x", OPTIONAL),
@@ -113,7 +114,7 @@ OPTIONS: Sequence[Option] = (
     _accepted("link-remap", "the content of deleted files is saved, so no link is needed"),
     _accepted("evasive-devices", "devices are opened by their own path only"),
     _accepted("force-irmap", "paths of watches are always looked up"),
-    _accepted("ghost-fiemap", "holes of deleted files are always found"),
+    _accepted("ghost-fiemap", "another way to read deleted files; torpor has one way"),
     _accepted("skip-file-rwx-check", "permissions of files are not compared"),
     _accepted("unprivileged", "torpor never asks for more rights than a tree needs"),
     _accepted("weak-sysctls", "no sysctl is restored"),

@@ -37,9 +37,27 @@ def test_every_option_is_there_once_and_says_why():
 
 
 def test_options_of_criu_are_understood(tmp_path):
-    line = parse(["dump", "-t", "41", f"-D{tmp_path}", "-Rj", "-v4", "--tcp-close",
-                  "--ghost-limit=2M", "--freeze-cgroup", "/c", "--timeout", "7", "-l",
-                  "--manage-cgroups=ignore", "--ext-unix-sk", "-o", "dump.log"])
+    line = parse(
+        [
+            "dump",
+            "-t",
+            "41",
+            f"-D{tmp_path}",
+            "-Rj",
+            "-v4",
+            "--tcp-close",
+            "--ghost-limit=2M",
+            "--freeze-cgroup",
+            "/c",
+            "--timeout",
+            "7",
+            "-l",
+            "--manage-cgroups=ignore",
+            "--ext-unix-sk",
+            "-o",
+            "dump.log",
+        ]
+    )
     asked = commands.dump_options(line)
     assert (asked.pid, asked.images_dir, asked.after) == (41, tmp_path, After.CONTINUE)
     assert (asked.tcp, asked.shell_job, asked.timeout_s) == (TcpPolicy.CLOSE, True, 7)
@@ -51,14 +69,22 @@ def test_what_is_not_said_is_as_with_criu(tmp_path):
     asked = commands.dump_options(parse(["dump", "--tree", "41", "--images-dir", str(tmp_path)]))
     assert (asked.after, asked.tcp, asked.timeout_s) == (After.STOP, TcpPolicy.REFUSE, 10)
     assert asked.ghost_limit_bytes == 1 << 20
-    wanted = commands.restore_options(parse(["restore", "-D", str(tmp_path), "-d", "--inherit-fd",
-                                             "fd[5]:pipe[9]"]))
+    wanted = commands.restore_options(
+        parse(["restore", "-D", str(tmp_path), "-d", "--inherit-fd", "fd[5]:pipe[9]"])
+    )
     assert (wanted.detach, wanted.inherit) == (True, {"pipe:[9]": 5})
 
 
-@pytest.mark.parametrize(("word", "level"), [
-    ("-v", "3"), ("-vv", "4"), ("-vvvv", "6"), ("-v0", "0"), ("--verbosity=1", "1"),
-])
+@pytest.mark.parametrize(
+    ("word", "level"),
+    [
+        ("-v", "3"),
+        ("-vv", "4"),
+        ("-vvvv", "6"),
+        ("-v0", "0"),
+        ("--verbosity=1", "1"),
+    ],
+)
 def test_verbosity(word, level):
     assert parse(["check", word]).last("verbosity") == level
 
@@ -80,13 +106,26 @@ def test_a_refused_option_says_its_reason_before_anything_else(option, capsys):
     assert option.why in told[0]
 
 
-@pytest.mark.parametrize("words", [
-    ["dump", "--nonsense"], ["dump", "-Z"], ["pony"], ["swrk", "3"], ["pre-dump", "-t", "1"],
-    ["dump", "-t"], ["dump", "-R=1"], ["dump", "--leave-running=1"], ["dump"],
-    ["dump", "-t", "one"], ["dump", "-t", "1", "-D", "/nonexistent"], ["check", "--feature", "x"],
-    ["dump", "-t", "1", "--manage-cgroups=full"], ["restore", "--inherit-fd", "3"],
-    ["dump", "-t", "1", "--ghost-limit", "much"],
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dump", "--nonsense"],
+        ["dump", "-Z"],
+        ["pony"],
+        ["swrk", "3"],
+        ["pre-dump", "-t", "1"],
+        ["dump", "-t"],
+        ["dump", "-R=1"],
+        ["dump", "--leave-running=1"],
+        ["dump"],
+        ["dump", "-t", "one"],
+        ["dump", "-t", "1", "-D", "/nonexistent"],
+        ["check", "--feature", "x"],
+        ["dump", "-t", "1", "--manage-cgroups=full"],
+        ["restore", "--inherit-fd", "3"],
+        ["dump", "-t", "1", "--ghost-limit", "much"],
+    ],
+)
 def test_what_is_wrong_is_one_line_of_error_and_exit_code_1(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
@@ -104,8 +143,23 @@ def test_the_log_is_in_the_work_directory_and_has_the_error(tmp_path, monkeypatc
 
     monkeypatch.setattr(api, "dump", refuse)
     (tmp_path / "w").mkdir()
-    assert main(["dump", "-t", "1", "-D", str(tmp_path), "-W", str(tmp_path / "w"), "-o",
-                 "dump.log", "-v4"]) == 1
+    assert (
+        main(
+            [
+                "dump",
+                "-t",
+                "1",
+                "-D",
+                str(tmp_path),
+                "-W",
+                str(tmp_path / "w"),
+                "-o",
+                "dump.log",
+                "-v4",
+            ]
+        )
+        == 1
+    )
     lines = (tmp_path / "w" / "dump.log").read_text().splitlines()
     assert [("Error" in text) for text in lines] == [False, False, True]
     assert "task 41, fd 9 -> io_uring: ring state" in lines[2]
