@@ -20,7 +20,7 @@ class ThreadCapture:
     comm: bytes
     status: str
     regs: bytes
-    """struct user_regs_struct; the interrupted call still undecided (see restart)."""
+    """struct user_regs_struct; an interrupted call is set up to be issued again."""
     xstate: bytes
     sigmask: int
     pending: Sequence[bytes]

@@ -15,7 +15,7 @@ from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture, innermost
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Denied, Error, Refused
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status, parse_timers
 from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory import areas
@@ -136,7 +136,7 @@ def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
             ]
         )
         raw = remote.read(at, 48)
-        regs = remote.original
+        regs = ptrace.restart_registers(tid, remote.original)
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, 32)
     return ThreadCapture(
         tid=tid,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torpor.engine import native
 from torpor.engine.errors import Error, Refused, Timeout, Vanished
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.freezer import frozen
 from torpor.engine.options import DumpOptions
 
@@ -43,7 +43,7 @@ class StoppedTree:
         """Let every thread run on. Never raises."""
         for tid in sorted(self.seized):
             try:
-                native.detach(tid)
+                ptrace.release(tid)
             except Error:
                 continue
         self.seized.clear()

@@ -17,7 +17,6 @@ from typing import Any
 
 from torpor.engine.capture import ThreadCapture
 from torpor.engine.errors import BadImage
-from torpor.engine.kernel.arch.x86_64 import Regs, restart_registers
 
 GP_FIELDS = (
     "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si",
@@ -58,11 +57,8 @@ class Registers:
 
 
 def collect(thread: ThreadCapture) -> Registers:
-    """As the image keeps them: an interrupted call is set up to be issued again."""
-    regs = Regs.unpack(thread.regs)
-    pending = any(not thread.sigmask >> (info[0] - 1) & 1 for info in thread.pending)
-    again = restart_registers(regs, signal_pending=pending)
-    return Registers(general=again.pack(), xstate=thread.xstate)
+    """As captured: an interrupted call is set up to be issued again."""
+    return Registers(general=thread.regs, xstate=thread.xstate)
 
 
 def encode(state: Registers, thread_info: Any, components: tuple[Component, ...]) -> None:  # noqa: ANN401
