@@ -27,6 +27,7 @@ NetnsSocket = Callable[[int, int], int]
 close. The dump makes it by an injected socket(2) and pidfd_getfd."""
 
 CONTENT_STEP = 1 << 20
+READ_SIZE = 1 << 16
 HEADER_LINES = ("pos", "flags", "mnt_id", "ino")
 
 
@@ -394,8 +395,16 @@ def _epoll_targets(info: Sequence[str]) -> list[tuple[int, int, int, int]]:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as text:
-        return text.read()
+    """A text of /proc; open(2) by hand takes a third of the time of a text file object."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = step = os.read(fd, READ_SIZE)
+        while step:
+            step = os.read(fd, READ_SIZE)
+            text += step
+    finally:
+        os.close(fd)
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _ns_pid(pid: int) -> int:

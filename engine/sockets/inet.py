@@ -437,7 +437,7 @@ def _stream(state: InetState, *, first: bool) -> tuple[str, Any, bytes]:
         mine, theirs = theirs, mine
     message = pb.tcp_stream_entry(
         inq_len=len(state.received), inq_seq=theirs, outq_len=len(state.unsent), outq_seq=mine,
-        opt_mask=0, snd_wscale=0, mss_clamp=LOOPBACK_MSS,
+        opt_mask=0, snd_wscale=0, mss_clamp=LOOPBACK_MSS, unsq_len=0,
     )  # fmt: skip
     return f"tcp-stream-{state.inode:x}", message, state.received + state.unsent
 

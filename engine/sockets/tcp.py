@@ -55,7 +55,7 @@ V6ONLY = sockopts.ALL[IPPROTO.IPV6, IPV6.V6ONLY]
 
 def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[Op]:
     """Operations for all TCP sockets of the tree."""
-    return _Planner(created(states, context), context).run()
+    return _Planner(dict(sorted(created(states, context).items())), context).run()
 
 
 def moved(address: Address, context: PlanContext) -> Address:

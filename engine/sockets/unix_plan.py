@@ -38,7 +38,7 @@ OTHER_FILE = "something else is at the socket's path: move it away"
 
 def plan(states: Mapping[FileId, UnixState], context: PlanContext) -> Sequence[Op]:
     """Operations for all unix sockets of the tree."""
-    return _Planner(created(states, context), context).run()
+    return _Planner(dict(sorted(created(states, context).items())), context).run()
 
 
 @dataclass(slots=True)
