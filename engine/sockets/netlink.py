@@ -214,7 +214,7 @@ class Netlink:
                 at = _address(state.peer_port, state.peer_groups)
                 ops.append(Op(call="connect", args=(fd, at, 12), subject=where, expect=Expect.ANY))
             ops += sockopts.buffer_ops(state.options, fd, where)
-            ops += status_flags(fd, state.flags & ~0o20000, 0, where)
+            ops += status_flags(fd, state.flags, 0, where)
         return ops
 
     def late(self, states: Mapping[FileId, NetlinkState], context: PlanContext) -> Sequence[LateOp]:

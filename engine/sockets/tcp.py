@@ -316,7 +316,7 @@ class _Planner:
         bound = paired or (state.source.port and not self._over(file_id))
         if bound and not state.options.value(SOL_SOCKET, SO.REUSEADDR):
             self.ops.append(sockopts.set_value(fd, REUSEADDR, 0, where))
-        self.ops += status_flags(fd, state.flags & ~0o20000, 0, where)
+        self.ops += status_flags(fd, state.flags, 0, where)
 
     def _slot(self, text: str) -> Slot:
         self.slots += 1

@@ -37,7 +37,7 @@ def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[O
             )  # fmt: skip
         ops += sockopts.late_ops(state.options, fd, where)
         ops += sockopts.buffer_ops(state.options, fd, where)
-        ops += status_flags(fd, state.flags & ~0o20000, 0, where)
+        ops += status_flags(fd, state.flags, 0, where)
     return ops
 
 

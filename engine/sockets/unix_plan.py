@@ -404,7 +404,7 @@ class _Planner:
         raised = repr(end.fd) in self.raised
         self.ops += sockopts.buffer_ops(state.options, end.fd, end.where, raised=raised)
         if isinstance(end.fd, int):
-            self.ops += status_flags(end.fd, state.flags & ~0o20000, 0, end.where)
+            self.ops += status_flags(end.fd, state.flags, 0, end.where)
 
     def _remove(self) -> None:
         for name in self.gone:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unix sockets of a live child, through the images, to a plan that is run."""
 
+import fcntl
 import os
 import select
 import socket
@@ -368,3 +369,22 @@ def test_poll_state_of_a_pair() -> None:
         assert events & select.POLLIN
 
     replay(look(unix.KIND, prepare), check)
+
+
+def test_signal_driven() -> None:
+    """O_ASYNC comes back; the owner is set late, by a holder."""
+
+    def prepare() -> list[int]:
+        a, b = socket.socketpair()
+        fcntl.fcntl(a, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(a, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC | os.O_NONBLOCK)
+        return put(a, b)
+
+    def check() -> None:
+        flags = fcntl.fcntl(50, fcntl.F_GETFL)
+        assert flags & os.O_ASYNC
+        assert flags & os.O_NONBLOCK
+
+    done = look(unix.KIND, prepare)
+    assert done.states[1].owner.pid != 0
+    replay(done, check)
