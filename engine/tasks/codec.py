@@ -31,6 +31,8 @@ MARKERS = {
 }  # fmt: skip
 FIRST_ID = 2
 """Of kernel objects: 1 is the dumping process itself, and CRIU takes an equal id for sharing."""
+MAX_AUXV = 44
+"""Words that CRIU 4.2 takes; the kernel ends a shorter vector itself, so AT_NULL can go."""
 NAMESPACE_IDS = {
     "pid_ns_id": 1, "net_ns_id": 2, "ipc_ns_id": 3, "uts_ns_id": 4, "mnt_ns_id": 5,
     "user_ns_id": 6, "cgroup_ns_id": 7, "time_ns_id": 8,
@@ -222,7 +224,7 @@ def _encode_memory(
     for name, field_name in MARKERS.items():
         setattr(entry, field_name, getattr(memory, name))
     words = memoryview(memory.auxv[: len(memory.auxv) & ~7]).cast("Q")
-    entry.mm_saved_auxv.extend(words)
+    entry.mm_saved_auxv.extend(words[: len(words) - 2 if len(words) > MAX_AUXV else None])
     for area in memory.areas:
         file_id = memfds.get(area.shared_id, 0) if area.backing is Backing.MEMFD else 0
         if area.path:
