@@ -92,13 +92,15 @@ class TakeoverOptions:
     ``pid`` is the placeholder as seen from here. ``choose_pid`` is called with the host pid
     of the placeholder and the pid wanted inside its pid namespace, right before a clone;
     None when the engine may use clone3's set_tid itself. ``stdio`` descriptors (0, 1, 2)
-    of the placeholder replace whatever the old tasks had from outside.
+    of the placeholder replace whatever the old tasks had from outside. ``address_map`` leads
+    from IP addresses of the old pod to those of the new one.
     """
 
     pid: int
     images_dir: Path
     choose_pid: Callable[[int, int], None] | None = None
     path_map: Mapping[str, str] = field(default_factory=dict)
+    address_map: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 60.0
 
 

@@ -8,7 +8,7 @@ rest before anything is written; a refusal or an error at any point lets every t
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torpor.engine.dump import pages
@@ -17,7 +17,7 @@ from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_task
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.netns import NetnsSockets
-from torpor.engine.errors import Findings, Refused
+from torpor.engine.errors import Error, Findings, Refused
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.images.inventory import write_inventory
@@ -33,6 +33,7 @@ from torpor.engine.native import KCMP_FILES, kcmp
 from torpor.engine.options import After, DumpOptions, DumpReport, Progress, ProgressFn
 from torpor.engine.restore import tree as tree_shape
 from torpor.engine.restore.load import processor_components
+from torpor.engine.sockets import inet
 from torpor.engine.tasks import codec, seccomp
 from torpor.engine.tasks.model import Tree
 
@@ -112,10 +113,21 @@ def dump_trees(
                     commit()
             for stop in trees_stopped:
                 if stop.options.after is After.STOP:
+                    _free_ports(dumps[trees_stopped.index(stop)])
                     stop.end()
             if hold:
                 frozen_s = time.perf_counter() - frozen_at
     return tuple(_report(dump, phase, frozen_s) for dump in dumps)
+
+
+def _free_ports(dump: TreeDump) -> None:
+    """Have the ports of connections free for a restore on this machine."""
+    states = dump.files.states.get(inet.KIND.name, {})
+    outside = {c.capture.ns_pid: c.task.pid for c in dump.captured}
+    for file_id, reset in inet.before_kill(states).items():
+        holder = dump.files.holders[file_id][0]
+        with suppress(Error):
+            fdview.free_port(outside[holder.task], holder.fd, reset=reset)
 
 
 def may_read_filters() -> bool:

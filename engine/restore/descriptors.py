@@ -42,6 +42,7 @@ def plan(
     stdio: Sequence[int],
     inherit: Mapping[str, int],
     path_map: Mapping[str, str],
+    address_map: Mapping[str, str],
     new_container: bool,
     warn: Callable[[str], None],
 ) -> Descriptors:
@@ -60,6 +61,7 @@ def plan(
         stdio={fd: base + i for i, fd in enumerate(stdio)},
         inherit={name: base + len(stdio) + i for i, name in enumerate(inherit)},
         path_map=dict(path_map),
+        address_map=dict(address_map),
         new_container=new_container,
         warn=warn,
     )

@@ -62,6 +62,7 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
             progress=progress,
             choose=choose,
             path_map=dict(options.path_map),
+            address_map=dict(options.address_map),
             container=True,
         )
         return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
@@ -73,7 +74,9 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
     """Create the tree anew on this host (see `torpor.engine.api`)."""
     snapshot = load(options.images_dir)
     try:
-        restore = _Restore(snapshot, progress=progress, choose=None, path_map={}, container=False)
+        restore = _Restore(
+            snapshot, progress=progress, choose=None, path_map={}, address_map={}, container=False
+        )
         return restore.run(None, stdio=(), inherit=options.inherit)
     finally:
         snapshot.close()
@@ -89,10 +92,11 @@ class _Restore:
         progress: ProgressFn,
         choose: spawn.ChoosePid | None,
         path_map: dict[str, str],
+        address_map: dict[str, str],
         container: bool,
     ) -> None:
         self.snapshot, self.progress, self.choose = snapshot, progress, choose
-        self.path_map, self.container = path_map, container
+        self.path_map, self.address_map, self.container = path_map, address_map, container
         self.contents: Contents = snapshot.contents
         self.tree = snapshot.tree
         self.warnings: list[str] = []
@@ -129,6 +133,7 @@ class _Restore:
                 stdio=stdio if seed is not None else (0, 1, 2),
                 inherit=numbers if seed is None else {},
                 path_map=self.path_map,
+                address_map=self.address_map,
                 new_container=self.container,
                 warn=self.warnings.append,
             )

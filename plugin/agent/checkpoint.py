@@ -25,6 +25,7 @@ from torpor.plugin.agent.locate import (
     TolerateCallers,
     foreign_tasks,
     locate,
+    pod_ips,
 )
 from torpor.plugin.agent.nodefacts import node_facts
 from torpor.plugin.agent.report import Reporter
@@ -142,6 +143,7 @@ class CheckpointJob:
         (tree / "images").mkdir(mode=0o700, parents=True)
         facts = {
             "cpuFlags": list(self.context.cpu_flags),
+            "podIPs": pod_ips(pod),
             "dataLinks": {
                 each.name: rootfs.data_links(each, self.context.view) for each in containers
             },

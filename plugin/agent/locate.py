@@ -168,6 +168,25 @@ def container_id(pod: PodObject, name: str) -> str:
     return match[1]
 
 
+def pod_ips(pod: PodObject) -> list[str]:
+    """The pod's own addresses, of either family."""
+    found = pod.get("status", {}).get("podIPs") or ()
+    return [str(one["ip"]) for one in found if one.get("ip")]
+
+
+def address_map(old: Sequence[str], new: Sequence[str]) -> dict[str, str]:
+    """Old address to the new one of the same family."""
+    return {
+        was: now
+        for v6 in (False, True)
+        for was, now in zip(
+            [a for a in old if (":" in a) is v6],
+            [a for a in new if (":" in a) is v6],
+            strict=False,
+        )
+    }
+
+
 def status_of(pod: PodObject, name: str) -> Mapping[str, Any]:
     """The container's entry in the pod's status; empty if there is none yet."""
     for status in (pod.get("status") or {}).get("containerStatuses") or ():

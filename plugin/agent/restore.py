@@ -26,7 +26,14 @@ from torpor.plugin.agent.context import (
     PodNotFound,
 )
 from torpor.plugin.agent.endtask import end_task
-from torpor.plugin.agent.locate import Container, TolerateAll, container_id, locate
+from torpor.plugin.agent.locate import (
+    Container,
+    TolerateAll,
+    address_map,
+    container_id,
+    locate,
+    pod_ips,
+)
 from torpor.plugin.agent.nodefacts import check_node
 from torpor.plugin.agent.report import Reporter
 from torpor.plugin.agent.staging import JobFolder
@@ -55,6 +62,7 @@ class _Facts:
 
     cpu_flags: tuple[str, ...]
     data_links: Mapping[str, dict[str, str]]
+    pod_ips: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,7 +119,7 @@ class RestoreJob:
         reports = {}
         with self._stage("takeover"):
             for container in waiting:
-                reports[container.name] = self._take_over(container, facts)
+                reports[container.name] = self._take_over(container, facts, pod)
         self._tell(manifest, containers, reports)
 
     # ---- what was stored ---------------------------------------------------------------
@@ -162,6 +170,7 @@ class RestoreJob:
                 for name, found in document["dataLinks"].items()
             }
             flags = tuple(str(flag) for flag in document["cpuFlags"])
+            addresses = tuple(str(address) for address in document.get("podIPs", ()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise BadImage(
                 "the facts of the checkpoint cannot be read",
@@ -176,7 +185,7 @@ class RestoreJob:
                     subject=FACTS,
                     remedy="see who may write to the store",
                 )
-        return _Facts(cpu_flags=flags, data_links=links)
+        return _Facts(cpu_flags=flags, data_links=links, pod_ips=addresses)
 
     # ---- the new pod -------------------------------------------------------------------
 
@@ -288,13 +297,14 @@ class RestoreJob:
                 )
             yield places[key]
 
-    def _take_over(self, container: Container, facts: _Facts) -> RestoreReport:
+    def _take_over(self, container: Container, facts: _Facts, pod: JsonObject) -> RestoreReport:
         view = self.context.view
         links = rootfs.data_links(container, view)
         options = TakeoverOptions(
             pid=container.init_pid,
             images_dir=self.folder.tree / "images" / container.name,
             choose_pid=self.context.choose_pid,
+            address_map=address_map(facts.pod_ips, pod_ips(pod)),
             path_map=rootfs.path_map(facts.data_links.get(container.name, {}), links),
             timeout_s=max(1.0, min(self.deadline.left_s, _LONGEST_TAKEOVER_S)),
         )
