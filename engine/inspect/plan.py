@@ -16,7 +16,7 @@ from pathlib import Path
 from torpor.engine import native
 from torpor.engine.inspect.calls import explain_all
 from torpor.engine.kernel import proc
-from torpor.engine.memory import areas, vdso
+from torpor.engine.memory import areas, sysv, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
@@ -82,7 +82,7 @@ class _Planner:
         self.sections: dict[int, Section] = {}
         self.opened: dict[int, set[int]] = {}
         self.files = descriptors.plan(
-            snapshot, stdio=(0, 1, 2), inherit={}, path_map={}, new_container=False,
+            snapshot, stdio=(0, 1, 2), inherit={}, path_map={}, address_map={}, new_container=False,
             warn=self.warnings.append,
         )  # fmt: skip
         used = [(a.start, a.end) for t in self.tree.tasks for a in (t.memory or _NOTHING).areas
@@ -141,6 +141,8 @@ class _Planner:
         section.say(0, f"execute {memory.exe}, and stop it before its first instruction",
                     f"map room for the restore program at {self.arena.base:#x}")  # fmt: skip
         if task is self.tree.root:
+            for segment in sysv.decode(self.snapshot.source):
+                section.say(0, f"make System V segment {segment.shm_id}, {size(segment.size_bytes)}")
             section.run(0, self.files.create)
         filled = self._filled(task)
         block, code = _fresh_block()
@@ -211,6 +213,8 @@ class _Planner:
             if i:
                 section.say(2, f"make thread {thread.tid} ({_text(thread.comm)})")
             section.run(2, build.thread_program(thread, current))
+        if task.oom_score_adj != int(proc.read_text("self", "oom_score_adj")):
+            section.say(2, f"write {task.oom_score_adj} to its oom_score_adj")
 
     def _last(self, task: TaskImage) -> None:
         section = self.sections[task.pid]
