@@ -142,7 +142,8 @@ class _Planner:
                     f"map room for the restore program at {self.arena.base:#x}")  # fmt: skip
         if task is self.tree.root:
             for segment in sysv.decode(self.snapshot.source):
-                section.say(0, f"make System V segment {segment.shm_id}, {size(segment.size_bytes)}")
+                length = size(segment.size_bytes)
+                section.say(0, f"make System V segment {segment.shm_id}, {length}")
             section.run(0, self.files.create)
         filled = self._filled(task)
         block, code = _fresh_block()

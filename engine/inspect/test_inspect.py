@@ -34,12 +34,17 @@ def core(state=1, comm=b"worker", exit_code=0):
         setattr(entry.thread_info.gpregs, name, 0)
     for name in ("cwd", "swd", "twd", "fop", "rip", "rdp", "mxcsr", "mxcsr_mask"):
         setattr(entry.thread_info.fpregs, name, 0)
-    entry.tc.CopyFrom(pb.task_core_entry(
-        task_state=state, exit_code=exit_code, personality=0, flags=0, blk_sigset=0, comm=comm))
-    creds = pb.creds_entry(uid=33, gid=33, euid=33, egid=33, suid=33, sgid=33, fsuid=33, fsgid=33,
-                           secbits=0)
-    entry.thread_core.CopyFrom(pb.thread_core_entry(
-        futex_rla=0, futex_rla_len=0, creds=creds, comm=comm))
+    entry.tc.CopyFrom(
+        pb.task_core_entry(
+            task_state=state, exit_code=exit_code, personality=0, flags=0, blk_sigset=0, comm=comm
+        )
+    )
+    creds = pb.creds_entry(
+        uid=33, gid=33, euid=33, egid=33, suid=33, sgid=33, fsuid=33, fsgid=33, secbits=0
+    )
+    entry.thread_core.CopyFrom(
+        pb.thread_core_entry(futex_rla=0, futex_rla_len=0, creds=creds, comm=comm)
+    )
     return entry
 
 
@@ -48,24 +53,34 @@ def address_space(images, pid):
     for name in codec.MARKERS.values():
         setattr(entry, name, 0)
     entry.mm_arg_start, entry.mm_arg_end = ARGS_AT, ARGS_AT + 18
-    for start, end, status in ((0x10000, 0x14000, 1 | memory.HEAP),
-                               (0x7000_0000_0000, 0x7000_0000_3000, 1 | memory.STACK)):
-        entry.vmas.add(start=start, end=end, pgoff=0, shmid=0, prot=3, flags=0x22, status=status,
-                       fd=-1)
+    for start, end, status in (
+        (0x10000, 0x14000, 1 | memory.HEAP),
+        (0x7000_0000_0000, 0x7000_0000_3000, 1 | memory.STACK),
+    ):
+        entry.vmas.add(
+            start=start, end=end, pgoff=0, shmid=0, prot=3, flags=0x22, status=status, fd=-1
+        )
     images.add(f"mm-{pid}", entry)
     pages = [b"\0" * 4096, b"\0" * 4088 + b"./worker", b"\0-x\0\x1b[31m\0".ljust(4096, b"\0")]
-    write_pages(images, f"pagemap-{pid}", pid, [
-        PageRun(vaddr=0x10000, page_count=1),
-        PageRun(vaddr=0x11000, page_count=1, flags=PageFlags.PARENT),
-        PageRun(vaddr=0x7000_0000_1000, page_count=2),
-    ], pages)
+    write_pages(
+        images,
+        f"pagemap-{pid}",
+        pid,
+        [
+            PageRun(vaddr=0x10000, page_count=1),
+            PageRun(vaddr=0x11000, page_count=1, flags=PageFlags.PARENT),
+            PageRun(vaddr=0x7000_0000_1000, page_count=2),
+        ],
+        pages,
+    )
 
 
 @pytest.fixture
 def directory(tmp_path):
     with NewImageDirectory.create(tmp_path / "images") as images:
-        write_inventory(images, root_ids=pb.task_kobj_ids_entry(
-            vm_id=1, files_id=1, fs_id=1, sighand_id=1))
+        write_inventory(
+            images, root_ids=pb.task_kobj_ids_entry(vm_id=1, files_id=1, fs_id=1, sighand_id=1)
+        )
         for pid, ppid, threads in ((41, 0, (41, 50)), (42, 41, (42,)), (43, 41, (43,))):
             entry = pb.pstree_entry(pid=pid, ppid=ppid, pgid=41, sid=41)
             entry.threads.extend(threads)
@@ -75,16 +90,19 @@ def directory(tmp_path):
         images.add("core-42", core(comm=b"child"))
         images.add("core-43", core(state=2, exit_code=3 << 8))
         for pid in (41, 42):
-            images.add(f"ids-{pid}", pb.task_kobj_ids_entry(
-                vm_id=pid, files_id=1, fs_id=pid, sighand_id=pid))
+            images.add(
+                f"ids-{pid}",
+                pb.task_kobj_ids_entry(vm_id=pid, files_id=1, fs_id=pid, sighand_id=pid),
+            )
             images.add(f"fs-{pid}", pb.fs_entry(cwd_id=2, root_id=3, umask=18))
             address_space(images, pid)
         regular(images, 1, b"/bin/worker")
         regular(images, 2, b"/srv/\xff")
         regular(images, 3, b"/")
         regular(images, 4, b"/var/log/x", flags=1 | 0o2000, pos=512)
-        images.add("remap-fpath", pb.remap_file_path_entry(
-            orig_id=4, remap_id=1, remap_type=pb.GHOST))
+        images.add(
+            "remap-fpath", pb.remap_file_path_entry(orig_id=4, remap_id=1, remap_type=pb.GHOST)
+        )
         images.add("fdinfo-1", pb.fdinfo_entry(id=4, flags=1, type=pb.REG, fd=7))
         images.add("fdinfo-1", pb.fdinfo_entry(id=2, flags=0, type=pb.REG, fd=3))
         images.extra("dump", "time", "2026-11-23T20:00:00Z")
@@ -117,15 +135,22 @@ def test_memory_is_summed_by_kind(directory):
     assert (found.stored_bytes, found.parent_bytes) == (3 << 12, 1 << 12)
     assert found.mapped_bytes == 7 << 12
     assert {k.kind: (k.mapped_bytes, k.stored_bytes) for k in found.kinds} == {
-        "heap": (4 << 12, 1 << 12), "stack": (3 << 12, 2 << 12),
+        "heap": (4 << 12, 1 << 12),
+        "stack": (3 << 12, 2 << 12),
     }
 
 
 def test_text_has_everything_and_no_escape_sequence(directory):
     told = "\n".join(plain(one) for one in lines(read(directory)))
-    for wanted in ("on node-a, Linux 6.18", "3 (1 zombie), 3 threads, 2 descriptors",
-                   "└─ 43 worker  zombie, exit code 3", "warning     a socket was closed",
-                   r"./worker -x \x1b[31m", r"/srv/\udcff", "files       shared with task 41"):
+    for wanted in (
+        "on node-a, Linux 6.18",
+        "3 (1 zombie), 3 threads, 2 descriptors",
+        "└─ 43 worker  zombie, exit code 3",
+        "warning     a socket was closed",
+        r"./worker -x \x1b[31m",
+        r"/srv/\udcff",
+        "files       shared with task 41",
+    ):
         assert wanted in told, wanted
     assert "\x1b" not in told
 
@@ -141,7 +166,7 @@ def test_an_argument_area_that_is_not_stored_is_not_invented(tmp_path, directory
     with ImageDirectory.open(directory) as images:
         pagemap = memory.pagemap_of(images, 41)
         assert memory.arguments(images, entry, pagemap) is None
-        entry.mm_arg_start, entry.mm_arg_end = 0x10ff8, 0x11008
+        entry.mm_arg_start, entry.mm_arg_end = 0x10FF8, 0x11008
         assert memory.arguments(images, entry, pagemap) is None
 
 
@@ -172,9 +197,14 @@ def test_archives_are_read_like_directories(tmp_path, directory, prefix, mode):
 
 
 def test_tricks_of_an_archive_come_to_nothing(tmp_path, directory):
-    evil = [("../core-99.img", tarfile.REGTYPE, ""), ("/core-98.img", tarfile.REGTYPE, ""),
-            ("core-97.img", tarfile.SYMTYPE, "/etc/passwd"), ("core-96.img", tarfile.CHRTYPE, ""),
-            ("other/core-95.img", tarfile.REGTYPE, ""), ("core-94.img", tarfile.LNKTYPE, "x")]
+    evil = [
+        ("../core-99.img", tarfile.REGTYPE, ""),
+        ("/core-98.img", tarfile.REGTYPE, ""),
+        ("core-97.img", tarfile.SYMTYPE, "/etc/passwd"),
+        ("core-96.img", tarfile.CHRTYPE, ""),
+        ("other/core-95.img", tarfile.REGTYPE, ""),
+        ("core-94.img", tarfile.LNKTYPE, "x"),
+    ]
     path = packed(tmp_path / "c.tar", directory, "checkpoint/", evil=evil)
     with directory_of(path) as place:
         assert {f.name for f in place.iterdir()} == {f.name for f in directory.iterdir()}
@@ -188,10 +218,15 @@ def test_what_is_no_archive_is_said(tmp_path, content):
         pass
 
 
-@pytest.mark.parametrize(("family", "words", "port", "wanted"), [
-    (2, [0x0100007F], 80, "127.0.0.1:80"), (2, [0], 80, "*:80"),
-    (10, [0, 0, 0, 0x01000000], 443, "[::1]:443"), (10, [1], 1, "*:1"),
-])
+@pytest.mark.parametrize(
+    ("family", "words", "port", "wanted"),
+    [
+        (2, [0x0100007F], 80, "127.0.0.1:80"),
+        (2, [0], 80, "*:80"),
+        (10, [0, 0, 0, 0x01000000], 443, "[::1]:443"),
+        (10, [1], 1, "*:1"),
+    ],
+)
 def test_addresses(family, words, port, wanted):
     assert address(family, words, port) == wanted
 

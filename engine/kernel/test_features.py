@@ -60,8 +60,9 @@ def test_probes_leave_no_process_and_no_descriptor_behind():
 
 
 def test_the_ladder_ends_where_something_needed_is_missing():
-    found = probe_all([feature(1, lambda: None), feature(2, failing, needed=False),
-                       feature(3, failing)])
+    found = probe_all(
+        [feature(1, lambda: None), feature(2, failing, needed=False), feature(3, failing)]
+    )
     assert [check.whole(found, rung) for rung in (1, 2, 3)] == [True, True, False]
     told = "\n".join(plain(one) for one in check.lines(found))
     assert "up to rung 2." in told

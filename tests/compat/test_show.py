@@ -27,8 +27,21 @@ def test_show_prints_images_of_criu(criu_root: CriuRoot, tmp_path: Path, capsys)
     assert task["pid"] == pid
     assert task["args"] == command
     kinds = {one["kind"] for one in task["descriptors"]}
-    assert {"file", "pipe", "fifo", "unix socket", "eventfd", "epoll", "inotify", "timerfd",
-            "signalfd", "memfd", "udp socket", "tcp socket", "netlink socket"} <= kinds
+    assert {
+        "file",
+        "pipe",
+        "fifo",
+        "unix socket",
+        "eventfd",
+        "epoll",
+        "inotify",
+        "timerfd",
+        "signalfd",
+        "memfd",
+        "udp socket",
+        "tcp socket",
+        "netlink socket",
+    } <= kinds
     by_kind = {one["kind"]: one for one in task["descriptors"]}
     assert by_kind["eventfd"]["detail"] == "counter 7"
     assert by_kind["memfd"]["name"] == "memfd:memory file"

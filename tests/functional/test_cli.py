@@ -35,8 +35,12 @@ class Counter:
         script = folder / "counter.sh"
         script.write_text(COUNTER.format(ticks=self.ticks, stop=self.stop))
         self.process = subprocess.Popen(
-            ["sh", str(script)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+            ["sh", str(script)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
         )
         self.pid = self.process.pid
         self.wait_for_more()
@@ -86,8 +90,15 @@ def counter(tmp_path):
 
 def run(*words, module="cli", timeout=60, **more):
     command = [sys.executable, "-m", f"torpor.engine.{module}", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False,
-                          stdin=subprocess.DEVNULL, **more)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **more,
+    )
 
 
 def dumped(counter, folder, *words):
@@ -174,8 +185,15 @@ def test_the_plan_of_a_restore_touches_nothing_and_tells_all(counter, tmp_path):
     assert "Nothing has been done." in text
     assert f"task {counter.pid} (sh), the root" in text
     assert re.search(rf"task \d+ \(sleep\), child of {counter.pid}", text)
-    for wanted in ("openat(AT_FDCWD, '", "MAP_PRIVATE|MAP_FIXED", "(SIGTERM, handler 0x",
-                   "* execute /", "dup3(", "# working directory", "prctl(PR_SET_MM, PR_"):
+    for wanted in (
+        "openat(AT_FDCWD, '",
+        "MAP_PRIVATE|MAP_FIXED",
+        "(SIGTERM, handler 0x",
+        "* execute /",
+        "dup3(",
+        "# working directory",
+        "prctl(PR_SET_MM, PR_",
+    ):
         assert wanted in text, wanted
     assert run("restore", "-D", tmp_path / "images", "--plan").stdout == text
     sections = json.loads(run("plan", tmp_path / "images", "--json").stdout)["sections"]
@@ -196,8 +214,9 @@ def test_the_criu_name_dumps_and_restores(counter, tmp_path):
     done = run("dump", "-t", counter.pid, "-D", images, "-v4", "-o", "dump.log", module="criu")
     assert done.returncode == 0, done.stderr
     counter.reap()
-    done = run("restore", "-D", images, "-d", "-v4", "-o", "restore.log", "--pidfile", "pid",
-               module="criu")
+    done = run(
+        "restore", "-D", images, "-d", "-v4", "-o", "restore.log", "--pidfile", "pid", module="criu"
+    )
     assert done.returncode == 0, done.stderr
     assert (images / "pid").read_text() == str(counter.pid)
     for name in ("dump.log", "restore.log"):
@@ -233,8 +252,11 @@ def test_damaged_images_are_refused_by_every_command(counter, tmp_path):
     dumped(counter, tmp_path / "images")
     (page,) = (tmp_path / "images").glob(f"core-{counter.pid}.img")
     page.write_bytes(page.read_bytes()[:-3] + b"\0\0\0")
-    for words in (("show", tmp_path / "images"), ("plan", tmp_path / "images"),
-                  ("restore", "-D", tmp_path / "images", "-d")):
+    for words in (
+        ("show", tmp_path / "images"),
+        ("plan", tmp_path / "images"),
+        ("restore", "-D", tmp_path / "images", "-d"),
+    ):
         done = run(*words)
         assert done.returncode == 7, words
         assert "bad image: " in done.stderr
