@@ -306,6 +306,8 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
         "machine",
         dict(zip(("system", "node", "release", "version", "machine"), os.uname(), strict=True)),
     )
+    out.extra("dump", "monotonic_ns", time.monotonic_ns())
+    out.extra("dump", "realtime_ns", time.time_ns())
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)
     pages.write(dump.taken, out)

@@ -34,7 +34,7 @@ from torpor.engine.program.ops import Expect, Op, Program
 from torpor.engine.restore import build, descriptors, layout, segments, spawn, tree
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
-from torpor.engine.restore.load import Snapshot, load
+from torpor.engine.restore.load import Snapshot, clock_warning, load
 from torpor.engine.restore.spawn import Living
 from torpor.engine.tasks import creds
 from torpor.engine.tasks.attributes import Scheduling, plan_name
@@ -99,7 +99,7 @@ class _Restore:
         self.path_map, self.address_map, self.container = path_map, address_map, container
         self.contents: Contents = snapshot.contents
         self.tree = snapshot.tree
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [*filter(None, [clock_warning(snapshot.source)])]
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
         self.suspend_seccomp = False

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image directory to everything a restore has to make, checked on the way."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from torpor.engine.restore.contents import Contents
 from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
+
+
+CLOCK_TOLERANCE_S = 2.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +72,22 @@ def load(path: Path) -> Snapshot:
         images.close()
         raise
     return snapshot
+
+
+def clock_warning(source: Source) -> str | None:
+    """What to tell when CLOCK_MONOTONIC does not go on where the tasks saw it last.
+
+    It counts from the boot of a machine, so on another one it jumps; a restored container
+    cannot be given a time namespace by a stock runtime.
+    """
+    old, wall = source.extra("dump", "monotonic_ns"), source.extra("dump", "realtime_ns")
+    if old is None or wall is None:
+        return None
+    jump_s = (time.monotonic_ns() - old - (time.time_ns() - wall)) / 1e9
+    if abs(jump_s) < CLOCK_TOLERANCE_S:
+        return None
+    return (f"CLOCK_MONOTONIC jumps by {jump_s:+.0f} s (another boot): deadlines that a program "
+            "keeps on it come early or late by as much")
 
 
 def processor_components() -> tuple[Component, ...]:

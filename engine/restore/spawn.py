@@ -13,6 +13,7 @@ Facts:
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from signal import SIGCHLD, SIGTRAP
 
@@ -77,8 +78,11 @@ def fork(
         child, got = _clone(tid, syscall_address, scratch, want, flags, choose is None)
         if got == want:
             return child
-        _discard(child, thread=not flags & 0xFF)
-        _reap_inside(tid, syscall_address, got)
+        if flags & 0xFF:
+            _discard(child)
+            _reap_inside(tid, syscall_address, got)
+        else:
+            _exit_thread(child, syscall_address)
     raise KernelError(f"pid {want} is taken", errno=17, subject=f"task {want}", remedy=PID_REMEDY)
 
 
@@ -112,20 +116,21 @@ def _clone(
     return child, _signed(native.get_regs(tid).rax)
 
 
-def _discard(child: int, *, thread: bool) -> None:
+def _discard(child: int) -> None:
     """End a child that got another pid than the wanted one."""
-    if thread:
-        raise KernelError(
-            "a thread got another tid than the wanted one",
-            errno=17,
-            subject=f"pid {child}",
-            remedy=PID_REMEDY,
-        )
     native.kill_traced(child)
-    try:
+    with suppress(Vanished):
         native.wait_stop(child)
-    except Vanished:
-        return
+
+
+def _exit_thread(tid: int, syscall_address: int) -> None:
+    """End a thread that got another tid than the wanted one; its task lives on."""
+    regs = native.get_regs(tid).copy()
+    _aim(regs, syscall_address, "exit", (0,))
+    native.set_regs(tid, regs)
+    native.cont(tid)
+    with suppress(Vanished):
+        native.wait_stop(tid)
 
 
 def _reap_inside(tid: int, syscall_address: int, ns_pid: int) -> None:
