@@ -486,11 +486,12 @@ def spawn_seed(
     flags: int = 0,
     stdio: tuple[int, int, int] | None = None,
     new_session: bool = False,
+    kept: Sequence[int] = (),
     env: Sequence[bytes] = (),
 ) -> int:
     """Clone a child (with pid ``set_tid`` if not 0) that executes ``path`` at once.
 
-    Only its standard descriptors stay open. Raises KernelError named clone3 or execve.
+    Only its standard descriptors stay open, and ``kept`` as 3, 4, ... Raises KernelError named clone3 or execve.
     """
     keep = [ffi.new("char[]", item) for item in (path, *argv, *env)]
     arguments = ffi.new("char *[]", [*keep[1 : 1 + len(argv)], ffi.NULL])
@@ -498,6 +499,8 @@ def spawn_seed(
     spawn = ffi.new("struct seam_spawn *")
     spawn.path, spawn.argv, spawn.envp = keep[0], arguments, environment
     spawn.set_tid, spawn.flags, spawn.new_session = set_tid, flags, new_session
+    numbers = ffi.new("int[]", [*kept])
+    spawn.kept, spawn.kept_count = numbers, len(kept)
     for i, fd in enumerate(stdio or (-1, -1, -1)):
         spawn.stdio[i] = fd
     pid = lib.seam_spawn_seed(spawn)

@@ -71,7 +71,8 @@ class DumpOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpReport:
-    """What a dump did. Durations in seconds; ``frozen_s`` is the pause of the workload."""
+    """What a dump did. Durations in seconds; ``frozen_s`` is the pause of the workload,
+    from the stop until its state was taken; with `After.STOP` it never runs again."""
 
     images_dir: Path
     tasks: int
@@ -108,12 +109,11 @@ class TakeoverOptions:
 class RestoreOptions:
     """Restore a tree of the host from nothing: a new root task is created.
 
-    ``detach``: return when the tree runs; otherwise wait for the root and give its status.
+    It returns when the tree runs. A root that was not the leader of its session comes back in
+    the session of the caller.
     """
 
     images_dir: Path
-    detach: bool = True
-    shell_job: bool = False
     inherit: Mapping[str, int] = field(default_factory=dict)
     timeout_s: float = 60.0
 

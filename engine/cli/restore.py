@@ -38,7 +38,7 @@ def run(options: Namespace) -> int:
 def asked(options: Namespace) -> RestoreOptions:
     """Options of the engine from those of the command line."""
     return RestoreOptions(
-        images_dir=options.images_dir, shell_job=options.shell_job,
+        images_dir=options.images_dir,
         inherit=dict(options.inherit_fd), timeout_s=options.timeout,
     )  # fmt: skip
 

@@ -107,8 +107,7 @@ def restore_options(line: CommandLine) -> RestoreOptions:
             raise Refused("not of the form fd[N]:NAME", subject=f"--inherit-fd {text}") from error
         inherit[name] = fd
     return RestoreOptions(
-        images_dir=_images(line), detach=line.flag("restore_detached"),
-        shell_job=line.flag("shell_job"), inherit=inherit,
+        images_dir=_images(line), inherit=inherit,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_task
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.netns import NetnsSockets
-from torpor.engine.errors import Error, Findings, Refused
+from torpor.engine.errors import Error, Findings, Refused, Timeout
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.images.inventory import write_inventory
@@ -57,15 +57,22 @@ class TreeDump:
 class Phases:
     """Durations by name, told as progress."""
 
-    def __init__(self, progress: ProgressFn) -> None:
+    def __init__(self, progress: ProgressFn, timeout_s: float) -> None:
         self.progress, self.seconds = progress, dict[str, float]()
-        self.begin = time.perf_counter()
+        self.begin, self.timeout_s = time.perf_counter(), timeout_s
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time what is inside and tell its name."""
         self.progress(Progress(phase=name))
         begin = time.perf_counter()
+        if begin - self.begin > self.timeout_s and name != "commit":
+            raise Timeout(
+                f"the dump took longer than {self.timeout_s:g} s",
+                subject=f"phase {name}",
+                cause=", ".join(f"{n} {s:.2f} s" for n, s in self.seconds.items()),
+                remedy="give it more time (--timeout)",
+            )
         try:
             yield
         finally:
@@ -76,11 +83,11 @@ def dump_trees(
     trees: Sequence[DumpOptions],
     *,
     while_frozen: Callable[[], None] | None,
-    commit: Callable[[], None] | None,
+    commit: Callable[[tuple[DumpReport, ...]], None] | None,
     progress: ProgressFn,
 ) -> tuple[DumpReport, ...]:
     """See `torpor.engine.api.dump`."""
-    phase = Phases(progress)
+    phase = Phases(progress, max(options.timeout_s for options in trees))
     dumps = [TreeDump(options=options) for options in trees]
     hold = any(options.after is After.STOP for options in trees)
     with ExitStack() as cleanup:
@@ -110,13 +117,11 @@ def dump_trees(
             _write_all(dumps, images, phase, frozen_s)
             if commit is not None:
                 with phase("commit"):
-                    commit()
+                    commit(tuple(_report(dump, phase, frozen_s) for dump in dumps))
             for stop in trees_stopped:
                 if stop.options.after is After.STOP:
                     _free_ports(dumps[trees_stopped.index(stop)])
                     stop.end()
-            if hold:
-                frozen_s = time.perf_counter() - frozen_at
     return tuple(_report(dump, phase, frozen_s) for dump in dumps)
 
 
@@ -174,6 +179,16 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
                     remedy="keep the main thread alive",
                 )
             )
+    root = parse_status(proc.read_text(options.pid, "status"))
+    if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
+        refused.append(
+            Refused(
+                "its session was made by a task outside of the tree",
+                subject=f"pid {options.pid}",
+                cause=f"session {root.ns_sid[-1]}",
+                remedy="dump with --shell-job: it comes back in the session of the restorer",
+            )
+        )
     if refused:
         raise Findings(tuple(refused))
 

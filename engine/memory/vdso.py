@@ -163,8 +163,10 @@ def plan(
     return VdsoPlan(moves=moves, keep_old_code=True, patches=patches)
 
 
-def _shape(block: Group) -> tuple[tuple[str, int, int], ...]:
-    return tuple((word, start - block.start, end - block.start) for word, start, end in block.parts)
+def _shape(block: Group) -> tuple[int, int, int]:
+    """Length, and where the code lies; CRIU's images join the data areas to one."""
+    start, end = block.code
+    return block.end - block.start, start - block.start, end - block.start
 
 
 def _patches(

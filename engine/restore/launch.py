@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 
 from torpor.engine import native
-from torpor.engine.errors import Error, Refused
+from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.memory import areas as area_kinds
@@ -64,6 +64,7 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
             path_map=dict(options.path_map),
             address_map=dict(options.address_map),
             container=True,
+            timeout_s=options.timeout_s,
         )
         return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
     finally:
@@ -94,6 +95,7 @@ class _Restore:
         path_map: dict[str, str],
         address_map: dict[str, str],
         container: bool,
+        timeout_s: float,
     ) -> None:
         self.snapshot, self.progress, self.choose = snapshot, progress, choose
         self.path_map, self.address_map, self.container = path_map, address_map, container
@@ -103,12 +105,20 @@ class _Restore:
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
         self.suspend_seccomp = False
+        self.deadline = time.perf_counter() + timeout_s
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase and tell it."""
         self.progress(Progress(phase=name))
         begin = time.perf_counter()
+        if begin > self.deadline:
+            raise Timeout(
+                "the restore took longer than it may",
+                subject=f"phase {name}",
+                cause=", ".join(f"{n} {s:.2f} s" for n, s in self.phases.items()),
+                remedy="give it more time (--timeout)",
+            )
         try:
             yield
         finally:
@@ -153,15 +163,24 @@ class _Restore:
             warnings=tuple(self.warnings),
         )
 
-    def _spawn_seed(self, _inherit: list[int]) -> int:
+    def _spawn_seed(self, kept: list[int]) -> int:
         root = self.tree.root
         with as_file(files("torpor.engine.blobs").joinpath("torpor-placeholder")) as program:
-            return native.spawn_seed(
-                os.fsencode(program),
-                [b"torpor-placeholder", b"seed"],
-                set_tid=root.pid,
-                new_session=root.sid == root.pid,
-            )
+            try:
+                return native.spawn_seed(
+                    os.fsencode(program),
+                    [b"torpor-placeholder", b"seed"],
+                    set_tid=root.pid,
+                    new_session=root.sid == root.pid,
+                    kept=kept,
+                )
+            except KernelError as error:
+                raise KernelError(
+                    f"pid {root.pid} cannot be had again",
+                    errno=error.errno,
+                    subject=root.subject,
+                    remedy=spawn.PID_REMEDY,
+                ) from error
 
     def _seize(self, pid: int, options: int) -> Living:
         root = self.tree.root

@@ -86,8 +86,10 @@ def clock_warning(source: Source) -> str | None:
     jump_s = (time.monotonic_ns() - old - (time.time_ns() - wall)) / 1e9
     if abs(jump_s) < CLOCK_TOLERANCE_S:
         return None
-    return (f"CLOCK_MONOTONIC jumps by {jump_s:+.0f} s (another boot): deadlines that a program "
-            "keeps on it come early or late by as much")
+    return (
+        f"CLOCK_MONOTONIC jumps by {jump_s:+.0f} s (another boot): deadlines that a program "
+        "keeps on it come early or late by as much"
+    )
 
 
 def processor_components() -> tuple[Component, ...]:

@@ -17,6 +17,8 @@
 #define CLOEXEC_RANGE (1u << 2) /* CLOSE_RANGE_CLOEXEC, Linux 5.11 */
 #define HIGHEST_SIGNAL 64
 #define HIGHEST_FD 65536
+#define STDIO_COUNT 3
+#define KEPT_MAX 256
 
 struct kernel_sigaction {
 	void *handler;
@@ -45,29 +47,39 @@ static void reset_signals(void)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none));
 }
 
-static int place_stdio(const int *stdio)
+static int source_of(const struct seam_spawn *spawn, int number)
 {
-	int high[3], i;
+	return number < STDIO_COUNT ? spawn->stdio[number] : spawn->kept[number - STDIO_COUNT];
+}
 
-	/* first out of the way: a source may be a number that is overwritten */
-	for (i = 0; i < 3; i++) {
-		high[i] = stdio[i] < 0 ? -1 : (int)syscall(SYS_fcntl, stdio[i], F_DUPFD, 3);
-		if (stdio[i] >= 0 && high[i] < 0)
+/* In two rounds: a source may be a number that is overwritten. */
+static int place(const struct seam_spawn *spawn)
+{
+	int count = STDIO_COUNT + spawn->kept_count, i;
+	int high[STDIO_COUNT + KEPT_MAX];
+
+	if (spawn->kept_count > KEPT_MAX)
+		return -E2BIG;
+	for (i = 0; i < count; i++) {
+		int source = source_of(spawn, i);
+
+		high[i] = source < 0 ? -1 : (int)syscall(SYS_fcntl, source, F_DUPFD, count);
+		if (source >= 0 && high[i] < 0)
 			return -errno;
 	}
-	for (i = 0; i < 3; i++)
+	for (i = 0; i < count; i++)
 		if (high[i] >= 0 && syscall(SYS_dup3, high[i], i, 0) < 0)
 			return -errno;
 	return 0;
 }
 
-static void close_others_at_exec(void)
+static void close_others_at_exec(int first)
 {
 	int fd;
 
-	if (!syscall(SYS_close_range, 3, ~0u, CLOEXEC_RANGE))
+	if (!syscall(SYS_close_range, first, ~0u, CLOEXEC_RANGE))
 		return;
-	for (fd = 3; fd < HIGHEST_FD; fd++)
+	for (fd = first; fd < HIGHEST_FD; fd++)
 		syscall(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
 }
 
@@ -77,9 +89,10 @@ static _Noreturn void child(const struct seam_spawn *spawn, int report)
 
 	if (spawn->new_session)
 		syscall(SYS_setsid);
-	error = -place_stdio(spawn->stdio);
+	report = (int)syscall(SYS_fcntl, report, F_DUPFD_CLOEXEC, STDIO_COUNT + KEPT_MAX);
+	error = -place(spawn);
 	if (!error) {
-		close_others_at_exec();
+		close_others_at_exec(STDIO_COUNT + spawn->kept_count);
 		reset_signals();
 		syscall(SYS_execve, spawn->path, spawn->argv, spawn->envp);
 		error = errno;

@@ -78,6 +78,8 @@ struct seam_spawn {
 	const char *const *envp;
 	int set_tid; /* 0: the kernel chooses */
 	int stdio[3]; /* -1: as ours */
+	const int *kept; /* open in the child as 3, 4, ... */
+	int kept_count;
 	int new_session;
 	uint64_t flags; /* CLONE_NEW*, ... */
 	int failed_call; /* out: 0 clone3, 1 execve or what prepared it */
