@@ -57,7 +57,7 @@ def restore(line: CommandLine) -> int:
     if line.flag("pidfile"):
         write_pid(_placed(line, line.last("pidfile")), report.pid)
     log.info("Restore finished successfully. Tasks resumed.")
-    return 0 if options.detach else wait(report.pid)
+    return 0 if line.flag("restore_detached") else wait(report.pid)
 
 
 def check(line: CommandLine) -> int:

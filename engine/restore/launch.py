@@ -76,7 +76,13 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
     snapshot = load(options.images_dir)
     try:
         restore = _Restore(
-            snapshot, progress=progress, choose=None, path_map={}, address_map={}, container=False
+            snapshot,
+            progress=progress,
+            choose=None,
+            path_map={},
+            address_map={},
+            container=False,
+            timeout_s=options.timeout_s,
         )
         return restore.run(None, stdio=(), inherit=options.inherit)
     finally:
