@@ -5,7 +5,9 @@ Facts:
 - All ids, groups and capability sets are in /proc/PID/task/TID/status; securebits are asked
   by an injected prctl. Seen from another user namespace the ids are mapped to it.
 - Order of setting: bounding set and groups while CAP_SETPCAP/CAP_SETGID are there, then ids
-  with SECBIT_NO_SETUID_FIXUP so that capabilities stay, then capset, ambient, securebits.
+  with SECBIT_NO_SETUID_FIXUP so that capabilities stay, the ambient set (SECBIT_NO_CAP_AMBIENT_RAISE
+  would forbid it), securebits, and capset last.
+- An unprivileged change of uid loses the permitted set, so ambient capabilities with it.
 - A change of uid clears dumpable and the parent-death signal (kernel/cred.c, commit_creds):
   both are set afterwards.
 - What is equal already is left alone, so a task without any capability comes back too.
@@ -16,13 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torpor.engine.kernel.proc import parse_status
-from torpor.engine.program.ops import Data, Op
+from torpor.engine.program.ops import Data, Expect, Op
 
 PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 24, 28, 38
+PR_SET_KEEPCAPS, CAP_SETPCAP = 8, 8
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 SECBIT_KEEP_CAPS, SECBIT_NO_SETUID_FIXUP = 1 << 4, 1 << 2
 CAP_VERSION_3 = 0x20080522
 CAP_LAST = 40
+NO_ID = 0xFFFFFFFF
 REMEDY = "give the container the capability that the old one had, or run as the old user"
 
 
@@ -108,24 +112,18 @@ def plan(wanted: Creds, current: Creds) -> list[Op]:
     if wanted.groups != current.groups:
         raw = struct.pack(f"<{len(wanted.groups)}I", *wanted.groups)
         ops.append(_op("setgroups", (len(wanted.groups), Data(raw, 4)), "supplementary groups"))
-    if wanted.uids != current.uids or wanted.gids != current.gids:
-        ops += _plan_ids(wanted, current)
-        sets_differ = True
-    else:
-        sets_differ = _sets(wanted) != _sets(current)
-    if sets_differ:
-        low = [v & 0xFFFFFFFF for v in _sets(wanted)]
-        high = [v >> 32 for v in _sets(wanted)]
-        raw = struct.pack("<6I", *low, *high)
-        head = struct.pack("<Ii", CAP_VERSION_3, 0)
-        ops.append(_op("capset", (Data(head), Data(raw)), "capability sets"))
-    if wanted.ambient != current.ambient:
-        ops.append(_op("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "ambient"))
-        ops += [
-            _op("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0), "ambient set")
-            for cap in range(CAP_LAST + 1)
-            if wanted.ambient >> cap & 1
-        ]
+    ids_differ = wanted.uids != current.uids or wanted.gids != current.gids
+    securebits = current.securebits
+    if ids_differ:
+        if _may_set_securebits(current):
+            securebits |= SECBIT_NO_SETUID_FIXUP
+            if securebits != current.securebits:
+                ops.append(_securebits(securebits, "keep capabilities while ids change"))
+        ops += _plan_ids(wanted)
+    ops += _plan_ambient(wanted, current)
+    ops += _plan_securebits(wanted.securebits, securebits)
+    if ids_differ or _sets(wanted) != _sets(current):
+        ops.append(_capset(_sets(wanted), "capability sets"))
     if wanted.no_new_privs and not current.no_new_privs:
         ops.append(_op("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs"))
     return ops
@@ -133,6 +131,29 @@ def plan(wanted: Creds, current: Creds) -> list[Op]:
 
 def _sets(creds: Creds) -> tuple[int, int, int]:
     return creds.effective, creds.permitted, creds.inheritable
+
+
+def _capset(sets: tuple[int, int, int], note: str) -> Op:
+    raw = struct.pack("<6I", *(v & 0xFFFFFFFF for v in sets), *(v >> 32 for v in sets))
+    return _op("capset", (Data(struct.pack("<Ii", CAP_VERSION_3, 0)), Data(raw)), note)
+
+
+def _may_set_securebits(current: Creds) -> bool:
+    return bool(current.effective >> CAP_SETPCAP & 1)
+
+
+def _securebits(value: int, note: str) -> Op:
+    return _op("prctl", (PR_SET_SECUREBITS, value, 0, 0, 0), note)
+
+
+def _plan_securebits(wanted: int, current: int) -> list[Op]:
+    """Keeping capabilities needs no right, the other bits need CAP_SETPCAP."""
+    if wanted == current:
+        return []
+    if wanted ^ current == SECBIT_KEEP_CAPS:
+        keep = int(bool(wanted & SECBIT_KEEP_CAPS))
+        return [_op("prctl", (PR_SET_KEEPCAPS, keep, 0, 0, 0), "keep capabilities")]
+    return [_securebits(wanted, "securebits")]
 
 
 def _plan_bounding(wanted: Creds, current: Creds) -> list[Op]:
@@ -143,25 +164,37 @@ def _plan_bounding(wanted: Creds, current: Creds) -> list[Op]:
     ]
 
 
-def _plan_ids(wanted: Creds, current: Creds) -> list[Op]:
-    ops = []
-    privileged = bool(current.effective >> 8 & 1)  # CAP_SETPCAP
-    if privileged:
-        ops.append(
-            _op(
-                "prctl",
-                (PR_SET_SECUREBITS, current.securebits | SECBIT_NO_SETUID_FIXUP, 0, 0, 0),
-                "keep capabilities while ids change",
-            )
-        )
-    ops.append(_op("setresgid", wanted.gids[:3], "group ids"))
+def _plan_ids(wanted: Creds) -> list[Op]:
+    ops = [_op("setresgid", wanted.gids[:3], "group ids")]
     if wanted.gids[3] != wanted.gids[1]:
-        ops.append(_op("setfsgid", (wanted.gids[3],), "file system group"))
+        ops += _plan_fs_id("setfsgid", wanted.gids[3], "file system group")
     ops.append(_op("setresuid", wanted.uids[:3], "user ids"))
     if wanted.uids[3] != wanted.uids[1]:
-        ops.append(_op("setfsuid", (wanted.uids[3],), "file system user"))
-    if privileged:
-        ops.append(_op("prctl", (PR_SET_SECUREBITS, wanted.securebits, 0, 0, 0), "securebits"))
+        ops += _plan_fs_id("setfsuid", wanted.uids[3], "file system user")
+    return ops
+
+
+def _plan_fs_id(call: str, number: int, note: str) -> list[Op]:
+    """It tells no failure, only the id of before: asked again with an id that none can have."""
+    return [
+        replace(_op(call, (number,), note), expect=Expect.ANY),
+        replace(_op(call, (NO_ID,), f"{note}, asked"), expect=Expect.EQUAL, want=number),
+    ]
+
+
+def _plan_ambient(wanted: Creds, current: Creds) -> list[Op]:
+    """While the inheritable set is there and securebits do not yet forbid it."""
+    if wanted.ambient == current.ambient:
+        return []
+    ops = [_op("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "ambient")]
+    if wanted.ambient & ~current.inheritable:
+        sets = (current.effective, current.permitted, wanted.inheritable)
+        ops.append(_capset(sets, "inheritable set"))
+    ops += [
+        _op("prctl", (PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0), "ambient set")
+        for cap in range(CAP_LAST + 1)
+        if wanted.ambient >> cap & 1
+    ]
     return ops
 
 
