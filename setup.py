@@ -36,7 +36,7 @@ class WithoutTests(build_py):
 class Generated(Command):
     """A sub-command of build that follows setuptools' protocol for editable installs."""
 
-    user_options = []
+    user_options = ()
     editable_mode = False
 
     def initialize_options(self):

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: orphans come to us, and nothing may be left behind."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+PR_SET_CHILD_SUBREAPER = 36
+GUARDED = ("functional", "faults", "compat", "root")
+
+
+def pytest_configure(config):
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap(wait_s=0.0):
+    """Wait for children that have ended; True when none is left."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        if not pid:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+
+
+def descendants():
+    """Pids below this process."""
+    found, todo = [], [os.getpid()]
+    while todo:
+        for tid in (Path("/proc") / str(todo.pop()) / "task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                pids = [int(word) for word in tid.read_text().split()]
+                found += pids
+                todo += pids
+    return found
+
+
+def state():
+    return {
+        "mounts": Path("/proc/self/mountinfo").read_text().count("\n"),
+        "cgroups": {str(p) for p in Path("/sys/fs/cgroup").glob("*/torpor*")},
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request):
+    """After a test with live tasks: no process, mount or cgroup of it is there."""
+    if not any(request.node.get_closest_marker(name) for name in GUARDED) or (
+        request.node.get_closest_marker("e2e")
+    ):
+        yield
+        return
+    before, running = state(), set(descendants())
+    yield
+    left = set()
+    for _ in range(50):
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        left = {pid for pid in set(descendants()) - running if not _is_zombie(pid)}
+        if not left:
+            break
+        time.sleep(0.05)
+    named = {pid: _name(pid) for pid in left}
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not named, f"processes left: {named}"
+    after = state()
+    assert after["mounts"] <= before["mounts"], "a mount was left"
+    assert after["cgroups"] <= before["cgroups"], "a cgroup was left"
+
+
+def _is_zombie(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _name(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return "?"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the rings of tests, one after another, and says in one line what came of them.
+
+    run_tests.py all|unit|functional|faults|compat|e2e [PYTEST ARGUMENT ...]
+
+`all` runs every ring; the cluster's one is left out with TORPOR_E2E=0. A skip must give a
+reason that is expected here (EXPECTED_SKIPS), or it counts as a failure. The last line is
+`N passed, N failed, N skipped`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "tests"
+SPECIAL = ("functional", "faults", "compat", "e2e")
+RINGS = {
+    "unit": "not root and not functional and not faults and not compat and not e2e",
+    "functional": "(functional or root) and not faults and not compat and not e2e",
+    "faults": "faults and not e2e",
+    "compat": "compat and not e2e",
+    "e2e": "e2e",
+}
+PACKAGES = {
+    "unit": (),
+    "functional": ("redis-server", "nginx-light", "strace", "iproute2", "procps", "bash"),
+    "faults": ("util-linux",),
+    "compat": ("procps",),
+    "e2e": (),
+}
+EXPECTED_SKIPS = (
+    "kernel has no AF_VSOCK",
+    "needs an architecture other than this one",
+    "the compiler that builds this test is not installed",
+    "no hugetlb pages here",
+    "cgroup v2",
+    "AF_VSOCK",
+    "hugepages",
+    "kernel",
+    "not on this machine",
+    "needs root",
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a ring gave."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    odd_skips: list[str] | None = None
+
+
+def main() -> int:
+    """Run the rings that were asked for."""
+    ring = sys.argv[1] if len(sys.argv) > 1 else "all"
+    wanted = chosen(ring)
+    total = Outcome(odd_skips=[])
+    broken = False
+    for name in wanted:
+        begin = time.monotonic()
+        outcome, status = run(name, sys.argv[2:])
+        total.passed += outcome.passed
+        total.failed += outcome.failed
+        total.skipped += outcome.skipped
+        broken |= status not in (0, 5)
+        assert total.odd_skips is not None
+        total.odd_skips += outcome.odd_skips or []
+        print(
+            f"ring {name}: {outcome.passed} passed, {outcome.failed} failed, "
+            f"{outcome.skipped} skipped in {time.monotonic() - begin:.0f} s",
+            flush=True,
+        )
+    for text in total.odd_skips or ():
+        print(f"unexpected skip: {text}")
+    total.failed += len(total.odd_skips or ())
+    print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
+    return 1 if total.failed or broken or not total.passed else 0
+
+
+def chosen(ring: str) -> list[str]:
+    """Names of the rings to run."""
+    if ring != "all":
+        if ring not in RINGS:
+            raise SystemExit(f"no such ring: {ring} (all, {', '.join(RINGS)})")
+        return [ring]
+    without_cluster = os.environ.get("TORPOR_E2E") == "0"
+    return [name for name in RINGS if not (name == "e2e" and without_cluster)]
+
+
+def run(name: str, arguments: list[str]) -> tuple[Outcome, int]:
+    """One ring by pytest."""
+    prepare(name)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    report = BUILD / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        RINGS[name],
+        f"--junitxml={report}",
+        "--timeout=900",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    return read(report), status
+
+
+def prepare(name: str) -> None:
+    """Install the Debian packages of a ring; no service of theirs is started."""
+    if os.getuid() != 0 or not PACKAGES[name]:
+        return
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        subprocess.run([ROOT / "tools" / "system_packages.sh", *PACKAGES[name]], check=True)
+    finally:
+        if ours:
+            policy.unlink()
+
+
+def read(report: Path) -> Outcome:
+    """Counts of a junit report, and skips whose reason nobody expects."""
+    if not report.exists():
+        return Outcome(failed=1, odd_skips=[])
+    outcome = Outcome(odd_skips=[])
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcome.failed += 1
+        elif skip is not None:
+            outcome.skipped += 1
+            reason = skip.get("message") or ""
+            if not any(re.search(re.escape(text), reason) for text in EXPECTED_SKIPS):
+                assert outcome.odd_skips is not None
+                outcome.odd_skips.append(f"{case.get('classname')}::{case.get('name')}: {reason}")
+        else:
+            outcome.passed += 1
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())
