@@ -9,7 +9,7 @@ Source: proc_pid_*(5), Documentation/filesystems/proc.rst (v6.18).
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from torpor.engine.errors import Denied, KernelError, Vanished
 
@@ -26,6 +26,10 @@ RLIMIT_NAMES = {
 _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
+_SMAPS_SIZE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
+_SMAPS_FLAGS = re.compile(r"^VmFlags:(.*)$", re.MULTILINE)
+_SMAPS_HEAD = re.compile(f"^{_MAPS_LINE.pattern}$", re.MULTILINE)
+_SIGNAL_MASKS = re.compile(rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)$", re.MULTILINE)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -249,6 +253,15 @@ def parse_status(text: str) -> Status:
     )
 
 
+def deliverable_signals(status: bytes) -> int:
+    """Mask of signals which are pending and not blocked, from a status text."""
+    found = _SIGNAL_MASKS.search(status)
+    if found is None:
+        return 0
+    private, shared, blocked = (int(mask, 16) for mask in found.groups())
+    return (private | shared) & ~blocked
+
+
 # ---- maps and smaps
 
 
@@ -267,8 +280,8 @@ class Vma:
     name: str
     """Path, `[heap]`, `[anon:...]` or empty; a removed file's ends in ` (deleted)`."""
     vm_flags: frozenset[str] = frozenset()
-    sizes_kb: dict[str, int] = field(default_factory=dict)
-    """All lines in kB by name: Rss, Anonymous, Swap, ..."""
+    details: str = ""
+    """Its lines of smaps; sizes are read from them only when asked for."""
 
     @property
     def size(self) -> int:
@@ -284,6 +297,11 @@ class Vma:
     def deleted(self) -> bool:
         """The file has no name any more."""
         return self.inode != 0 and self.name.endswith(DELETED)
+
+    @property
+    def sizes_kb(self) -> dict[str, int]:
+        """All lines in kB by name: Rss, Anonymous, Swap, ..."""
+        return {name: int(size) for name, size in _SMAPS_SIZE.findall(self.details)}
 
     @property
     def anonymous_kb(self) -> int:
@@ -308,23 +326,13 @@ def parse_maps(text: str) -> list[Vma]:
 
 def parse_smaps(text: str) -> list[Vma]:
     """/proc/PID/smaps: maps with the lines that follow each mapping."""
-    found: list[Vma] = []
-    sizes: dict[str, int] = {}
-    for line in text.split("\n"):
-        match = _MAPS_LINE.fullmatch(line)
-        if match:
-            sizes = {}
-            found.append(replace(_vma(match), sizes_kb=sizes))
-            continue
-        name, _, value = line.partition(":")
-        if name == "VmFlags":
-            found[-1] = replace(found[-1], vm_flags=frozenset(value.split()))
-        elif value.endswith(" kB"):
-            sizes[name] = int(value[:-3])
-    return found
+    heads = [*_SMAPS_HEAD.finditer(text)]
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return [_vma(head, text[head.end() : end]) for head, end in zip(heads, ends, strict=True)]
 
 
-def _vma(match: "re.Match[str]") -> Vma:
+def _vma(match: "re.Match[str]", details: str = "") -> Vma:
+    flags = _SMAPS_FLAGS.search(details)
     start, end, prot, offset, major, minor, inode, name = match.groups()
     return Vma(
         start=int(start, 16),
@@ -335,6 +343,8 @@ def _vma(match: "re.Match[str]") -> Vma:
         dev_minor=int(minor, 16),
         inode=int(inode),
         name=name.replace("\\012", "\n"),
+        vm_flags=frozenset(flags[1].split()) if flags else frozenset(),
+        details=details,
     )
 
 

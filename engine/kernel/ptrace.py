@@ -101,5 +101,4 @@ def release_all(tids: Iterable[int]) -> None:
 
 def deliverable_signals(tid: int) -> int:
     """Mask of signals which are pending and not blocked."""
-    status = proc.parse_status(proc.read_text(tid, "status"))
-    return (status.sig_pnd | status.shd_pnd) & ~status.sig_blk
+    return proc.deliverable_signals(proc.read_bytes(tid, "status"))

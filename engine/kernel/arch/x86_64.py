@@ -5,6 +5,7 @@ An `aarch64.py` beside this module would give the same names.
 """
 
 import struct
+from operator import attrgetter
 from typing import ClassVar
 
 from torpor.engine.errors import Bug
@@ -40,6 +41,7 @@ _NAMES = (
     "es", "fs", "gs",
 )  # fmt: skip
 _REGS = struct.Struct("<27Q")
+_values_of = attrgetter(*_NAMES)
 
 # arch/x86/include/uapi/asm/sigcontext.h and ucontext.h
 FP_XSTATE_MAGIC1, FP_XSTATE_MAGIC2 = 0x46505853, 0x46505845
@@ -96,13 +98,21 @@ class Regs:
     def unpack(cls, raw: bytes) -> "Regs":
         """From the bytes of struct user_regs_struct."""
         made = cls.__new__(cls)
-        for name, value in zip(_NAMES, _REGS.unpack(raw), strict=True):
-            setattr(made, name, value)
+        (
+            made.r15, made.r14, made.r13, made.r12, made.rbp, made.rbx, made.r11, made.r10,
+            made.r9, made.r8, made.rax, made.rcx, made.rdx, made.rsi, made.rdi, made.orig_rax,
+            made.rip, made.cs, made.eflags, made.rsp, made.ss, made.fs_base, made.gs_base,
+            made.ds, made.es, made.fs, made.gs,
+        ) = _REGS.unpack(raw)  # fmt: skip
         return made
 
     def pack(self) -> bytes:
         """As struct user_regs_struct; values are cut to 64 bits."""
-        return _REGS.pack(*(getattr(self, name) & WORD_MASK for name in _NAMES))
+        values = _values_of(self)
+        try:
+            return _REGS.pack(*values)
+        except struct.error:  # a negative or longer value
+            return _REGS.pack(*(value & WORD_MASK for value in values))
 
     def copy(self) -> "Regs":
         """An independent copy."""
