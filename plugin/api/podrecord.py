@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from torpor.plugin.api.common import GROUP, RESTORE_LABEL
+from torpor.plugin.api.common import GROUP, ON_STOP_ANNOTATION, RESTORE_LABEL
 from torpor.plugin.api.fields import JsonObject
 
 PLACEHOLDER_DIR = "/.torpor"
@@ -65,7 +65,9 @@ def record(pod: JsonObject) -> JsonObject:
     return {
         "labels": {k: v for k, v in labels.items() if k not in _LABELS_DROPPED},
         "annotations": {
-            k: v for k, v in annotations.items() if not k.startswith(_ANNOTATION_PREFIXES_DROPPED)
+            k: v
+            for k, v in annotations.items()
+            if k == ON_STOP_ANNOTATION or not k.startswith(_ANNOTATION_PREFIXES_DROPPED)
         },
         "spec": {key: value for key, value in spec.items() if value not in ([], {})},
     }

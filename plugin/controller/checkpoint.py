@@ -8,7 +8,14 @@ Ready and Failed above all, is decided here.
 from dataclasses import dataclass
 from datetime import datetime
 
-from torpor.plugin.api.common import DATA_FINALIZER, FORCE_DELETE_ANNOTATION, NODE_LABEL, node_label
+from torpor.plugin.api.common import (
+    DATA_FINALIZER,
+    FORCE_DELETE_ANNOTATION,
+    NODE_LABEL,
+    REQUESTED_BY_HOOK,
+    REQUESTED_BY_LABEL,
+    node_label,
+)
 from torpor.plugin.api.conditions import find, is_true
 from torpor.plugin.api.duration import parse_duration_s
 from torpor.plugin.api.reasons import ConditionType, Reason
@@ -134,6 +141,7 @@ def _objection(checkpoint: Checkpoint, pod: PodView) -> tuple[Reason, str] | Non
     """Why this pod cannot be checkpointed, whatever its state."""
     spec = checkpoint.spec
     wanted_uid = spec.pod_ref.uid
+    by_hook = checkpoint.metadata.labels.get(REQUESTED_BY_LABEL) == REQUESTED_BY_HOOK
     unknown = sorted(set(spec.containers) - set(pod.container_names))
     sidecars = [
         str(c["name"])
@@ -147,7 +155,12 @@ def _objection(checkpoint: Checkpoint, pod: PodView) -> tuple[Reason, str] | Non
             Reason.POD_REPLACED,
             f"pod {pod.name} has UID {pod.uid}, not {wanted_uid}: it was replaced",
         ),
-        (pod.deleting, Reason.POD_DELETING, f"pod {pod.name} is being deleted"),
+        (
+            # A pod that is stopping waits for the checkpoint that its own hook asked for.
+            pod.deleting and not by_hook,
+            Reason.POD_DELETING,
+            f"pod {pod.name} is being deleted",
+        ),
         (
             pod.is_static,
             Reason.STATIC_POD,

@@ -194,6 +194,15 @@ def test_ready_needs_captured_and_stored() -> None:
     assert reason(checkpoint.decide(both)) == "True/Completed"
 
 
+def test_a_stopping_pod_is_taken_when_its_own_hook_asks() -> None:
+    stopping = pod({"metadata": {"deletionTimestamp": "x"}})
+    refused = checkpoint.decide(checkpoint_view(pod=stopping))
+    assert reason(refused, "Failed") == "True/PodDeleting"
+    labels = {"labels": {"torpor.dev/requested-by": "hook"}}
+    taken = checkpoint.decide(checkpoint_view(pod=stopping, metadata=labels))
+    assert reason(taken, "Assigned") == "True/Assigned"
+
+
 def test_stop_deletes_that_very_pod_first() -> None:
     spec = {"afterCheckpoint": "Stop"}
     view = checkpoint_view(ASSIGNED, CAPTURED, STORED, spec=spec, status=WORKING)

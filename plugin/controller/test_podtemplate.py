@@ -22,6 +22,7 @@ SOURCE: JsonObject = {
             "team": "a",
             "kubectl.kubernetes.io/last-applied-configuration": "{}",
             "torpor.dev/checkpoint": "older",
+            "torpor.dev/checkpoint-on-stop": "true",
         },
         "ownerReferences": [{"kind": "ReplicaSet", "name": "web"}],
     },
@@ -105,7 +106,7 @@ def test_record_keeps_the_pod_and_drops_its_instance() -> None:
     assert before == SOURCE, "record changed the pod it was given"
     spec = template["spec"]
     assert template["labels"] == {"app": "web"}
-    assert template["annotations"] == {"team": "a"}
+    assert template["annotations"] == {"team": "a", "torpor.dev/checkpoint-on-stop": "true"}
     assert not {"nodeName", "priority", "preemptionPolicy", "serviceAccount"} & spec.keys()
     assert spec["serviceAccountName"] == "web"
     assert [t["key"] for t in spec["tolerations"]] == ["dedicated"]

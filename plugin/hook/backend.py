@@ -15,7 +15,12 @@ from typing import Any, Protocol
 
 from torpor.engine.errors import Denied, Error, Refused, Vanished
 from torpor.plugin.api.codec import decode
-from torpor.plugin.api.common import GROUP
+from torpor.plugin.api.common import (
+    GROUP,
+    ON_STOP_ANNOTATION,
+    REQUESTED_BY_HOOK,
+    REQUESTED_BY_LABEL,
+)
 from torpor.plugin.api.conditions import Condition, find
 from torpor.plugin.api.duration import format_duration
 from torpor.plugin.api.fields import JsonObject
@@ -29,11 +34,6 @@ from torpor.plugin.proto import hook_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-ON_STOP_ANNOTATION = f"{GROUP}/checkpoint-on-stop"
-"""On a pod: its own processes may ask for its checkpoint, and find the means mounted."""
-REQUESTED_BY_LABEL = f"{GROUP}/requested-by"
-REQUESTED_BY = "hook"
-"""On a Checkpoint: made by the hook; such a one is taken from a pod that is being deleted."""
 REASON_ANNOTATION = f"{GROUP}/reason"
 LONGEST_WAIT_S = 300.0
 POLL_S = 0.2
@@ -165,7 +165,7 @@ class ApiBackend:
         after = AfterCheckpoint.STOP if stop else AfterCheckpoint.CONTINUE
         body: JsonObject = {
             "metadata": {
-                "labels": {REQUESTED_BY_LABEL: REQUESTED_BY},
+                "labels": {REQUESTED_BY_LABEL: REQUESTED_BY_HOOK},
                 "annotations": {REASON_ANNOTATION: request.reason[:REASON_LIMIT]},
             },
             "spec": {

@@ -30,7 +30,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from torpor.engine.errors import Error, Unavailable
-from torpor.plugin.hook.backend import ON_STOP_ANNOTATION
+from torpor.plugin.api.common import ON_STOP_ANNOTATION
 from torpor.plugin.hook.server import CLIENT, HOOK_DIRECTORY
 from torpor.plugin.hook.ttrpc import TO_PLUGIN, Channel, Frame
 from torpor.plugin.proto import nri_pb2 as pb

@@ -16,8 +16,9 @@ import pytest
 
 from native.build import build_programs
 from torpor.engine.errors import Denied, Refused, Vanished
+from torpor.plugin.api.common import ON_STOP_ANNOTATION
 from torpor.plugin.api.fields import JsonObject
-from torpor.plugin.hook.backend import ON_STOP_ANNOTATION, ApiBackend
+from torpor.plugin.hook.backend import ApiBackend
 from torpor.plugin.hook.caller import Caller, Waiting, container_of, identify
 from torpor.plugin.hook.grpcfront import Callers
 from torpor.plugin.hook.packets import PACKET_LIMIT

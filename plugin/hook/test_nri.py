@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.message import Message
 
 from torpor.engine.errors import Unavailable
-from torpor.plugin.hook.backend import ON_STOP_ANNOTATION
+from torpor.plugin.api.common import ON_STOP_ANNOTATION
 from torpor.plugin.hook.nri import NriPlugin, NriSettings, wanted
 from torpor.plugin.hook.ttrpc import (
     CODE_INTERNAL,
