@@ -18,6 +18,7 @@ from prometheus_client import generate_latest
 
 from torpor.engine import api
 from torpor.engine.errors import Error, Refused
+from torpor.engine.version import VERSION
 from torpor.plugin.agent import staging
 from torpor.plugin.agent.context import Context
 from torpor.plugin.agent.jobs import Jobs, sweep_stores
@@ -193,7 +194,7 @@ def _with_hook(context: Context, stack: ExitStack) -> Context:
     if settings is None:
         return context
     try:
-        service = backend.ApiBackend(context.client, context.node_name)
+        service = backend.ApiBackend(context.client, context.node_name, version=VERSION)
         server = stack.enter_context(hook.running(settings, service))
     except (Error, OSError) as error:
         _log.error("hook not started, containers cannot ask for checkpoints: %s", error)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from torpor import engine
 from torpor.engine.errors import BadImage, Unavailable
+from torpor.engine.version import VERSION
 from torpor.plugin.store.manifest import NodeFacts
 
 # Instructions that a program may have found by CPUID when it started, and goes on using.
@@ -38,7 +38,7 @@ def node_facts(node_name: str, flags: Iterable[str]) -> NodeFacts:
         kernel=system.release,
         arch=system.machine,
         cpu_flags_sha256=hashlib.sha256(" ".join(flags).encode()).hexdigest(),
-        engine_version=str(getattr(engine, "__version__", "unknown")),
+        engine_version=VERSION,
     )
 
 
