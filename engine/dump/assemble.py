@@ -8,6 +8,7 @@ from torpor.engine.dump.capture import Captured
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status, parse_timers
 from torpor.engine.kind import Limit, refuse
+from torpor.engine.memory import vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.tasks import creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
@@ -73,6 +74,8 @@ def _task(
         )
     refused += item.refused
     refused += _links(capture)
+    broken = vdso.check(item.areas, capture.subject)
+    refused += [broken] if broken else []
     owner = files_of.get(capture.ns_pid, capture.ns_pid)
     loginuid = capture.texts["loginuid"]
     return TaskImage(

@@ -9,15 +9,20 @@ Facts (measured on 6.18, and read in arch/x86/entry/vdso/vma.c):
 - A private executable mapping without a name whose bytes are an ELF shared object with
   `__vdso_*` symbols is a vDSO left by an earlier restore: ordinary memory, saved as such.
 - On another kernel the old code is kept at its address and each of its functions becomes a
-  jump to the function of that name in the running kernel's vDSO.
+  jump to the function of that name in the running kernel's vDSO, or the system call that the
+  function stands for: arguments and result are the same (vdso(7); getrandom's two more
+  arguments, of its state, mean nothing to the call).
+- A task may have unmapped all of it (it comes back without), or only the code: then what is
+  left cannot be told from a block that serves, and is refused.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torpor.engine.errors import BadImage
-from torpor.engine.kind import Limit
+from torpor.engine.errors import BadImage, Refused
+from torpor.engine.kernel.arch.x86_64 import syscall_number
+from torpor.engine.kind import Limit, refuse
 from torpor.engine.memory.areas import Area, Backing
 
 PT_DYNAMIC, PT_LOAD = 2, 1
@@ -26,12 +31,20 @@ EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
 SYM = struct.Struct("<IBBHQQ")
 JUMP_BYTES = 12
+SYSTEM_CALLS = {
+    "__vdso_gettimeofday": "gettimeofday",
+    "__vdso_time": "time",
+    "__vdso_clock_gettime": "clock_gettime",
+    "__vdso_clock_getres": "clock_getres",
+    "__vdso_getcpu": "getcpu",
+    "__vdso_getrandom": "getrandom",
+}
 
 LIMITS = (
     Limit(
-        case="vdso-shape",
-        what="a vDSO whose data and code are not side by side",
-        remedy="restore on the kernel that the checkpoint was taken on",
+        case="vdso-part",
+        what="a vDSO of which only the code was unmapped",
+        remedy="leave it mapped, or unmap its data areas ([vvar]) as well",
     ),
 )
 
@@ -88,6 +101,14 @@ def group(areas: Sequence[Area]) -> Group | None:
     )
 
 
+def check(areas: Sequence[Area], subject: str) -> Refused | None:
+    """The refusal of a task whose special areas are not a whole block."""
+    block = group(areas)
+    if block is not None and block.code == (0, 0):
+        return refuse(LIMITS[0], subject)
+    return None
+
+
 def symbols(image: bytes) -> dict[str, int]:
     """Offsets of the functions of a vDSO image; empty when it is none."""
     if image[:5] != b"\x7fELF\x02":
@@ -139,6 +160,9 @@ def plan(
     """How the running kernel's vDSO serves a task that knew another (or the same) one.
 
     ``spare`` is a free place for the kernel's block when it cannot be at the old address.
+
+    Raises:
+        BadImage: the old code is not there, is none, or has a function that nothing can stand for.
     """
     if old is None:
         return VdsoPlan(moves=(), keep_old_code=False)
@@ -154,12 +178,15 @@ def plan(
             subject="vdso",
             remedy="restore on the kernel that the checkpoint was taken on",
         )
+    functions = symbols(old_code)
+    if not functions:
+        raise BadImage("what the image has for its vDSO is none", subject="vdso")
     moves = tuple(
         Move(source=start, size_bytes=end - start, target=spare + start - current.start)
         for _, start, end in current.parts
     )
     target = spare + current.code[0] - current.start
-    patches = _patches(old.code[0], symbols(old_code), target, symbols(current_code))
+    patches = _patches(old.code[0], functions, target, symbols(current_code))
     return VdsoPlan(moves=moves, keep_old_code=True, patches=patches)
 
 
@@ -172,15 +199,18 @@ def _shape(block: Group) -> tuple[int, int, int]:
 def _patches(
     old_base: int, old: Mapping[str, int], new_base: int, new: Mapping[str, int]
 ) -> tuple[tuple[int, bytes], ...]:
-    missing = sorted(set(old) - set(new) - {"__vdso_getrandom", "__vdso_sgx_enter_enclave"})
-    if missing:
-        raise BadImage(
-            f"this kernel's vDSO lacks {', '.join(missing)}",
-            subject="vdso",
-            remedy="restore on a kernel that has them",
-        )
-    return tuple(
-        (old_base + offset, b"\x48\xb8" + struct.pack("<Q", new_base + new[name]) + b"\xff\xe0")
-        for name, offset in sorted(old.items())
-        if name in new
-    )
+    found = []
+    for name, offset in sorted(old.items()):
+        if name in new:
+            code = b"\x48\xb8" + struct.pack("<Q", new_base + new[name]) + b"\xff\xe0"
+        elif name in SYSTEM_CALLS:
+            number = syscall_number(SYSTEM_CALLS[name])
+            code = b"\xb8" + struct.pack("<I", number) + b"\x0f\x05\xc3"
+        else:
+            raise BadImage(
+                f"this kernel's vDSO lacks {name}",
+                subject="vdso",
+                remedy="restore on a kernel that has it",
+            )
+        found.append((old_base + offset, code))
+    return tuple(found)

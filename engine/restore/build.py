@@ -5,8 +5,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 from torpor.engine.memory import areas
-from torpor.engine.memory.areas import AT_FDCWD
-from torpor.engine.program.ops import Data, Expect, Op, Program
+from torpor.engine.memory.areas import AT_FDCWD, O_CLOEXEC
+from torpor.engine.program.ops import Data, Expect, Op, Program, Slot
 from torpor.engine.tasks import attributes, creds, seccomp, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.creds import Creds
@@ -14,6 +14,7 @@ from torpor.engine.tasks.model import Memory, TaskImage, ThreadImage
 
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 NO_EXE_FD = 0xFFFFFFFF
+O_WRONLY = 1
 MM_MAP = struct.Struct("<11QQII")
 
 Warn = Callable[[str], None]
@@ -22,15 +23,6 @@ Warn = Callable[[str], None]
 def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
     """What belongs to the whole task: directories, memory markers, signal actions."""
     program = Program("task")
-    if task.personality:
-        program.add(
-            Op(
-                call="personality",
-                args=(task.personality,),
-                subject="personality",
-                expect=Expect.ANY,
-            )
-        )
     if task.root != "/":
         program.add(
             Op(
@@ -50,9 +42,45 @@ def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
         Op(call="umask", args=(task.umask,), subject="umask"),
     )
     program.extend(areas.plan_final(memory.areas, opened))
-    program.add(memory_markers(memory))
+    program.add(memory_markers(memory), _personality(task.personality))
     program.extend(signals.plan_actions(task.actions))
     return program
+
+
+def _personality(wanted: int) -> Op:
+    """After all mprotect calls: with READ_IMPLIES_EXEC they would give more than asked."""
+    return Op(
+        call="personality",
+        args=(wanted,),
+        subject="personality",
+        remedy="let the seccomp profile of the container permit personality",
+        expect=Expect.OK if wanted else Expect.ANY,
+    )
+
+
+def loginuid_program(wanted: int) -> Program:
+    """The audit identity, which a task can only set itself."""
+    opened, text = Slot("loginuid"), str(wanted).encode()
+    subject = "loginuid"
+    return Program(
+        subject,
+        [
+            Op(
+                call="openat",
+                args=(AT_FDCWD, Data.path("/proc/self/loginuid"), O_WRONLY | O_CLOEXEC, 0),
+                subject=subject,
+                yields=opened,
+            ),
+            Op(
+                call="write",
+                args=(opened, Data(text, 1, (), str(wanted)), len(text)),
+                subject=subject,
+                note="may need CAP_AUDIT_CONTROL",
+                expect=Expect.ANY,
+            ),
+            Op(call="close", args=(opened,), subject=subject),
+        ],
+    )
 
 
 def memory_markers(memory: Memory) -> Op:
@@ -144,6 +172,7 @@ __all__ = [
     "AT_FDCWD",
     "drain_child_signals",
     "last_program",
+    "loginuid_program",
     "queue_program",
     "task_program",
     "thread_program",

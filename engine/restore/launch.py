@@ -11,7 +11,7 @@ die with us until then (PTRACE_O_EXITKILL).
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import as_file, files
 
 from torpor.engine import native
@@ -20,7 +20,7 @@ from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.memory import areas as area_kinds
 from torpor.engine.memory import vdso
-from torpor.engine.memory.areas import Backing
+from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
 from torpor.engine.options import (
     Progress,
@@ -273,12 +273,13 @@ class _Restore:
         self.contents.fill(task.pid, task.image.pid, wanted, self._collapse(task))
         for address, content in plan.patches:
             native.write_memory(task.pid, address, content)
-        target = plan.moves[-1].target if plan.moves else None
-        if target is not None:
-            place = next(m for m in plan.moves if m.source == current.code[0])
+        moved = next((m for m in plan.moves if m.source == current.code[0]), None)
+        if moved is not None:
             task.syscall_address = find_syscall(
-                task.pid, place.target, place.target + place.size_bytes
+                task.pid, moved.target, moved.target + moved.size_bytes
             )
+        else:
+            task.syscall_address = own_syscall(task.pid, memory.areas, task.image.subject)
 
     def _lay_out_forked(self, task: Living, parent: Living) -> None:
         memory = self._memory(task)
@@ -487,6 +488,7 @@ class _Restore:
         image, memory = task.image, self._memory(task)
         program = build.task_program(image, memory, task.opened)
         task.arena.run(task.pid, program, image.subject)
+        self._loginuid(task)
         for thread in image.threads[1:]:
             tid = spawn.fork(
                 task.pid,
@@ -507,18 +509,31 @@ class _Restore:
             )
         self._oom_score(task)
 
+    def _loginuid(self, task: Living) -> None:
+        """On a host as it was; a new container keeps the audit identity that it was given."""
+        wanted, now = task.image.loginuid, _loginuid_of(task.pid)
+        if wanted is None or wanted == now:
+            return
+        if not self.container:
+            with suppress(KernelError):
+                program = build.loginuid_program(wanted)
+                task.arena.run(task.pid, program, task.image.subject)
+            now = _loginuid_of(task.pid)
+        if now != wanted:
+            self.warnings.append(f"{task.image.subject}: loginuid stays {now} instead of {wanted}")
+
     def _oom_score(self, task: Living) -> None:
-        now = int(proc.read_text(task.pid, "oom_score_adj"))
-        if now == task.image.oom_score_adj or self.container:
+        """In a container only of tasks that had another than its init, which the kubelet chose."""
+        now, wanted = int(proc.read_text(task.pid, "oom_score_adj")), task.image.oom_score_adj
+        if now == wanted or (self.container and wanted == self.tree.root.oom_score_adj):
             return
         try:
             path = f"/proc/{task.pid}/oom_score_adj"
             with open(path, "w", encoding="ascii") as file:
-                file.write(str(task.image.oom_score_adj))
+                file.write(str(wanted))
         except OSError:
             self.warnings.append(
-                f"{task.image.subject}: oom_score_adj stays {now} instead of "
-                f"{task.image.oom_score_adj}"
+                f"{task.image.subject}: oom_score_adj stays {now} instead of {wanted}"
             )
 
     def _last_state(self, task: Living) -> None:
@@ -578,6 +593,26 @@ def special_areas(pid: int) -> Group:
         raise Refused("this kernel gives its tasks no vDSO", remedy="boot with vdso=1")
     parts.sort(key=lambda part: part[1])
     return Group(start=parts[0][1], end=parts[-1][2], parts=tuple(parts))
+
+
+def _loginuid_of(pid: int) -> int | None:
+    """None on a kernel without audit."""
+    with suppress(Error):
+        return int(proc.read_text(pid, "loginuid"))
+    return None
+
+
+def own_syscall(pid: int, found: Sequence[Area], subject: str) -> int:
+    """A system call instruction in the code of a task that has unmapped its vDSO."""
+    for area in found:
+        if area.prot & area_kinds.PROT_EXEC and area.backing not in area_kinds.SPECIAL:
+            with suppress(Error):
+                return find_syscall(pid, area.start, area.end)
+    raise Refused(
+        "has no vDSO, and no system call instruction of its own",
+        subject=subject,
+        remedy="leave the vDSO mapped",
+    )
 
 
 def current_scheduling(tid: int) -> Scheduling:

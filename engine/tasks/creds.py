@@ -5,8 +5,8 @@ Facts:
 - All ids, groups and capability sets are in /proc/PID/task/TID/status; securebits are asked
   by an injected prctl. Seen from another user namespace the ids are mapped to it.
 - Order of setting: bounding set and groups while CAP_SETPCAP/CAP_SETGID are there, then ids
-  with SECBIT_NO_SETUID_FIXUP so that capabilities stay, the ambient set (SECBIT_NO_CAP_AMBIENT_RAISE
-  would forbid it), securebits, and capset last.
+  with SECBIT_NO_SETUID_FIXUP so that capabilities stay, the ambient set (securebits may forbid
+  it: SECBIT_NO_CAP_AMBIENT_RAISE), securebits, and capset last.
 - An unprivileged change of uid loses the permitted set, so ambient capabilities with it.
 - A change of uid clears dumpable and the parent-death signal (kernel/cred.c, commit_creds):
   both are set afterwards.

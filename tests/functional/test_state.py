@@ -4,6 +4,7 @@
 import json
 
 import pytest
+
 from tests.functional.state_round import WORKLOADS, Round
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
