@@ -32,26 +32,20 @@ be issued again as soon as the task stands, and only a death before that lets EI
 PTRACE_SINGLESTEP is not used: it outlives the tracer and kills the task by SIGTRAP.
 """
 
-import struct
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from torpor.engine import native
-from torpor.engine.errors import Bug, KernelError, Refused, Vanished
-from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
+from torpor.engine.errors import Bug, KernelError, Vanished
+from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.arch import x86_64 as arch
-from torpor.engine.kernel.ptrace import restart_registers
+from torpor.engine.kernel.net import Facts, Net
 
 __all__ = ["AddressSpace", "Remote"]
 
 ALL_SIGNALS = (1 << 64) - 1
 BUFFER_SIZE = 4096
-SLACK = 1024
-"""Between the buffer and the frame: what the gadget pops on its way, and the return chain."""
-WORD = struct.Struct("<Q")
-RSEQ_CS = struct.Struct("<IIQQQ")
-RSEQ_CS_OFFSET = 8
 
 Call = tuple[str, Sequence[int]]
 
@@ -73,9 +67,7 @@ class Remote:
         self._base = self.original.copy()
         self._saved = b""
         self._space: AddressSpace | None = None
-        self._scratch = Scratch(0, 0)
-        self._frame = b""
-        self._frame_address = 0
+        self._net: Net | None = None
         self._abandoned = False
 
     @classmethod
@@ -84,30 +76,12 @@ class Remote:
 
         Raises Refused for a task that cannot be borrowed; then nothing was touched.
         """
-        _refuse_dispatch(tid)
-        xstate = native.get_xstate(tid)
-        frame_room = arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN + len(xstate) + 4
-        room = MARK_SIZE + buffer_size + SLACK + frame_room + arch.FPSTATE_ALIGN
-        scratch = space.scratch(room)
-        remote = cls(tid, buffer=scratch.start + len(scratch.mark), buffer_size=buffer_size)
-        if remote.original.cs != arch.USER_CS_64:
-            raise Refused(
-                "runs 32-bit code", subject=f"task {tid}", remedy="checkpoint 64-bit programs only"
-            )
-        remote.original = settle_rseq(tid, remote.original)
-        remote._scratch = scratch
-        at = remote.buffer + buffer_size + SLACK
-        remote._frame_address = -(-at // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
-        frame = arch.sigframe(
-            restart_registers(tid, remote.original),
-            remote._mask,
-            None,
-            xstate,
-            remote._frame_address,
-            return_address=space.after_ret,
-        )
-        remote._frame = space.chain + frame
-        remote._space = space
+        facts = Facts.of(tid)
+        scratch = space.scratch(facts.room(buffer_size))
+        net = Net.of(facts, space, scratch, buffer_size)
+        remote = cls(tid, buffer=net.buffer, buffer_size=buffer_size)
+        remote.original = facts.original
+        remote._net, remote._space = net, space
         return remote
 
     @classmethod
@@ -123,8 +97,8 @@ class Remote:
         return remote
 
     def __enter__(self) -> Self:
-        if self._space is not None:
-            self._spread_net(self._space)
+        if self._net is not None and self._space is not None:
+            self._spread_net(self._net, self._space)
         native.set_sigmask(self.tid, ALL_SIGNALS)
         return self
 
@@ -188,65 +162,19 @@ class Remote:
     def _in_buffer(self, address: int, size: int) -> bool:
         return self.buffer <= address and address + size <= self.buffer + self.buffer_size
 
-    def _spread_net(self, space: AddressSpace) -> None:
+    def _spread_net(self, net: Net, space: AddressSpace) -> None:
         """Steps 1 and 2."""
         space.verify()
-        start = self._frame_address - len(space.chain)
-        scratch = self._scratch
-        self._saved = native.read_memory(self.tid, scratch.start, scratch.size)
-        native.write_memory(self.tid, scratch.start, scratch.mark)
-        native.write_memory(self.tid, start, self._frame)
-        armed = self.original.copy()
-        armed.rip, armed.rax, armed.orig_rax = space.syscall, arch.NR["rt_sigreturn"], ALL_SIGNALS
-        armed.rsp = self._frame_address + arch.SIGFRAME_RSP_OFFSET
-        native.set_regs(self.tid, armed)
-        self._base = armed
-        if space.gadget.base == "rsp":
-            self._base.rsp = start - space.gadget.distance
-        else:
-            self._base.rbp = start - space.gadget.distance
-            self._base.rsp = start - SLACK // 2
+        self._saved = native.read_memory(self.tid, net.region.start, net.region.size)
+        native.write_memory(self.tid, net.region.start, net.region.mark)
+        native.write_memory(self.tid, net.chain_at, net.content)
+        native.set_regs(self.tid, net.armed)
+        self._base = net.base
 
     def _put_back(self) -> None:
         """Steps 5 to 8."""
         native.settle(self.tid, stopped=True)
         native.set_sigmask(self.tid, self._mask)
         native.set_regs(self.tid, self.original)
-        if self._saved:
-            native.write_memory(self.tid, self._scratch.start, self._saved)
-
-
-def settle_rseq(tid: int, regs: arch.Regs) -> arch.Regs:
-    """Registers with a restartable sequence aborted, if the task stopped inside of one.
-
-    The kernel would do it when the task goes on (it was preempted); once the registers have
-    led elsewhere in between it cannot know any more. Source: kernel/rseq.c (v6.8).
-    """
-    try:
-        area, size, _, _ = native.rseq_config(tid)
-    except KernelError:  # before Linux 5.13: not readable
-        return regs
-    if not area or not size:
-        return regs
-    (descriptor,) = WORD.unpack(native.read_memory(tid, area + RSEQ_CS_OFFSET, WORD.size))
-    if not descriptor:
-        return regs
-    _, _, start, length, abort = RSEQ_CS.unpack(native.read_memory(tid, descriptor, RSEQ_CS.size))
-    if not 0 <= regs.rip - start < length:
-        return regs
-    aborted = regs.copy()
-    aborted.rip = abort
-    return aborted
-
-
-def _refuse_dispatch(tid: int) -> None:
-    try:
-        mode = native.user_dispatch(tid)[0]
-    except KernelError:  # before Linux 6.4: not readable
-        return
-    if mode:
-        raise Refused(
-            "uses syscall user dispatch: its own code would see our calls",
-            subject=f"task {tid}",
-            remedy="checkpoint it while dispatch is off",
-        )
+        if self._saved and self._net is not None:
+            native.write_memory(self.tid, self._net.region.start, self._saved)
