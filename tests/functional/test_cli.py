@@ -2,6 +2,7 @@
 """The commands as a user types them, on a live tree: a shell that counts, and its child."""
 
 import json
+import contextlib
 import os
 import re
 import signal
@@ -66,6 +67,8 @@ class Counter:
         self.process.wait(timeout=10)
         deadline = time.monotonic() + 20
         while self.pid in sessions():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)  # orphans come to the tests (tests/conftest.py)
             assert time.monotonic() < deadline, "the tree has not gone"
             time.sleep(0.02)
 
