@@ -25,12 +25,12 @@ def dump(
     trees: Sequence[DumpOptions],
     *,
     while_frozen: Callable[[], None] | None = None,
-    commit: Callable[[], None] | None = None,
+    commit: Callable[[tuple[DumpReport, ...]], None] | None = None,
     progress: ProgressFn = no_progress,
 ) -> tuple[DumpReport, ...]:
     """Dump the trees at one instant; every image directory is whole on return.
 
-    `commit` runs when all image directories are whole; trees with `After.STOP` are still
+    `commit` gets the reports when all image directories are whole; trees with `After.STOP` are still
     stopped then and are ended only after it returned.
 
     Raises:

@@ -30,7 +30,7 @@ from torpor.plugin.agent.locate import (
 from torpor.plugin.agent.nodefacts import node_facts
 from torpor.plugin.agent.report import Reporter
 from torpor.plugin.agent.staging import JobFolder
-from torpor.plugin.api.common import GROUP
+from torpor.plugin.api.common import REQUESTED_BY_HOOK, REQUESTED_BY_LABEL
 from torpor.plugin.api.conditions import Condition, condition
 from torpor.plugin.api.duration import format_duration, parse_duration_s
 from torpor.plugin.api.fields import JsonObject
@@ -49,9 +49,6 @@ from torpor.plugin.store.manifest import CheckpointRef, ContainerFacts, Head
 
 _log = logging.getLogger(__name__)
 FACTS = "facts.json"
-REQUESTED_BY_LABEL = f"{GROUP}/requested-by"
-REQUESTED_BY_HOOK = "hook"
-"""Such a Checkpoint was asked for by the pod itself while it is being deleted."""
 _ATTEMPTS = 3
 _LONGEST_DUMP_S = 120.0
 
@@ -74,7 +71,6 @@ class CheckpointJob:
     is_captured: bool = field(default=False, init=False)
     _instant: datetime = field(init=False)
     _notes: list[str] = field(default_factory=list, init=False)
-    _digests: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -111,8 +107,6 @@ class CheckpointJob:
         self.context.metrics.freeze.observe(max(each.frozen_s for each in reports))
         if not self._is_stop:
             self._store(pod, containers, reports)
-        else:
-            self._persist({"pause": _pause(reports), "containers": self._told(containers, reports)})
 
     # ---- the cut -----------------------------------------------------------------------
 
@@ -152,7 +146,7 @@ class CheckpointJob:
         return self.context.engine.dump(
             [self._options(pod, each) for each in containers],
             while_frozen=lambda: self._capture(containers),
-            commit=(lambda: self._commit(pod, containers)) if self._is_stop else None,
+            commit=(lambda done: self._commit(pod, containers, done)) if self._is_stop else None,
             progress=self.report.note,
         )
 
@@ -193,9 +187,14 @@ class CheckpointJob:
 
     # ---- the store ---------------------------------------------------------------------
 
-    def _commit(self, pod: JsonObject, containers: tuple[Container, ...]) -> None:
+    def _commit(
+        self,
+        pod: JsonObject,
+        containers: tuple[Container, ...],
+        reports: tuple[DumpReport, ...],
+    ) -> None:
         """For Stop: the tasks stand still until this returns, and end then."""
-        self._store(pod, containers, ())
+        self._store(pod, containers, reports)
         self._await_deletion(pod)
 
     def _store(
@@ -212,7 +211,7 @@ class CheckpointJob:
         storing = self._condition(ConditionType.STORED, False, Reason.IN_PROGRESS, "being stored")
         self.report.post({}, [captured, storing])
         with self._stage("store"):
-            stored = self._put_and_verify(self._head(pod, containers))
+            stored = self._put_and_verify(self._head(pod, containers, reports))
         self.context.metrics.transferred.labels("to-store").inc(stored.size_bytes)
         text = f"{stored.size_bytes} bytes in store {self.checkpoint.status.store_name}, verified"
         fields: dict[str, object] = {
@@ -222,11 +221,10 @@ class CheckpointJob:
             "manifestDigest": stored.digest,
             "completedAt": datetime.now(UTC),
             "podTemplate": record(pod),
-            "containers": self._told(containers, reports, stored),
+            "containers": _told(containers, reports, stored),
             "progress": None,
+            "pause": format_duration(max(each.frozen_s for each in reports)),
         }
-        if reports:
-            fields["pause"] = _pause(reports)
         self._persist(
             fields,
             captured,
@@ -246,7 +244,12 @@ class CheckpointJob:
 
         return self.deadline.run("storing", work, cancel)
 
-    def _head(self, pod: JsonObject, containers: tuple[Container, ...]) -> Head:
+    def _head(
+        self,
+        pod: JsonObject,
+        containers: tuple[Container, ...],
+        reports: tuple[DumpReport, ...],
+    ) -> Head:
         metadata = pod["metadata"]
         return Head(
             ref=reference(self.checkpoint),
@@ -259,43 +262,14 @@ class CheckpointJob:
                     name=each.name,
                     image=each.image,
                     image_id=each.image_id,
-                    tasks=len(each.pids),
-                    memory_bytes=_pages_bytes(self.folder.tree / "images" / each.name),
+                    tasks=report.tasks,
+                    memory_bytes=report.memory_bytes,
                     volumes=tuple(part.key for part in each.volumes),
                 )
-                for each in containers
+                for each, report in zip(containers, reports, strict=True)
             ),
             pod_template=record(pod),
         )
-
-    def _told(
-        self,
-        containers: tuple[Container, ...],
-        reports: tuple[DumpReport, ...],
-        stored: StoredManifest | None = None,
-    ) -> tuple[CheckpointedContainer, ...]:
-        """`status.containers`."""
-        if stored is not None:
-            self._digests = {
-                each.name: stored.manifest.digest_below(f"images/{each.name}")
-                for each in containers
-            }
-        told = []
-        for index, each in enumerate(containers):
-            report = reports[index] if reports else None
-            images = self.folder.tree / "images" / each.name
-            told.append(
-                CheckpointedContainer(
-                    name=each.name,
-                    image=each.image,
-                    image_id=each.image_id,
-                    image_digest=self._digests[each.name],
-                    tasks=report.tasks if report else len(each.pids),
-                    memory_bytes=report.memory_bytes if report else _pages_bytes(images),
-                    pause=format_duration(report.frozen_s) if report else None,
-                )
-            )
-        return tuple(told)
 
     def _await_deletion(self, pod: JsonObject) -> None:
         """Wait until the controller has deleted the pod: only then may its tasks end."""
@@ -428,9 +402,19 @@ def runtime_filters(pod: JsonObject, name: str, installed: int) -> int:
     return min(1, installed)
 
 
-def _pause(reports: tuple[DumpReport, ...]) -> str:
-    return format_duration(max(each.frozen_s for each in reports))
-
-
-def _pages_bytes(images: Path) -> int:
-    return sum(path.stat().st_size for path in images.glob("pages-*.img"))
+def _told(
+    containers: tuple[Container, ...], reports: tuple[DumpReport, ...], stored: StoredManifest
+) -> tuple[CheckpointedContainer, ...]:
+    """`status.containers`."""
+    return tuple(
+        CheckpointedContainer(
+            name=each.name,
+            image=each.image,
+            image_id=each.image_id,
+            image_digest=stored.manifest.digest_below(f"images/{each.name}"),
+            tasks=report.tasks,
+            memory_bytes=report.memory_bytes,
+            pause=format_duration(report.frozen_s),
+        )
+        for each, report in zip(containers, reports, strict=True)
+    )

@@ -116,16 +116,17 @@ class RecordedEngine:
         self.calls.append("thaw" if trees[0].after is After.CONTINUE else "held")
         if self.errors:
             raise self.errors.pop(0)
-        if commit:
-            commit()
-        self.ended = trees[0].after is After.STOP
-        return tuple(
+        reports = tuple(
             DumpReport(
                 images_dir=tree.images_dir, tasks=1, threads=1, descriptors=3, memory_bytes=4096,
                 image_bytes=5000, frozen_s=0.0123, total_s=0.1, phases_s={},
             )
             for tree in trees
         )  # fmt: skip
+        if commit:
+            commit(reports)
+        self.ended = trees[0].after is After.STOP
+        return reports
 
     def takeover(self, options, *, progress=None):
         self.calls.append(f"takeover {options.pid}")

@@ -32,7 +32,7 @@ class EngineFace(Protocol):
         trees: Sequence[DumpOptions],
         *,
         while_frozen: Callable[[], None] | None = None,
-        commit: Callable[[], None] | None = None,
+        commit: Callable[[tuple[DumpReport, ...]], None] | None = None,
         progress: ProgressFn = ...,
     ) -> tuple[DumpReport, ...]:
         """See `torpor.engine.api.dump`."""
