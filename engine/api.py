@@ -30,8 +30,8 @@ def dump(
 ) -> tuple[DumpReport, ...]:
     """Dump the trees at one instant; every image directory is whole on return.
 
-    `commit` gets the reports when all image directories are whole; trees with `After.STOP` are still
-    stopped then and are ended only after it returned.
+    `commit` gets the reports when all image directories are whole; trees with `After.STOP` are
+    still stopped then and are ended only after it returned.
 
     Raises:
         Error: nothing was kept, every task runs on as it was.

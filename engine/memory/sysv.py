@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 
 from torpor.engine.kind import ImageSink, ImageSource
 
-IPC_STAT, IPC_SET, IPC_RMID, IPC_CREAT = 2, 1, 0, 0o1000
+IPC_STAT, IPC_SET, IPC_RMID = 2, 1, 0
+IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
 STAT_BYTES = 112
 SHM_DEST = 0o1000
 

@@ -2,9 +2,10 @@
 """System V shared memory segments, made by the root before anything attaches them.
 
 Facts:
-- Ids are given in order (ipc/util.c, ipc_addid); in a fresh namespace the same requests give
-  the same ids. Another id cannot be asked for without CAP_CHECKPOINT_RESTORE in the ipc
-  namespace's user namespace, so a different one is an error.
+- Ids grow with each segment that is made, also when older ones were removed meanwhile
+  (ipc/util.c, ipc_idr_alloc: the index goes round, and counts in the id's upper half). So a
+  higher id is reached by making and removing segments, which takes no right; a lower one is
+  not, and is an error (asking for it takes CAP_CHECKPOINT_RESTORE).
 - A segment marked for destruction (SHM_DEST) lives until its last detach.
 """
 
@@ -12,10 +13,19 @@ import struct
 
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import ImageSource
-from torpor.engine.memory.sysv import IPC_CREAT, IPC_RMID, IPC_SET, IPC_STAT, Segment, decode
+from torpor.engine.memory.sysv import (
+    IPC_CREAT,
+    IPC_EXCL,
+    IPC_RMID,
+    IPC_SET,
+    IPC_STAT,
+    Segment,
+    decode,
+)
 from torpor.engine.restore.spawn import Living
 
 REMEDY = "restore in a fresh pod or ipc namespace"
+MOST_TRIES = 50_000
 
 
 def create(root: Living, source: ImageSource) -> None:
@@ -28,16 +38,19 @@ def _create_one(root: Living, segment: Segment) -> None:
     arena, room = root.arena, root.arena.scratch
     if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
         return
-    got = arena.call(
-        root.pid, "shmget", segment.key, segment.size_bytes, segment.mode & 0o777 | IPC_CREAT
-    )
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
-    if got < 0:
-        raise KernelError("shmget failed", errno=-got, subject=subject, remedy=REMEDY)
-    if got != segment.shm_id:
+    flags = segment.mode & 0o777 | IPC_CREAT | IPC_EXCL
+    for _ in range(MOST_TRIES):
+        got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes, flags)
+        if got < 0:
+            raise KernelError("shmget failed", errno=-got, subject=subject, remedy=REMEDY)
+        if got == segment.shm_id:
+            _set_owner(root, segment, room)
+            return
         arena.call(root.pid, "shmctl", got, IPC_RMID, 0)
-        raise Refused(f"the segment got id {got}", subject=subject, remedy=REMEDY)
-    _set_owner(root, segment, room)
+        if got > segment.shm_id:
+            break
+    raise Refused(f"the segment got id {got}", subject=subject, remedy=REMEDY)
 
 
 def _set_owner(root: Living, segment: Segment, room: int) -> None:

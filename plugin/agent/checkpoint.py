@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from torpor.engine.errors import Error, Vanished
 from torpor.engine.options import After, DumpOptions, DumpReport, Progress, TcpPolicy
@@ -101,7 +100,7 @@ class CheckpointJob:
         self.context.store(self.checkpoint.status.store_name)
         self.report.write(
             {"startedAt": datetime.now(UTC)},
-            [self._condition(ConditionType.CAPTURED, False, Reason.IN_PROGRESS, "pod is captured")],
+            [self._condition(ConditionType.CAPTURED, False, Reason.IN_PROGRESS, "being captured")],
         )
         pod, containers, reports = self._dump()
         self.context.metrics.freeze.observe(max(each.frozen_s for each in reports))
