@@ -96,8 +96,10 @@ def default_store(stores: tuple[CheckpointStore, ...]) -> CheckpointStore | None
 def _assign(view: CheckpointView) -> Actions:
     spec = view.checkpoint.spec
     if view.pod is None:
-        text = f"there is no pod {spec.pod_ref.name!r} in namespace " + repr(
-            view.checkpoint.metadata.namespace
+        text = (
+            f"there is no pod {spec.pod_ref.name!r} in namespace "
+            + repr(view.checkpoint.metadata.namespace)
+            + "; remedy: name a running pod of the Checkpoint's own namespace"
         )
         return (view.stamp.failed(Reason.POD_NOT_FOUND, text),)
     if objection := _objection(view.checkpoint, view.pod):
@@ -107,10 +109,10 @@ def _assign(view: CheckpointView) -> Actions:
     name = spec.store_ref.name if spec.store_ref else ""
     if name:
         store = next((s for s in view.stores if s.metadata.name == name), None)
-        missing = f"there is no CheckpointStore {name!r}"
+        missing = f"there is no CheckpointStore {name!r}; remedy: " + _known(view.stores)
     else:
         store = default_store(view.stores)
-        missing = "no CheckpointStore is the default one; name one in spec.storeRef"
+        missing = "no CheckpointStore is the default one; remedy: " + _known(view.stores)
     if store is None:
         return (view.stamp.failed(Reason.STORE_NOT_FOUND, missing),)
     ready = find(store.status.conditions, ConditionType.READY)
@@ -118,6 +120,12 @@ def _assign(view: CheckpointView) -> Actions:
         text = f"CheckpointStore {store.metadata.name!r} is not ready: {ready.message}"
         return (view.stamp.failed(Reason.STORE_NOT_FOUND, text),)
     return _hand_over(view, view.pod, store.metadata.name)
+
+
+def _known(stores: tuple[CheckpointStore, ...]) -> str:
+    """What to do about a store that is not there."""
+    names = sorted(store.metadata.name for store in stores)
+    return f"name one of {', '.join(names)} in spec.storeRef" if names else "create one"
 
 
 def _hand_over(view: CheckpointView, pod: PodView, store_name: str) -> Actions:
@@ -153,45 +161,49 @@ def _objection(checkpoint: Checkpoint, pod: PodView) -> tuple[Reason, str] | Non
         (
             wanted_uid and wanted_uid != pod.uid,
             Reason.POD_REPLACED,
-            f"pod {pod.name} has UID {pod.uid}, not {wanted_uid}: it was replaced",
+            f"pod {pod.name} has UID {pod.uid}, not {wanted_uid}: it was replaced; "
+            "remedy: name the new UID, or none",
         ),
         (
             # A pod that is stopping waits for the checkpoint that its own hook asked for.
             pod.deleting and not by_hook,
             Reason.POD_DELETING,
-            f"pod {pod.name} is being deleted",
+            f"pod {pod.name} is being deleted; remedy: name a pod that goes on running",
         ),
         (
             pod.is_static,
             Reason.STATIC_POD,
-            f"pod {pod.name} is a static pod of its node and cannot be moved",
+            f"pod {pod.name} is a static pod of its node and cannot be moved; "
+            "remedy: run the workload as a pod of the API server",
         ),
         (
             pod.spec.get("hostNetwork"),
             Reason.HOST_NETWORK_POD,
-            f"pod {pod.name} uses its node's network, which does not move with it",
+            f"pod {pod.name} uses its node's network, which does not move with it; "
+            "remedy: run the workload without hostNetwork",
         ),
         (
             shared,
             Reason.REFUSED,
-            f"pod {pod.name} shares its node's namespaces ({', '.join(shared)})",
+            f"pod {pod.name} shares its node's namespaces ({', '.join(shared)}); "
+            "remedy: run the workload without these",
         ),
         (
             sidecars,
             Reason.REFUSED,
             f"pod {pod.name} has init containers that keep running ({', '.join(sidecars)}); "
-            "these cannot be brought back yet",
+            "these cannot be brought back yet; remedy: make them ordinary containers",
         ),
         (
             unknown,
             Reason.CONTAINER_NOT_FOUND,
             f"pod {pod.name} has no container {', '.join(unknown)}; "
-            f"it has {', '.join(pod.container_names)}",
+            f"it has {', '.join(pod.container_names)}; remedy: name these, or none to take all",
         ),
         (
             pod.phase in ("Succeeded", "Failed"),
             Reason.POD_NOT_RUNNING,
-            f"pod {pod.name} has ended ({pod.phase})",
+            f"pod {pod.name} has ended ({pod.phase}); remedy: name a pod that runs",
         ),
     )
     return next(((reason, text) for holds, reason, text in checks if holds), None)
@@ -210,10 +222,13 @@ def _watch_over(view: CheckpointView) -> Actions:
     status = view.checkpoint.status
     node = view.node(status.node_name)
     if node is None:
-        text = f"node {status.node_name} is gone"
+        text = f"node {status.node_name} is gone; remedy: checkpoint the pod's successor"
         return (view.stamp.failed(Reason.NODE_LOST, text),)
     if not node.ready and age_s(node.since, view.now) > NODE_LOST_AFTER_S:
-        text = f"node {node.name} is not ready since {node.since}"
+        text = (
+            f"node {node.name} is not ready since {node.since}; "
+            "remedy: see what is wrong with it, then create a new Checkpoint"
+        )
         return (view.stamp.failed(Reason.NODE_LOST, text),)
     assigned = find(status.conditions, ConditionType.ASSIGNED)
     limit_s = parse_duration_s(view.checkpoint.spec.timeout) + TIMEOUT_GRACE_S
@@ -223,7 +238,7 @@ def _watch_over(view: CheckpointView) -> Actions:
         state = f"it is at: {captured.message or captured.reason}" if captured else "no sign of it"
         text = (
             f"the agent of node {node.name} did not finish within {view.checkpoint.spec.timeout}; "
-            f"{state}; look at the agent's log on that node"
+            f"{state}; remedy: look at the agent's log on that node"
         )
         return (view.stamp.failed(Reason.TIMEOUT, text),)
     again = Requeue(after_s=min(LOOK_AGAIN_S, max(1.0, limit_s - worked_s)))

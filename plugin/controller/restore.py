@@ -90,15 +90,17 @@ def _prepare(view: RestoreView) -> Actions:
     checkpoint = view.checkpoint
     name = view.restore.spec.checkpoint_ref.name
     if checkpoint is None:
-        text = f"there is no Checkpoint {name!r} in namespace " + repr(
-            view.restore.metadata.namespace
+        text = (
+            f"there is no Checkpoint {name!r} in namespace "
+            + repr(view.restore.metadata.namespace)
+            + "; remedy: create the Restore in the namespace of its Checkpoint"
         )
         if age_s(view.restore.metadata.creation_timestamp, view.now) < CHECKPOINT_PATIENCE_S:
             waiting = stamp.waiting(Reason.CHECKPOINT_NOT_READY, text)
             return (waiting, Requeue(after_s=LOOK_AGAIN_S))
         return (stamp.failed(Reason.CHECKPOINT_NOT_FOUND, text), *_release(view))
     if checkpoint.metadata.deletion_timestamp:
-        text = f"Checkpoint {name} is being deleted"
+        text = f"Checkpoint {name} is being deleted; remedy: name another one"
         return (stamp.failed(Reason.CHECKPOINT_NOT_FOUND, text), *_release(view))
     failed = find(checkpoint.status.conditions, ConditionType.FAILED)
     if failed is not None and failed.status == "True":
@@ -114,13 +116,13 @@ def _create(view: RestoreView, checkpoint: Checkpoint) -> Actions:
     stamp = view.stamp
     wanted = view.restore.spec.node_name
     if wanted and view.node(wanted) is None:
-        text = f"there is no node {wanted!r}"
+        text = f"there is no node {wanted!r}; remedy: name a node of the cluster, or none"
         return (stamp.failed(Reason.NO_NODE, text), *_release(view))
     if not checkpoint.status.pod_template or not checkpoint.status.containers:
         text = f"Checkpoint {checkpoint.metadata.name} has no recorded pod in its status"
         return (stamp.failed(Reason.BAD_IMAGE, text), *_release(view))
     if view.pod is not None and view.own_pod is None:
-        text = f"pod {view.pod.name} exists already; delete it or set spec.podName"
+        text = f"pod {view.pod.name} exists already; remedy: delete it or set spec.podName"
         return (stamp.failed(Reason.POD_NAME_TAKEN, text), *_release(view))
     if view.own_pod is None:
         body = build(checkpoint, view.restore, view.helper)
@@ -141,10 +143,16 @@ def _follow(view: RestoreView) -> Actions:
     status = view.restore.status
     pod = view.own_pod
     if pod is None or pod.uid != status.pod_uid or pod.deleting:
-        text = f"pod {status.pod_name} was deleted before it was restored"
+        text = (
+            f"pod {status.pod_name} was deleted before it was restored; "
+            "remedy: create a new Restore"
+        )
         return (stamp.failed(Reason.POD_NOT_FOUND, text), *_release(view))
     if pod.phase in ("Succeeded", "Failed"):
-        text = f"pod {pod.name} ended ({pod.phase}) before it was restored"
+        text = (
+            f"pod {pod.name} ended ({pod.phase}) before it was restored; "
+            f"remedy: see why (kubectl describe pod {pod.name}), then create a new Restore"
+        )
         return (stamp.failed(Reason.POD_FAILED, text), *_release(view))
     if late := _late(view, pod):
         return late
@@ -203,7 +211,10 @@ def _late(view: RestoreView, pod: PodView) -> Actions:
         node = view.node(pod.node_name)
         lost = node is None or (not node.ready and age_s(node.since, view.now) > NODE_LOST_AFTER_S)
         if lost:
-            text = f"node {pod.node_name} was lost before the restore ended"
+            text = (
+                f"node {pod.node_name} was lost before the restore ended; "
+                "remedy: create a new Restore"
+            )
             return (view.stamp.failed(Reason.NODE_LOST, text), remove, *_release(view))
     created = find(status.conditions, ConditionType.POD_CREATED)
     worked_s = age_s(created.last_transition_time if created else None, view.now)

@@ -28,5 +28,5 @@ def decide(view: StoreView) -> Actions:
     if metadata.name in view.mounts:
         text = f"agents mount it at {view.mounts[metadata.name]}"
         return (stamp.status(stamp.true(ConditionType.READY, Reason.MOUNTED, text)),)
-    text = "agents do not mount it; install the chart with a store of this name"
+    text = "agents do not mount it; remedy: install the chart with a store of this name"
     return (stamp.status(stamp.false(ConditionType.READY, Reason.NOT_MOUNTED, text)),)
