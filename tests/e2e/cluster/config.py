@@ -65,6 +65,7 @@ def kubelet() -> str:
             "cgroupDriver": "cgroupfs",
             "failCgroupV1": False,
             "failSwapOn": False,
+            "staticPodPath": "/etc/kubernetes/manifests",
             "oomScoreAdj": 0,
             "enforceNodeAllocatable": [],
             # Absolute and low: the machine's disk and memory are not the cluster's alone.
