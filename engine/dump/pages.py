@@ -4,11 +4,14 @@
 Facts (PAGEMAP_SCAN, Linux 6.7, fs/proc/task_mmu.c):
 - A page of a private area is worth keeping when it is present or swapped and neither the
   shared zero page nor an unmodified page of a file.
-- Pages of shared memory may exist without this task having touched them: all pages of a
-  shared area are read; holes read as zeros and are left out again.
+- Pages of shared memory may exist without this task having touched them. SEEK_DATA on the
+  mapping's own file (/proc/PID/map_files, CAP_CHECKPOINT_RESTORE) tells which there are.
+  Reading a hole through the mapping would make the page (mm/shmem.c, shmem_fault), so that is
+  done only where the file may not be opened.
 - The vDSO is kept whole: its code tells a restore whether the kernel is the same.
 """
 
+import errno
 import os
 from array import array
 from collections.abc import Sequence
@@ -23,20 +26,32 @@ from torpor.engine.memory.areas import PAGE, Area, Backing
 
 
 @dataclass(slots=True, kw_only=True)
-class Segment:
-    """What is written to one pagemap: (address in the task, bytes) runs, ``shift`` subtracted."""
+class Part:
+    """(address, bytes) runs of one task; ``shift`` is taken off an address in the image."""
 
-    name: str
     pid: int
     runs: "array[int]"
     shift: int = 0
     bytes_at: Slice | None = None
-    """Where its bytes are once they were taken."""
+    """Where the bytes are once they were taken."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all runs."""
         return sum(self.runs[1::2])
+
+
+@dataclass(slots=True, kw_only=True)
+class Segment:
+    """What goes into one pagemap, in the order of addresses in the image."""
+
+    name: str
+    parts: list[Part]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size_bytes for part in self.parts)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,32 +69,63 @@ class PagesTaken:
 def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
     """Scan and copy while the tasks are stopped."""
     taken = PagesTaken()
-    shared: dict[int, tuple[int, list[Area]]] = {}
+    shared: dict[int, list[tuple[int, Area]]] = {}
     for item in captured:
-        found = item.areas
-        runs = _private_runs(item.task.pid, found)
-        taken.segments.append(
-            Segment(name=f"pagemap-{item.capture.ns_pid}", pid=item.task.pid, runs=runs)
-        )
-        for area in found:
+        part = Part(pid=item.task.pid, runs=_private_runs(item.task.pid, item.areas))
+        taken.segments.append(Segment(name=f"pagemap-{item.capture.ns_pid}", parts=[part]))
+        for area in item.areas:
             if area.shared and area.backing is not Backing.FILE_SHARED:
-                _, known = shared.setdefault(area.shared_id, (item.task.pid, []))
-                if shared[area.shared_id][0] == item.task.pid:
-                    known.append(area)
-    for shared_id, (pid, known) in sorted(shared.items()):
-        for area in known[:1]:
-            runs = array("Q", [area.start, area.size_bytes])
-            taken.segments.append(
-                Segment(
-                    name=f"pagemap-shmem-{shared_id}",
-                    pid=pid,
-                    runs=runs,
-                    shift=area.start - area.offset,
-                )
-            )
+                shared.setdefault(area.shared_id, []).append((item.task.pid, area))
+    for shared_id, places in sorted(shared.items()):
+        taken.segments.append(
+            Segment(name=f"pagemap-shmem-{shared_id}", parts=_shared_parts(places))
+        )
     for segment in taken.segments:
-        segment.bytes_at = capture.read(segment.pid, segment.runs)
+        for part in segment.parts:
+            part.bytes_at = capture.read(part.pid, part.runs)
     return taken
+
+
+def _shared_parts(places: Sequence[tuple[int, Area]]) -> list[Part]:
+    """Every mapped piece of a segment once, whichever task has it."""
+    parts: list[Part] = []
+    covered = 0
+    for pid, area in sorted(places, key=lambda place: (place[1].offset, -place[1].size_bytes)):
+        first = max(area.offset, covered)
+        end = area.offset + area.size_bytes
+        if first < end:
+            shift = area.start - area.offset
+            parts.append(Part(pid=pid, runs=_data_runs(pid, area, first, end), shift=shift))
+            covered = end
+    return parts
+
+
+def _data_runs(pid: int, area: Area, at: int, end: int) -> "array[int]":
+    """(address, bytes) of the pages that exist between two offsets of a shared area."""
+    runs = array("Q")
+    whole = array("Q", [area.start + at - area.offset, end - at])
+    path = f"/proc/{pid}/map_files/{area.start:x}-{area.end:x}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return whole
+    try:
+        while at < end:
+            try:
+                first = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    return whole
+                break
+            if first >= end:
+                break
+            at = min(os.lseek(fd, first, os.SEEK_HOLE), end)
+            first -= first % PAGE
+            at += -at % PAGE
+            runs.extend((area.start + first - area.offset, at - first))
+    finally:
+        os.close(fd)
+    return runs
 
 
 def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
@@ -105,21 +151,24 @@ def write(taken: PagesTaken, images: NewImageDirectory) -> int:
     """Write pagemaps and pages files; bytes written."""
     written = 0
     for number, segment in enumerate(taken.segments, 1):
-        runs = _page_runs(segment)
-        write_pagemap(images, segment.name, number, runs)
+        write_pagemap(images, segment.name, number, _page_runs(segment))
         fd = images.create_file(f"pages-{number}")
+        offset = 0
         try:
-            part = segment.bytes_at
-            if part is not None and part.size_bytes:
-                part.buffer.write_file(fd, part.start, part.size_bytes, 0)
+            for part in segment.parts:
+                place = part.bytes_at
+                if place is not None and place.size_bytes:
+                    place.buffer.write_file(fd, place.start, place.size_bytes, offset)
+                    offset += place.size_bytes
         finally:
             os.close(fd)
-        written += segment.size_bytes
+        written += offset
     return written
 
 
 def _page_runs(segment: Segment) -> list[PageRun]:
     return [
-        PageRun(vaddr=segment.runs[i] - segment.shift, page_count=segment.runs[i + 1] // PAGE)
-        for i in range(0, len(segment.runs), 2)
+        PageRun(vaddr=part.runs[i] - part.shift, page_count=part.runs[i + 1] // PAGE)
+        for part in segment.parts
+        for i in range(0, len(part.runs), 2)
     ]

@@ -52,7 +52,7 @@ class Contents:
     images: ImageDirectory
     tasks: dict[int, TaskPages] = field(default_factory=dict)
     shared: dict[int, TaskPages] = field(default_factory=dict)
-    filled_shared: set[int] = field(default_factory=set)
+    filled_shared: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     bytes_filled: int = 0
 
     def of(self, pid: int) -> TaskPages:
@@ -99,17 +99,27 @@ class Contents:
         for area in wanted:
             if not area.shared or area.backing is Backing.FILE_SHARED:
                 continue
-            if area.shared_id in self.filled_shared:
-                continue
-            self.filled_shared.add(area.shared_id)
-            segment = self.of_shared(area.shared_id)
-            runs = []
+            self._fill_shared(tid, area)
+
+    def _fill_shared(self, tid: int, area: Area) -> None:
+        """What of a segment no task has filled yet, as far as this area shows it."""
+        segment = self.of_shared(area.shared_id)
+        filled = self.filled_shared.setdefault(area.shared_id, [])
+        shown = (area.offset, area.offset + area.size_bytes)
+        runs = []
+        for first, end in subtract([shown], sorted(filled)):
             for run in segment.runs:
-                start = area.start + run.run.vaddr - area.offset
-                if run.offset is not None and area.start <= start < area.end:
-                    size = min(run.run.size_bytes, area.end - start)
-                    runs.append((start, size, run.offset))
-            self._write(tid, runs, segment.fd)
+                low, high = max(run.run.vaddr, first), min(run.run.end, end)
+                if run.offset is not None and low < high:
+                    runs.append(
+                        (
+                            area.start + low - area.offset,
+                            high - low,
+                            run.offset + low - run.run.vaddr,
+                        )
+                    )
+        filled.append(shown)
+        self._write(tid, runs, segment.fd)
 
     def fill_forked(
         self,
