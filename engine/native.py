@@ -12,7 +12,9 @@ import signal
 import struct
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torpor.engine._native import ffi, lib  # noqa: TID251 - this is the one
 from torpor.engine.errors import Denied, Error, KernelError, Timeout, Vanished
@@ -312,6 +314,59 @@ def remote_calls(
     )
     _check(result, "an injected system call", tid)
     return list(results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Borrowing:
+    """A stopped task, its net and its calls, for `borrow_all`; see `kernel.remote`."""
+
+    tid: int
+    region: Address
+    """Where ``content`` is written, and what was there is put back."""
+    content: bytes
+    armed: Regs
+    base: Regs
+    original: Regs
+    mask: int
+    calls: Sequence[Sequence[int]]
+    answer_at: Address
+    answer_size: int
+
+
+def borrow_all(
+    tasks: Sequence[Borrowing], timeout_s: float = DEFAULT_TIMEOUT_S
+) -> list[tuple[list[int], bytes]]:
+    """Run each task's calls, all tasks side by side: (results, bytes at ``answer_at``).
+
+    All of them stand as before at the end, whatever failed; then the first error is raised.
+    """
+    rows = ffi.new("struct seam_borrow[]", len(tasks))
+    keep = [_fill_row(row, task) for row, task in zip(rows, tasks, strict=True)]
+    lib.seam_borrow_all(rows, len(tasks), _ns(timeout_s))
+    for row in rows:
+        _check(row.error, "an injected system call", row.tid)
+    return [
+        (ffi.unpack(row.results, row.call_count), ffi.buffer(row.answer, row.answer_size)[:])
+        for row, _ in zip(rows, keep, strict=True)
+    ]
+
+
+def _fill_row(row: Any, task: Borrowing) -> list[Any]:  # noqa: ANN401
+    """Fill a struct seam_borrow; what is returned has to live as long as it."""
+    words = array("Q", [value & (1 << 64) - 1 for call in task.calls for value in call])
+    size = len(task.content)
+    row.tid, row.region, row.size, row.mask = task.tid, task.region, size, task.mask
+    row.net = content = ffi.from_buffer(task.content)
+    row.saved = saved = ffi.new("char[]", size)
+    row.armed = armed = ffi.from_buffer("uint64_t[]", task.armed.pack())
+    row.base = base = ffi.from_buffer("uint64_t[]", task.base.pack())
+    row.original = original = ffi.from_buffer("uint64_t[]", task.original.pack())
+    row.calls = calls = ffi.from_buffer("uint64_t[]", words)
+    row.call_count = len(task.calls)
+    row.results = results = ffi.new("int64_t[]", max(len(task.calls), 1))
+    row.answer_at, row.answer_size = task.answer_at, task.answer_size
+    row.answer = answer = ffi.new("char[]", max(task.answer_size, 1))
+    return [content, saved, armed, base, original, calls, results, answer]
 
 
 # ---- questions about another task

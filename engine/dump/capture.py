@@ -9,14 +9,16 @@ needed to go on: captures are turned into images after the thaw.
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture, innermost
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Denied, Error, Refused
-from torpor.engine.kernel import proc, ptrace
-from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status, parse_timers
+from torpor.engine.kernel import borrow, proc
+from torpor.engine.kernel.borrow import Answer, Call, Question
+from torpor.engine.kernel.proc import Status, Vma, parse_smaps, parse_status, parse_timers
 from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
@@ -39,7 +41,10 @@ PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 40, 2, 37
 PRCTL_VALUES = {"dumpable": 3, "keepcaps": 7, "securebits": 27, "thp_disable": 42}
 PR_GET_TIMERSLACK = 30
 ACTION_BYTES, ITIMER_BYTES, ALTSTACK_BYTES, SIGSET_BYTES = 32, 32, 24, 8
-IOPRIO_WHO_PROCESS = 1
+# where calls put their answers in the buffer
+TID_ADDRESS_AT, PDEATHSIG_AT, SUBREAPER_AT, THREAD_BYTES = 32, 40, 44, 48
+ITIMERS_AT = 48
+ACTIONS_AT = ITIMERS_AT + 3 * ITIMER_BYTES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,46 +60,143 @@ class Captured:
     """System V segment id → struct shmid64_ds."""
 
 
-def capture_task(task: StoppedTask, may_read_filters: bool) -> Captured:
-    """Capture one stopped task."""
-    texts = {name: _read(task.pid, name) for name in TEXTS}
-    if not task.tids:
-        return _capture_zombie(task, texts)
+@dataclass(slots=True, kw_only=True)
+class _Begun:
+    """A task of which the texts were read and the areas parsed."""
+
+    task: StoppedTask
+    texts: dict[str, str]
+    vmas: Sequence[Vma]
+    areas: Sequence[Area]
+    refused: Sequence[Refused]
+    space: AddressSpace
+    status: Status
+    signals: Sequence[int]
+    """Those with an action that is not the default one."""
+
+
+def capture_tasks(tasks: Sequence[StoppedTask], may_read_filters: bool) -> list[Captured]:
+    """Capture stopped tasks; the threads of all of them answer side by side."""
+    zombies, begun = {}, []
+    for task in tasks:
+        texts = {name: _read(task.pid, name) for name in TEXTS}
+        if task.tids:
+            begun.append(_begin(task, texts))
+        else:
+            zombies[task.pid] = _capture_zombie(task, texts)
+    answers = borrow.ask([(one.space, _questions(one)) for one in begun])
+    found = {
+        one.task.pid: _finish(one, answered, may_read_filters)
+        for one, answered in zip(begun, answers, strict=True)
+    }
+    return [zombies.get(task.pid) or found[task.pid] for task in tasks]
+
+
+def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
     vmas = parse_smaps(texts["smaps"])
     found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
-    space = AddressSpace.find(task.pid, vmas)
-    threads = [_capture_thread(task.pid, tid, space) for tid in task.tids]
     status = parse_status(texts["status"])
-    with Remote.safe(task.pid, space) as remote:
-        auxv = _auxv(task.pid, remote)
-        actions = _actions(remote, status.sig_cgt | status.sig_ign)
-        itimers = _itimers(remote)
-        posix = _posix_timers(remote, [t.timer_id for t in parse_timers(texts["timers"])])
-        values = {
-            name: remote.try_call("prctl", number, 0, 0, 0, 0)
-            for name, number in PRCTL_VALUES.items()
-        }
-        values["subreaper"] = _word(remote, PR_GET_CHILD_SUBREAPER)
-        brk = remote.call("brk", 0)
-        segments = _segments(remote, vmas)
-    capture = TaskCapture(
-        pid=task.pid,
-        ns_pid=status.ns_pid[-1],
+    changed = status.sig_cgt | status.sig_ign
+    return _Begun(
+        task=task,
         texts=texts,
-        links=_links(task.pid),
-        threads=tuple(threads),
-        shared_pending=tuple(native.pending_signals(task.pid, True)),
-        sigactions=actions,
-        itimers=itimers,
+        vmas=vmas,
+        areas=found,
+        refused=refused,
+        space=AddressSpace.find(task.pid, vmas),
+        status=status,
+        signals=[s for s in range(1, 65) if changed >> (s - 1) & 1],
+    )
+
+
+def _questions(one: _Begun) -> list[Question]:
+    leader = Question(
+        tid=one.task.pid,
+        calls=lambda at: [*_thread_calls(at), *_leader_calls(at, one.signals)],
+        answer_bytes=ACTIONS_AT + ACTION_BYTES * len(one.signals),
+    )
+    others = [
+        Question(tid=tid, calls=_thread_calls, answer_bytes=THREAD_BYTES)
+        for tid in one.task.tids[1:]
+    ]
+    return [leader, *others]
+
+
+def _thread_calls(at: int) -> list[Call]:
+    return [
+        ("sigaltstack", (0, at)),
+        ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
+        ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
+        ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
+    ]
+
+
+def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
+    return [
+        ("brk", (0,)),
+        ("prctl", (PR_GET_CHILD_SUBREAPER, at + SUBREAPER_AT, 0, 0, 0)),
+        *(("prctl", (number, 0, 0, 0, 0)) for number in PRCTL_VALUES.values()),
+        *(("getitimer", (which, at + ITIMERS_AT + ITIMER_BYTES * which)) for which in range(3)),
+        *(
+            ("rt_sigaction", (signal, 0, at + ACTIONS_AT + ACTION_BYTES * i, SIGSET_BYTES))
+            for i, signal in enumerate(signals)
+        ),
+    ]
+
+
+def _finish(one: _Begun, answers: Sequence[Answer], may_read_filters: bool) -> Captured:
+    pid, leader = one.task.pid, answers[0]
+    brk, _, *prctl = leader.results[len(_thread_calls(0)) :]
+    values = dict(zip(PRCTL_VALUES, prctl, strict=False))
+    (values["subreaper"],) = struct.unpack_from("<i", leader.buffer, SUBREAPER_AT)
+    timers = [t.timer_id for t in parse_timers(one.texts["timers"])]
+    auxv, posix, segments = _seldom(one, timers)
+    capture = TaskCapture(
+        pid=pid,
+        ns_pid=one.status.ns_pid[-1],
+        texts=one.texts,
+        links=_links(pid),
+        threads=tuple(_thread(pid, answer) for answer in answers),
+        shared_pending=tuple(native.pending_signals(pid, True)),
+        sigactions=dict(
+            zip(one.signals, _pieces(leader.buffer, ACTIONS_AT, ACTION_BYTES), strict=True)
+        ),
+        itimers=tuple(_pieces(leader.buffer[:ACTIONS_AT], ITIMERS_AT, ITIMER_BYTES)),
         posix_timers=posix,
         auxv=auxv,
         brk=brk,
         prctl=values,
-        seccomp=_filters(task.pid, status.seccomp, may_read_filters),
+        seccomp=_filters(pid, one.status.seccomp, may_read_filters),
     )
     return Captured(
-        task=task, capture=capture, vmas=vmas, areas=found, refused=refused, segments=segments
+        task=one.task,
+        capture=capture,
+        vmas=one.vmas,
+        areas=one.areas,
+        refused=one.refused,
+        segments=segments,
     )
+
+
+def _pieces(raw: bytes, start: int, size: int) -> list[bytes]:
+    return [raw[at : at + size] for at in range(start, len(raw), size)]
+
+
+def _seldom(
+    one: _Begun, timers: Sequence[int]
+) -> tuple[bytes, tuple[PosixTimerCapture, ...], dict[int, bytes]]:
+    """What only some tasks have: auxv that may not be read, POSIX timers, System V segments."""
+    pid = one.task.pid
+    auxv: bytes | None = None
+    with suppress(Denied):
+        auxv = proc.read_bytes(pid, "auxv")
+    if auxv is not None and not timers and not any(v.name.startswith("/SYSV") for v in one.vmas):
+        return auxv, (), {}
+    with Remote.safe(pid, one.space) as remote:
+        if auxv is None:
+            size = remote.call("prctl", PR_GET_AUXV, remote.buffer, 1024, 0, 0)
+            auxv = remote.read(remote.buffer, size)
+        return auxv, _posix_timers(remote, timers), _segments(remote, one.vmas)
 
 
 def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:
@@ -120,83 +222,36 @@ def _links(pid: int) -> dict[str, str]:
     return {name: proc.read_link(pid, name) for name in ("exe", "cwd", "root")}
 
 
-def _capture_thread(pid: int, tid: int, space: AddressSpace) -> ThreadCapture:
-    status = proc.read_text(pid, f"task/{tid}/status")
-    comm = proc.read_bytes(pid, f"task/{tid}/comm").rstrip(b"\n")
-    xstate = native.get_xstate(tid)
-    sigmask = native.get_sigmask(tid)
-    with Remote.safe(tid, space) as remote:
-        at = remote.buffer
-        results = remote.calls(
-            [
-                ("sigaltstack", (0, at)),
-                ("prctl", (PR_GET_TID_ADDRESS, at + 32, 0, 0, 0)),
-                ("prctl", (PR_GET_PDEATHSIG, at + 40, 0, 0, 0)),
-                ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
-            ]
-        )
-        raw = remote.read(at, 48)
-        regs = ptrace.restart_registers(tid, remote.original)
-    tid_address, pdeathsig = struct.unpack_from("<Qi", raw, 32)
+def _thread(pid: int, answer: Answer) -> ThreadCapture:
+    facts, raw = answer.facts, answer.buffer
+    tid = facts.tid
+    param = os.sched_getparam(tid)
+    tid_address, pdeathsig = struct.unpack_from("<Qi", raw, TID_ADDRESS_AT)
     return ThreadCapture(
         tid=tid,
-        comm=comm,
-        status=status,
-        regs=regs.pack(),
-        xstate=xstate,
-        sigmask=sigmask,
+        comm=proc.read_bytes(pid, f"task/{tid}/comm").rstrip(b"\n"),
+        status=proc.read_text(pid, f"task/{tid}/status"),
+        regs=facts.restart.pack(),
+        xstate=facts.xstate,
+        sigmask=facts.mask,
         pending=tuple(native.pending_signals(tid, False)),
-        rseq=native.rseq_config(tid),
+        rseq=facts.rseq,
         robust=native.robust_list(tid),
         altstack=raw[:ALTSTACK_BYTES],
-        tid_address=tid_address if results[1] >= 0 else 0,
+        tid_address=tid_address if answer.results[1] >= 0 else 0,
         pdeathsig=pdeathsig,
         policy=os.sched_getscheduler(tid),
-        priority=os.sched_getparam(tid).sched_priority,
+        priority=param.sched_priority,
         nice=os.getpriority(os.PRIO_PROCESS, tid),
         affinity=_affinity(tid),
         ioprio=native.ioprio_get(tid),
-        timerslack_ns=max(results[3], 0),
+        timerslack_ns=max(answer.results[3], 0),
     )
 
 
 def _affinity(tid: int) -> bytes:
     mask = sum(1 << cpu for cpu in os.sched_getaffinity(tid))
     return mask.to_bytes((mask.bit_length() + 63) // 64 * 8, "little")
-
-
-def _auxv(pid: int, remote: Remote) -> bytes:
-    try:
-        return proc.read_bytes(pid, "auxv")
-    except Denied:
-        size = remote.call("prctl", PR_GET_AUXV, remote.buffer, 1024, 0, 0)
-        return remote.read(remote.buffer, size)
-
-
-def _actions(remote: Remote, changed: int) -> dict[int, bytes]:
-    """Actions of the signals that are caught or ignored; 32 of them a batch."""
-    signals = [s for s in range(1, 65) if changed >> (s - 1) & 1]
-    found = {}
-    for start in range(0, len(signals), 32):
-        batch = signals[start : start + 32]
-        at = remote.buffer
-        remote.calls(
-            [
-                ("rt_sigaction", (s, 0, at + ACTION_BYTES * i, SIGSET_BYTES))
-                for i, s in enumerate(batch)
-            ]
-        )
-        raw = remote.read(at, ACTION_BYTES * len(batch))
-        for i, s in enumerate(batch):
-            found[s] = raw[ACTION_BYTES * i : ACTION_BYTES * (i + 1)]
-    return found
-
-
-def _itimers(remote: Remote) -> tuple[bytes, ...]:
-    at = remote.buffer
-    remote.calls([("getitimer", (which, at + ITIMER_BYTES * which)) for which in range(3)])
-    raw = remote.read(at, ITIMER_BYTES * 3)
-    return tuple(raw[ITIMER_BYTES * i : ITIMER_BYTES * (i + 1)] for i in range(3))
 
 
 def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture, ...]:
@@ -216,12 +271,6 @@ def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture
             )
         )
     return tuple(found)
-
-
-def _word(remote: Remote, number: int) -> int:
-    remote.call("prctl", number, remote.buffer, 0, 0, 0)
-    (value,) = struct.unpack("<i", remote.read(remote.buffer, 4))
-    return int(value)
 
 
 def _segments(remote: Remote, vmas: Sequence[Vma]) -> dict[int, bytes]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torpor.engine.dump import pages
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
-from torpor.engine.dump.capture import Captured, capture_task
+from torpor.engine.dump.capture import Captured, capture_tasks
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.netns import NetnsSockets
 from torpor.engine.errors import Error, Findings, Refused, Timeout
@@ -213,7 +213,7 @@ def _take(
 ) -> None:
     """Everything of one stopped tree."""
     with phase("tasks"):
-        dump.captured = [capture_task(task, may_read) for task in stop.tasks]
+        dump.captured = capture_tasks(stop.tasks, may_read)
     alive = [c for c in dump.captured if not c.capture.zombie]
     groups = _file_tables(alive)
     with phase("descriptors"):

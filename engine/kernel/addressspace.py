@@ -118,6 +118,7 @@ class AddressSpace:
         start, end = self._current_stack()
         pointers = sorted(sp for sp in self._stack_pointers() if start <= sp < end)
         start = self._above_live_nets(start, pointers)
+        self._clear_dead_nets(start)
         pointers = [sp for sp in pointers if sp >= start]
         if pointers and pointers[0] - start < size + CLEARANCE:
             return Scratch(self._grow(size + CLEARANCE - (pointers[0] - start)), size)
@@ -142,15 +143,26 @@ class AddressSpace:
             at += size
         return free
 
+    def _clear_dead_nets(self, start: int) -> None:
+        """So that a net which is smaller than what lies there hides nothing of it.
+
+        The highest first: nets without the ones below them would not be known any more.
+        """
+        dead = []
+        while size := self._left_by_the_dead(start):
+            dead.append((start, size))
+            start += size
+        for at, size in reversed(dead):
+            native.write_memory(self.pid, at, bytes(size))
+
     def _left_by_the_dead(self, start: int) -> int:
         """Size of the scratch that an engine which died left here, or 0."""
         word, size = MARK.unpack(native.read_memory(self.pid, start, MARK_SIZE))
         return size if word == MARK_WORD and 0 < size <= LARGEST else 0
 
     def _unused(self, start: int, size: int) -> bool:
-        """Never written to, or only by an engine that died."""
-        skip = self._left_by_the_dead(start)
-        return not any(native.read_memory(self.pid, start, size)[skip:])
+        """Never written to, or cleared."""
+        return not any(native.read_memory(self.pid, start, size))
 
     def _current_stack(self) -> tuple[int, int]:
         """It may have grown since it was found."""

@@ -149,7 +149,7 @@ static int repeat_interrupted_call(int tid)
  * come first: any stop drops the pending interrupt (kernel/signal.c,
  * ptrace_stop), so it is asked for again and the signal goes on its way.
  */
-static int wait_event_stop(int tid, int64_t deadline_ns)
+int wait_event_stop(int tid, int64_t deadline_ns)
 {
 	for (;;) {
 		int status, result = wait_until(tid, deadline_ns, &status);
@@ -171,13 +171,19 @@ static int wait_event_stop(int tid, int64_t deadline_ns)
 	}
 }
 
-/* From any stop (stopped) or from running; a stopped task runs nothing on its way. */
-int seam_settle(int tid, int stopped, int64_t timeout_ns)
+/* A task at any stop goes to its event stop, without running an instruction. */
+int start_settling(int tid)
 {
 	int result = seam_interrupt(tid);
 
-	if (!result && stopped)
-		result = seam_resume(PTRACE_CONT, tid, 0);
+	return result < 0 ? result : seam_resume(PTRACE_CONT, tid, 0);
+}
+
+/* From any stop (stopped) or from running; a stopped task runs nothing on its way. */
+int seam_settle(int tid, int stopped, int64_t timeout_ns)
+{
+	int result = stopped ? start_settling(tid) : seam_interrupt(tid);
+
 	return result < 0 ? result : wait_event_stop(tid, monotonic_ns() + timeout_ns);
 }
 

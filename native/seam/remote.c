@@ -17,33 +17,51 @@
 #define SYSCALL_STOP (SIGTRAP | 0x80)
 
 /*
- * Resume to the next system call stop.  Other stops pass by: events of clone
+ * Wait for the system call stop that a task was resumed to.  Other stops pass by: events of clone
  * and exec, group stops.  SIGSTOP, which cannot be blocked, takes its course.
  * Any other signal means that the call's own surroundings are broken: -EFAULT.
  */
-static int to_syscall_stop(int tid, int64_t deadline_ns)
+int await_syscall_stop(int tid, int64_t deadline_ns)
 {
-	int signal = 0;
-
 	for (;;) {
-		int status, result = seam_resume(PTRACE_SYSCALL, tid, signal);
+		int signal = 0, status, result = wait_until(tid, deadline_ns, &status);
 
-		if (result < 0)
-			return result;
-		result = wait_until(tid, deadline_ns, &status);
 		if (result < 0)
 			return result == -ECHILD ? -ESRCH : result;
 		if (!WIFSTOPPED(status))
 			return -ESRCH;
 		if (WSTOPSIG(status) == SYSCALL_STOP)
 			return 0;
-		signal = 0;
 		if (status >> 16 == 0) {
 			if (WSTOPSIG(status) != SIGSTOP)
 				return -EFAULT;
 			signal = SIGSTOP;
 		}
+		result = seam_resume(PTRACE_SYSCALL, tid, signal);
+		if (result < 0)
+			return result;
 	}
+}
+
+static int to_syscall_stop(int tid, int64_t deadline_ns)
+{
+	int result = seam_resume(PTRACE_SYSCALL, tid, 0);
+
+	return result < 0 ? result : await_syscall_stop(tid, deadline_ns);
+}
+
+/* Set registers for a call: its seven words, the rest as in `regs`. */
+int load_call(int tid, struct user_regs_struct *regs, const uint64_t *call)
+{
+	regs->orig_rax = -1;
+	regs->rax = call[0];
+	regs->rdi = call[1];
+	regs->rsi = call[2];
+	regs->rdx = call[3];
+	regs->r10 = call[4];
+	regs->r8 = call[5];
+	regs->r9 = call[6];
+	return seam_set_regs(tid, (uint64_t *)regs, 27);
 }
 
 int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size_t count,
@@ -57,15 +75,7 @@ int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size
 		int result;
 
 		regs = *(const struct user_regs_struct *)base;
-		regs.orig_rax = -1;
-		regs.rax = calls[0];
-		regs.rdi = calls[1];
-		regs.rsi = calls[2];
-		regs.rdx = calls[3];
-		regs.r10 = calls[4];
-		regs.r8 = calls[5];
-		regs.r9 = calls[6];
-		result = seam_set_regs(tid, (uint64_t *)&regs, 27);
+		result = load_call(tid, &regs, calls);
 		if (!result)
 			result = to_syscall_stop(tid, deadline_ns);
 		if (!result)

@@ -30,6 +30,13 @@ static inline int64_t monotonic_ns(void)
 
 /* ptrace.c; the deadline is of CLOCK_MONOTONIC */
 int wait_until(int tid, int64_t deadline_ns, int *status);
+int wait_event_stop(int tid, int64_t deadline_ns);
+int start_settling(int tid);
+
+/* remote.c */
+struct user_regs_struct;
+int await_syscall_stop(int tid, int64_t deadline_ns);
+int load_call(int tid, struct user_regs_struct *regs, const uint64_t *call);
 
 /* memory.c: calls run(job, i) for i in 0..threads-1, each in a thread of its own. */
 int run_threads(unsigned int threads, void (*run)(void *job, unsigned int index), void *job);

@@ -17,7 +17,8 @@ import pytest
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, KernelError, Refused
-from torpor.engine.kernel import proc, ptrace
+from torpor.engine.kernel import borrow, proc, ptrace
+from torpor.engine.kernel.borrow import Question
 from torpor.engine.kernel.remote import AddressSpace, Remote
 
 pytestmark = [pytest.mark.root, pytest.mark.functional]
@@ -117,6 +118,26 @@ def inject(pid, tid, space):
         assert remote.calls([("getuid", ()), ("getppid", ())])[1] == os.getpid()
 
 
+def questions(tids):
+    """What `kernel.borrow` is asked: numbers, and something that is written to the buffer."""
+    return [
+        Question(
+            tid=tid,
+            calls=lambda at: [("gettid", ()), ("clock_gettime", (1, at)), ("close", (12345,))],
+            answer_bytes=16 + 64 * i,
+        )
+        for i, tid in enumerate(tids)
+    ]
+
+
+def ask_all(tids, space):
+    (answers,) = borrow.ask([(space, questions(tids))])
+    for tid, answer in zip(tids, answers, strict=True):
+        assert answer.results == [tid, 0, -9]
+        seconds, nanoseconds = struct.unpack_from("<2Q", answer.buffer)
+        assert abs(seconds + nanoseconds / 1e9 - time.monotonic()) < 5
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_hundred_injections(program, tmp_path, mode):
     with running([program, mode], tmp_path) as target:
@@ -135,8 +156,10 @@ def inject_once(target, space):
     with stopped(target.pid) as tids:
         space.forget_scratch()
         before = {tid: (native.get_regs(tid), native.get_xstate(tid)) for tid in tids}
+        ask_all(tids, space)
         for tid in tids:
-            inject(target.pid, tid, space)
+            if tid == tids[0]:
+                inject(target.pid, tid, space)
             regs, xstate = before[tid]
             assert without_bitmap(native.get_xstate(tid)) == without_bitmap(xstate)
             if regs.result != -4:
@@ -156,9 +179,11 @@ def attack(pid):
     while True:
         tids = ptrace.stop_process(pid)
         space.forget_scratch()
+        for _ in range(2):
+            ask_all(tids, space)
         for tid in tids:
             with Remote.safe(tid, space) as remote:
-                for _ in range(5):
+                for _ in range(3):
                     remote.calls([("getpid", ()), ("clock_gettime", (1, remote.buffer))])
         ptrace.release_all(tids)
 

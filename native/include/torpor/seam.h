@@ -43,6 +43,27 @@ int seam_seccomp_flags(int tid, unsigned int index, uint64_t *flags);
 int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size_t count,
 		      int64_t timeout_ns, int64_t *results);
 
+/* borrow.c: the same for many tasks at once, with their nets (engine/kernel/remote.py).
+ * The tasks' regions do not overlap.  Each task's error is its own. */
+struct seam_borrow {
+	int tid;
+	int error; /* out */
+	int spread; /* out: the task was touched */
+	uint64_t region; /* where the net lies in the task */
+	size_t size;
+	const char *net;
+	char *saved; /* room for what was there */
+	const uint64_t *armed, *base, *original; /* 27 words each */
+	uint64_t mask;
+	const uint64_t *calls; /* 7 words each */
+	size_t call_count;
+	int64_t *results;
+	uint64_t answer_at; /* memory of the task that is read after the calls */
+	size_t answer_size;
+	char *answer;
+};
+int seam_borrow_all(struct seam_borrow *tasks, size_t count, int64_t timeout_ns);
+
 /* task.c: what is asked about another task without stopping it. */
 int seam_robust_list(int tid, uint64_t *head, uint64_t *length);
 int seam_ioprio(int tid);

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Many stopped tasks borrowed at once: each step of engine/kernel/remote.py is
+ * done for all of them before the next, so that one is waited for while the
+ * others run.  For each task alone the order of the steps is the same.
+ */
+#include "seam_internal.h"
+
+#include <linux/ptrace.h>
+#include <signal.h>
+#include <sys/user.h>
+
+#define ALL_SIGNALS (~0ull)
+
+static int spread(struct seam_borrow *task)
+{
+	int64_t result = seam_read_memory(task->tid, task->region, task->saved, task->size);
+
+	if (result < 0)
+		return (int)result;
+	/* from here on there is something to put back */
+	task->spread = 1;
+	result = seam_write_memory(task->tid, task->region, task->net, task->size);
+	if (result < 0)
+		return (int)result;
+	result = seam_set_regs(task->tid, task->armed, 27);
+	return result < 0 ? (int)result : seam_set_sigmask(task->tid, ALL_SIGNALS);
+}
+
+static int start_call(struct seam_borrow *task, size_t index)
+{
+	struct user_regs_struct regs = *(const struct user_regs_struct *)task->base;
+	int result = load_call(task->tid, &regs, task->calls + 7 * index);
+
+	return result < 0 ? result : seam_resume(PTRACE_SYSCALL, task->tid, 0);
+}
+
+static int end_call(struct seam_borrow *task, size_t index, int64_t deadline_ns)
+{
+	struct user_regs_struct regs;
+	int result = await_syscall_stop(task->tid, deadline_ns);
+
+	if (!result)
+		result = seam_get_regs(task->tid, (uint64_t *)&regs, 27);
+	if (!result)
+		task->results[index] = (int64_t)regs.rax;
+	return result;
+}
+
+static void call_all(struct seam_borrow *tasks, size_t count, size_t index, int64_t deadline_ns)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		if (!tasks[i].error && index < tasks[i].call_count)
+			tasks[i].error = start_call(tasks + i, index);
+	for (i = 0; i < count; i++) {
+		struct seam_borrow *task = tasks + i;
+
+		if (task->error || index >= task->call_count)
+			continue;
+		task->error = await_syscall_stop(task->tid, deadline_ns);
+		if (!task->error)
+			task->error = seam_resume(PTRACE_SYSCALL, task->tid, 0);
+	}
+	for (i = 0; i < count; i++)
+		if (!tasks[i].error && index < tasks[i].call_count)
+			tasks[i].error = end_call(tasks + i, index, deadline_ns);
+}
+
+static void keep(struct seam_borrow *task, int64_t result)
+{
+	if (result < 0 && !task->error)
+		task->error = (int)result;
+}
+
+/* Steps 5 to 8, whatever went wrong before. */
+static void put_back_all(struct seam_borrow *tasks, size_t count, int64_t deadline_ns)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		if (tasks[i].spread)
+			keep(tasks + i, start_settling(tasks[i].tid));
+	for (i = 0; i < count; i++) {
+		struct seam_borrow *task = tasks + i;
+
+		if (!task->spread)
+			continue;
+		keep(task, wait_event_stop(task->tid, deadline_ns));
+		keep(task, seam_set_sigmask(task->tid, task->mask));
+		keep(task, seam_set_regs(task->tid, task->original, 27));
+	}
+	/* the highest first: nets without the ones below are not known to who comes later */
+	for (i = count; i-- > 0;)
+		if (tasks[i].spread)
+			keep(tasks + i, seam_write_memory(tasks[i].tid, tasks[i].region,
+							  tasks[i].saved, tasks[i].size));
+}
+
+int seam_borrow_all(struct seam_borrow *tasks, size_t count, int64_t timeout_ns)
+{
+	int64_t deadline_ns = monotonic_ns() + timeout_ns;
+	size_t i, most = 0;
+
+	for (i = 0; i < count; i++) {
+		tasks[i].spread = 0;
+		tasks[i].error = spread(tasks + i);
+		if (tasks[i].call_count > most)
+			most = tasks[i].call_count;
+	}
+	for (i = 0; i < most; i++)
+		call_all(tasks, count, i, deadline_ns);
+	for (i = 0; i < count; i++)
+		if (!tasks[i].error && tasks[i].answer_size)
+			keep(tasks + i, seam_read_memory(tasks[i].tid, tasks[i].answer_at,
+							 tasks[i].answer, tasks[i].answer_size));
+	put_back_all(tasks, count, monotonic_ns() + timeout_ns);
+	return 0;
+}
