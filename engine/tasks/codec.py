@@ -8,16 +8,19 @@ area, affinity, timer slack, io priority) is kept in torpor.json.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import index
+from struct import error
 from typing import Any
 
 from torpor.engine.errors import BadImage
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink, ImageSource
 from torpor.engine.memory import areas
-from torpor.engine.memory.areas import Area, Backing, MemfdInode
-from torpor.engine.tasks import creds, registers, signals, timers
+from torpor.engine.memory.areas import Backing, MemfdInode
+from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.model import DEAD, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.registers import Component
@@ -262,12 +265,28 @@ def decode_tree(
             )
         known.add(entry.pid)
         reader = _TaskReader(images, entry, path_of, memfds, filters, components, template)
-        tasks.append(reader.task())
+        with _readable(f"core-{entry.pid}.img"):
+            tasks.append(reader.task())
         if reader.files_id is not None:
             tables[entry.pid] = reader.files_id
     if not tasks:
         raise BadImage("there are no tasks", subject="pstree.img")
+    checks.check_tasks(tasks)
     return Tree(tasks=tuple(_share_tables(tasks, tables))), tables
+
+
+@contextmanager
+def _readable(subject: str) -> Iterator[None]:
+    """What a message says must fit into the kernel's structures."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, error) as cause:
+        raise BadImage(
+            "holds values that no task can have",
+            subject=subject,
+            cause=str(cause),
+            remedy=checks.REMEDY,
+        ) from cause
 
 
 def _share_tables(tasks: Sequence[TaskImage], tables: Mapping[int, int]) -> list[TaskImage]:
@@ -422,8 +441,8 @@ class _TaskReader:
                 priority=entry.sched_prio,
                 nice=entry.sched_nice,
                 affinity=bytes.fromhex(own["affinity"]) if own.get("affinity") else None,
-                ioprio=own.get("ioprio", 0),
-                timerslack_ns=own.get("timerslack_ns", 0),
+                ioprio=index(own.get("ioprio", 0)),
+                timerslack_ns=index(own.get("timerslack_ns", 0)),
             ),
             creds=creds.decode(entry.creds),
             seccomp=tuple(self.chain(entry)),
@@ -432,11 +451,11 @@ class _TaskReader:
     def chain(self, entry: Any) -> list[Filter]:  # noqa: ANN401
         if entry.seccomp_mode != pb.filter:
             return []
-        chain, index, steps = [], entry.seccomp_filter, 0
-        while index is not None:
-            if not 0 <= index < len(self.filters) or steps > len(self.filters):
+        chain, at, steps = [], entry.seccomp_filter, 0
+        while at is not None:
+            if not 0 <= at < len(self.filters) or steps > len(self.filters):
                 raise BadImage("a chain of filters leads nowhere", subject="seccomp.img")
-            one, index = self.filters[index]
+            one, at = self.filters[at]
             chain.append(one)
             steps += 1
         return chain
@@ -444,7 +463,6 @@ class _TaskReader:
     def memory(self) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")
         found = [areas.decode(vma, self.path_of, self.memfds) for vma in entry.vmas]
-        _check_areas(found, f"mm-{self.entry.pid}.img")
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
         return Memory(
             **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},
@@ -454,21 +472,3 @@ class _TaskReader:
             dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
             thp_disabled=entry.thp_disabled,
         )
-
-
-def _check_areas(found: Sequence[Area], subject: str) -> None:
-    end = 0
-    for area in found:
-        if area.backing is Backing.VSYSCALL:
-            continue
-        bad = area.start < end or area.end <= area.start or area.start % areas.PAGE
-        if bad or area.end % areas.PAGE or area.end > areas.TASK_SIZE:
-            raise BadImage(
-                "areas overlap or lie outside of what a task can have",
-                subject=f"{subject}, {area.subject}",
-            )
-        if area.backing in (Backing.FILE, Backing.FILE_SHARED) and not area.path:
-            raise BadImage(
-                "an area names a file that is not there", subject=f"{subject}, {area.start:x}"
-            )
-        end = area.end

@@ -23,7 +23,9 @@ GP_FIELDS = (
     "di", "orig_ax", "ip", "cs", "flags", "sp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
 )  # fmt: skip
 GP = struct.Struct("<27Q")
-LEGACY_BYTES = 512
+LEGACY = 3
+"""x87 and SSE, which every processor has."""
+ST_WORDS, XMM_WORDS = 32, 64
 XCR0_OFFSET = 464
 XSTATE_BV_OFFSET = 512
 AREA_HEADER_END = 576
@@ -105,26 +107,45 @@ def decode(
             remedy="move it to an engine that supports compat tasks",
         )
     general = GP.pack(*(getattr(thread_info.gpregs, name) for name in GP_FIELDS))
+    known = sum(1 << part.number for part in components) | LEGACY
     if raw_xstate is not None and len(raw_xstate) == len(template):
+        (present,) = struct.unpack_from("<Q", raw_xstate, XSTATE_BV_OFFSET)
+        _require_known(present, known, subject)
         return Registers(general=general, xstate=raw_xstate)
-    fp, area = thread_info.fpregs, bytearray(template)
+    fp = thread_info.fpregs
+    present = fp.xsave.xstate_bv if fp.HasField("xsave") else LEGACY
+    _require_known(present, known, subject)
+    _require_known(present, sum(1 << n for n in COMPONENTS) | LEGACY, subject)
+    if len(fp.st_space) != ST_WORDS or len(fp.xmm_space) != XMM_WORDS:
+        raise BadImage("the floating point registers are not whole", subject=subject)
+    area = bytearray(template)
     struct.pack_into("<4H", area, 0, fp.cwd, fp.swd, fp.twd, fp.fop)
     struct.pack_into("<QQI", area, 8, fp.rip, fp.rdp, fp.mxcsr)
-    struct.pack_into("<32I", area, 32, *fp.st_space)
-    struct.pack_into("<64I", area, 160, *fp.xmm_space)
-    present = fp.xsave.xstate_bv if fp.HasField("xsave") else 3
-    by_number = {part.number: part for part in components}
-    for number, (name, letter) in COMPONENTS.items():
-        values = getattr(fp.xsave, name)
-        if not present >> number & 1:
-            continue
-        if number not in by_number:
-            raise BadImage(
-                f"the image holds processor state {name} which this processor lacks",
-                subject=subject,
-                remedy="restore on a processor with that feature",
-            )
-        struct.pack_into(f"<{len(values)}{letter}", area, by_number[number].offset, *values)
-    known = sum(1 << n for n in by_number) | 3
-    struct.pack_into("<Q", area, XSTATE_BV_OFFSET, present & known | 3)
+    struct.pack_into(f"<{ST_WORDS}I", area, 32, *fp.st_space)
+    struct.pack_into(f"<{XMM_WORDS}I", area, 160, *fp.xmm_space)
+    for part in components:
+        if part.number in COMPONENTS and present >> part.number & 1:
+            _put_component(area, part, fp.xsave, subject)
+    struct.pack_into("<Q", area, XSTATE_BV_OFFSET, present | LEGACY)
     return Registers(general=general, xstate=bytes(area))
+
+
+def _require_known(present: int, known: int, subject: str) -> None:
+    unknown = present & ~known
+    if unknown:
+        number = unknown.bit_length() - 1
+        name = COMPONENTS.get(number, (f"component {number}", ""))[0]
+        raise BadImage(
+            f"the image holds processor state {name} which this processor lacks",
+            subject=subject,
+            remedy="restore on a processor with that feature, as the old one had it",
+        )
+
+
+def _put_component(area: bytearray, part: Component, xsave: Any, subject: str) -> None:  # noqa: ANN401
+    name, letter = COMPONENTS[part.number]
+    values = getattr(xsave, name)
+    raw = struct.pack(f"<{len(values)}{letter}", *values)
+    if len(raw) > part.size_bytes:
+        raise BadImage(f"{name} is longer than that of this processor", subject=subject)
+    area[part.offset : part.offset + len(raw)] = raw
