@@ -56,6 +56,7 @@ class Backing(Enum):
 
 
 SPECIAL = (Backing.VDSO, Backing.VVAR, Backing.VSYSCALL)
+SPECIAL_NAMES = ("[vdso]", "[vvar", "[vsyscall]")
 
 LIMITS = (
     Limit(
@@ -167,11 +168,11 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
 
 
 def _collect_one(vma: Vma, subject: str) -> Area:
-    backing = _backing(vma, subject)
-    if backing not in SPECIAL:
+    if not vma.name.startswith(SPECIAL_NAMES):
         for flag, case in _FLAG_CASES.items():
             if flag in vma.vm_flags:
                 raise refuse(_BY_CASE[case], subject)
+    backing = _backing(vma, subject)
     prot = sum(1 << i for i, c in enumerate("rwx") if vma.prot[i] == c)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
     droppable = "dp" in vma.vm_flags

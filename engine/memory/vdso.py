@@ -113,22 +113,21 @@ def symbols(image: bytes) -> dict[str, int]:
     """Offsets of the functions of a vDSO image; empty when it is none."""
     if image[:5] != b"\x7fELF\x02":
         return {}
+    try:
+        dynamic = _dynamic(image)
+        return {} if dynamic is None else _dynamic_symbols(image, dynamic)
+    except (struct.error, ValueError, LookupError):
+        return {}
+
+
+def _dynamic(image: bytes) -> int | None:
     head = EHDR.unpack_from(image)
     offset, size, count = head[5], head[9], head[10]
-    dynamic = None
     for i in range(count):
-        at = offset + i * size
-        if at + PHDR.size > len(image):
-            return {}
-        kind, _, _, vaddr, *_ = PHDR.unpack_from(image, at)
+        kind, _, _, vaddr, *_ = PHDR.unpack_from(image, offset + i * size)
         if kind == PT_DYNAMIC:
-            dynamic = vaddr
-    if dynamic is None:
-        return {}
-    try:
-        return _dynamic_symbols(image, dynamic)
-    except (struct.error, ValueError, IndexError):
-        return {}
+            return int(vaddr)
+    return None
 
 
 def _dynamic_symbols(image: bytes, dynamic: int) -> dict[str, int]:
@@ -138,13 +137,16 @@ def _dynamic_symbols(image: bytes, dynamic: int) -> dict[str, int]:
         if tag == 0:
             break
         tags[tag] = value
-    _, count = struct.unpack_from("<II", image, tags[DT_HASH])
+    if DT_HASH in tags:
+        _, count = struct.unpack_from("<II", image, tags[DT_HASH])
+    else:  # linked with --hash-style=gnu: names follow the symbols
+        count = (tags[DT_STRTAB] - tags[DT_SYMTAB]) // SYM.size
     found = {}
-    for i in range(count):
+    for i in range(min(count, len(image) // SYM.size)):
         name_at, _, _, section, value, _ = SYM.unpack_from(image, tags[DT_SYMTAB] + i * SYM.size)
         start = tags[DT_STRTAB] + name_at
         name = image[start : image.index(b"\0", start)].decode("ascii")
-        if name.startswith("__vdso_") and section:
+        if name.startswith("__vdso_") and section and 0 < value <= len(image) - JUMP_BYTES:
             found[name] = value
     return found
 
