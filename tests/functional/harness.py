@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One live workload: started, dumped, ended, restored with its pids, asked to check itself.
+
+A workload gets a folder. It writes `ready` when all is set up, waits for `go`, checks
+everything, and writes `result`: `ok`, or what was wrong. Whatever it complains of before `go`
+(a blocked call that has returned) it writes into `result` as well.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tests.functional.describe import describe, differences, stopped, tree
+from torpor.engine import api
+from torpor.engine.options import After, DumpOptions, DumpReport, RestoreOptions
+
+PATIENCE_S = 30.0
+SETTLE_S = 0.05
+
+
+class Live:
+    """A workload and what has become of it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[str | Path],
+        *,
+        environment: dict[str, str] | None = None,
+        user: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.report: DumpReport | None = None
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env=environment or {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+                user=user,
+                group=user,
+                extra_groups=[] if user is not None else None,
+            )
+        process.returncode = 0  # it is waited for by `reap`
+        self.pid = process.pid
+        self.pids = {self.pid}
+        self.at_rest: dict[int, str] = {}
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
+
+    def await_ready(self) -> None:
+        """Set up, and every task of it at rest."""
+        self._await_file("ready")
+        self.settle()
+
+    def settle(self) -> None:
+        """Until two looks at the tree tell the same."""
+        last, deadline = describe(self.pid), time.monotonic() + PATIENCE_S
+        while True:
+            time.sleep(SETTLE_S)
+            now = describe(self.pid)
+            if now == last:
+                break
+            assert time.monotonic() < deadline, f"never at rest: {differences(last, now)}"
+            last = now
+        self.pids |= set(tree(self.pid))
+        self.at_rest = stopped(self.pid)
+
+    def look(self) -> dict[str, str]:
+        return describe(self.pid)
+
+    def dump(self, name: str = "images", after: After = After.STOP, **options: object) -> Path:
+        """Dump; with `After.STOP` no task of it is left on return."""
+        images = self.folder / name
+        self.pids |= set(tree(self.pid))
+        (self.report,) = api.dump(
+            [DumpOptions(pid=self.pid, images_dir=images, after=after, **options)]
+        )
+        if after is After.STOP:
+            self.reap(self.pids)
+        else:
+            self.unharmed()
+        return images
+
+    def restore(self, name: str = "images") -> None:
+        """From the directory; its root has its old pid."""
+        report = api.restore(RestoreOptions(images_dir=self.folder / name))
+        assert report.pid == self.pid
+        self.unharmed()
+
+    def unharmed(self) -> None:
+        """None but those that were before are stopped, none is traced, none has complained."""
+        assert stopped(self.pid) == self.at_rest
+        result = self.folder / "result"
+        assert not result.exists(), result.read_text()
+
+    def same_as(self, before: dict[str, str]) -> None:
+        """The kernel tells the same of it as before."""
+        deadline = time.monotonic() + 2
+        while (told := differences(before, describe(self.pid))) and time.monotonic() < deadline:
+            time.sleep(SETTLE_S)
+        assert not told, told
+
+    def verdict(self) -> str:
+        """What it says of itself."""
+        (self.folder / "go").touch()
+        return self._await_file("result")
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        pids = self.pids | set(tree(self.pid))
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.reap(pids)
+
+    def reap(self, pids: set[int]) -> None:
+        """Wait until none of the pids is taken; orphans are ours (child subreaper)."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            for pid in pids:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            left = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+            if not left:
+                return
+            assert time.monotonic() < deadline, f"still there: {left}"
+            time.sleep(0.002)
+
+    def _await_file(self, name: str) -> str:
+        path, deadline = self.folder / name, time.monotonic() + PATIENCE_S
+        while not path.exists():
+            state = _state(self.pid)
+            if state in "ZX" and not path.exists():
+                raise AssertionError(f"it has ended before {name}: {self.log()}")
+            if name != "result" and (self.folder / "result").exists():
+                raise AssertionError((self.folder / "result").read_text())
+            assert time.monotonic() < deadline, f"no {name}: {self.log()}"
+            time.sleep(0.005)
+        return path.read_text()
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return "X"
