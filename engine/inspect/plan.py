@@ -22,8 +22,9 @@ from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, layout, tree
 from torpor.engine.restore.arena import Arena, find_hole
-from torpor.engine.restore.launch import current_scheduling, special_areas
+from torpor.engine.restore.launch import special_areas
 from torpor.engine.restore.load import Snapshot, load
+from torpor.engine.restore.state import current_scheduling
 from torpor.engine.tasks import creds
 from torpor.engine.tasks.model import STOPPED, Memory, TaskImage
 from torpor.engine.text import count, size

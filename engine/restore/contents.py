@@ -6,13 +6,16 @@ pages that differ from the parent's are written, so that equal ones stay shared 
 pages that the parent has and the child has not are dropped.
 """
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torpor.engine import native
 from torpor.engine.images import pages
-from torpor.engine.images.directory import ImageDirectory
+from torpor.engine.images.directory import ImageDirectory, check_digest, digest
+from torpor.engine.images.kinds import file_name
+from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
 from torpor.engine.memory.areas import PAGE, Area, Backing
 from torpor.engine.program.ops import Op
@@ -31,6 +34,8 @@ class TaskPages:
 
     runs: tuple[LocatedRun, ...]
     fd: int
+    file: str = ""
+    """Name of the file that ``fd`` is."""
 
     def within(self, area: Area) -> list[tuple[int, int, int]]:
         """(address, bytes, offset in the file) of the runs inside an area."""
@@ -54,6 +59,7 @@ class Contents:
     shared: dict[int, TaskPages] = field(default_factory=dict)
     filled_shared: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     bytes_filled: int = 0
+    verified: set[str] = field(default_factory=set)
 
     def of(self, pid: int) -> TaskPages:
         """Pages of a task."""
@@ -71,7 +77,11 @@ class Contents:
         if name not in self.images:
             return TaskPages(runs=(), fd=-1)
         pagemap: Pagemap = pages.read_pagemap(self.images, name)
-        return TaskPages(runs=tuple(pagemap.located()), fd=pages.open_pages(self.images, pagemap))
+        return TaskPages(
+            runs=tuple(pagemap.located()),
+            fd=pages.open_pages(self.images, pagemap),
+            file=file_name(pagemap.pages_name),
+        )
 
     def private_runs(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int, int]]:
         """Runs of a task's private areas, by address."""
@@ -88,14 +98,12 @@ class Contents:
         found = self.of(pid).within(area)
         if sum(size for _, size, _ in found) != area.size_bytes:
             return None
-        import os
-
         return b"".join(os.pread(self.of(pid).fd, size, offset) for _, size, offset in found)
 
     def fill(self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse) -> None:
         """Write every stored page of the areas, private ones and shared ones not yet filled."""
         self._prepare_huge(tid, pid, wanted, collapse)
-        self._write(tid, self.private_runs(pid, wanted), self.of(pid).fd)
+        self._write(tid, self.private_runs(pid, wanted), self.of(pid))
         for area in wanted:
             if not area.shared or area.backing is Backing.FILE_SHARED:
                 continue
@@ -119,7 +127,7 @@ class Contents:
                         )
                     )
         filled.append(shown)
-        self._write(tid, runs, segment.fd)
+        self._write(tid, runs, segment)
 
     def fill_forked(
         self,
@@ -134,7 +142,7 @@ class Contents:
         own = self.private_runs(pid, kept)
         if own:
             different = native.compare_runs(tid, _flat(own), self.of(pid).fd)
-            self._write(tid, pages_of(own, different), self.of(pid).fd)
+            self._write(tid, pages_of(own, different), self.of(pid))
         self.fill(tid, pid, fresh, collapse)
         mine = [(start, start + size) for start, size, _ in own]
         theirs = [(start, start + size) for start, size, _ in self.private_runs(parent, kept)]
@@ -164,15 +172,43 @@ class Contents:
             native.fill_runs(tid, _flat(touch), self.of(pid).fd)
             collapse(whole)
 
-    def _write(self, tid: int, runs: Sequence[tuple[int, int, int]], fd: int) -> None:
-        if runs:
-            native.fill_runs(tid, _flat(runs), fd)
-            self.bytes_filled += sum(size for _, size, _ in runs)
+    def _write(self, tid: int, runs: Sequence[tuple[int, int, int]], source: TaskPages) -> None:
+        if not runs:
+            return
+        size = sum(size for _, size, _ in runs)
+        expected = self._expected(source.file)
+        if expected is not None and size * 2 > expected.size_bytes:
+            found = native.fill_checked(tid, _flat(runs), source.fd)
+            check_digest(source.file, replace(expected, digest=found), expected)
+            self.verified.add(source.file)
+        else:
+            native.fill_runs(tid, _flat(runs), source.fd)
+        self.bytes_filled += size
+
+    def _expected(self, name: str) -> FileDigest | None:
+        """What is still to be verified of a pages file, when filling can do it in passing."""
+        if self.images.manifest is None or name in self.verified:
+            return None
+        expected = self.images.manifest.files.get(name)
+        return expected if expected and expected.algorithm == XXH64 else None
+
+    def verify(self) -> None:
+        """Check the digests of pages files that were not checked while they were read.
+
+        Raises: BadImage.
+        """
+        listed = self.images.manifest.files if self.images.manifest else {}
+        for name, expected in sorted(listed.items()):
+            if name.startswith("pages-") and name not in self.verified:
+                fd = self.images.open_file(name.removesuffix(".img"))
+                try:
+                    check_digest(name, digest(fd, expected.algorithm), expected)
+                finally:
+                    os.close(fd)
+                self.verified.add(name)
 
     def close(self) -> None:
         """Close the pages files."""
-        import os
-
         for one in (*self.tasks.values(), *self.shared.values()):
             if one.fd >= 0:
                 os.close(one.fd)

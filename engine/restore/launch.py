@@ -16,6 +16,7 @@ from importlib.resources import as_file, files
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
+from torpor.engine.images.directory import Verify
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.memory import areas as area_kinds
@@ -31,16 +32,14 @@ from torpor.engine.options import (
     no_progress,
 )
 from torpor.engine.program.ops import Expect, Op, Program
-from torpor.engine.restore import build, descriptors, layout, segments, spawn, tree
+from torpor.engine.restore import descriptors, groups, layout, segments, spawn, state, tree
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
-from torpor.engine.restore.spawn import Living
-from torpor.engine.tasks import creds
-from torpor.engine.tasks.attributes import Scheduling, plan_name
-from torpor.engine.tasks.model import STOPPED, Memory, TaskImage, ThreadImage
+from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.work import Work, memory_of
+from torpor.engine.tasks.model import STOPPED, TaskImage, ThreadImage
 
-ALL_SIGNALS = (1 << 64) - 1
 GAVE_UP = 124
 SCRATCH_BELOW_STACK = 8192
 MASK64 = (1 << 64) - 1
@@ -48,7 +47,7 @@ MASK64 = (1 << 64) - 1
 
 def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
     """Turn a waiting placeholder into the dumped tree (see `torpor.engine.api`)."""
-    snapshot = load(options.images_dir)
+    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES)
     try:
         choose = None
         if options.choose_pid is not None:
@@ -73,7 +72,7 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
 
 def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
     """Create the tree anew on this host (see `torpor.engine.api`)."""
-    snapshot = load(options.images_dir)
+    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES)
     try:
         restore = _Restore(
             snapshot,
@@ -89,7 +88,7 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
         snapshot.close()
 
 
-class _Restore:
+class _Restore(Work):
     """One restore in progress."""
 
     def __init__(
@@ -154,10 +153,13 @@ class _Restore:
                 warn=self.warnings.append,
             )
             self._build(root)
+            with self.phase("verify"):
+                self.contents.verify()
             with self.phase("resume"):
                 self._let_go()
         except BaseException:
             self._give_up(pid, root)
+            self.contents.verify()  # damaged pages may have led to any error
             raise
         return RestoreReport(
             pid=pid,
@@ -219,27 +221,20 @@ class _Restore:
             self._fork_children(
                 root, root.image.sid if root.image.sid != root.image.pid else root.image.pid
             )
-            self._groups()
-            self._zombies()
+            groups.groups(self)
+            groups.zombies(self)
         with self.phase("state"):
-            self._place_descriptors()
-            for task in self._alive():
-                self._task_state(task)
-            for task in self._alive():
-                self._last_state(task)
-
-    def _alive(self) -> list[Living]:
-        return [self.living[t.pid] for t in self.tree.tasks if t.pid in self.living]
+            state.place_descriptors(self)
+            for task in self.alive():
+                state.task_state(self, task)
+            for task in self.alive():
+                state.last_state(self, task)
 
     # ---- memory
 
-    def _memory(self, task: Living) -> Memory:
-        assert task.image.memory is not None
-        return task.image.memory
-
     def _execute(self, task: Living, stack: int) -> None:
         """Exec the old program and map the arena into its fresh address space."""
-        memory = self._memory(task)
+        memory = memory_of(task)
         scratch = (stack - SCRATCH_BELOW_STACK) & -64
         spawn.execute(task.pid, task.syscall_address, scratch, memory.exe, task.image.comm)
         fresh = proc.parse_maps(proc.read_text(task.pid, "maps"))
@@ -253,7 +248,7 @@ class _Restore:
         task.arena.map_into(task.pid, task.syscall_address, task.image.subject)
 
     def _lay_out_executed(self, task: Living) -> None:
-        memory, current = self._memory(task), special_areas(task.pid)
+        memory, current = memory_of(task), special_areas(task.pid)
         old = vdso.group(memory.areas)
         code_area = next((a for a in memory.areas if a.backing is Backing.VDSO), None)
         code = self.contents.area_bytes(task.image.pid, code_area) if code_area else None
@@ -282,7 +277,7 @@ class _Restore:
             task.syscall_address = own_syscall(task.pid, memory.areas, task.image.subject)
 
     def _lay_out_forked(self, task: Living, parent: Living) -> None:
-        memory = self._memory(task)
+        memory = memory_of(task)
         filled = self._filled(task)
         program, kept = layout.after_fork(
             memory.areas,
@@ -330,7 +325,7 @@ class _Restore:
         return collapse
 
     def _filled(self, task: Living) -> set[int]:
-        memory = self._memory(task)
+        memory = memory_of(task)
         found = set()
         for area in memory.areas:
             if area.backing is Backing.FILE_SHARED or area.backing is Backing.VVAR:
@@ -411,147 +406,10 @@ class _Restore:
             self._lay_out_executed(task)
         self._fork_children(task, sid)
 
-    def _groups(self) -> None:
-        """Process groups: leaders first, then members, then groups of ended leaders."""
-        pids = {t.pid for t in self.tree.tasks}
-        for task in self.tree.tasks:
-            if task.pgid == task.pid != task.sid and task is not self.tree.root:
-                self._setpgid(self.living[task.pid], 0)
-        for task in self.tree.tasks:
-            if task.pgid != task.pid and task.pgid in pids:
-                self._setpgid(self.living[task.pid], task.pgid)
-        for group, members in tree.dead_group_leaders(self.tree).items():
-            self._group_of_ended(group, members)
-
-    def _setpgid(self, task: Living, group: int) -> None:
-        result = task.arena.call(task.pid, "setpgid", 0, group)
-        if result < 0 and task.image.zombie is False:
-            raise Refused(
-                f"process group {group} cannot be joined",
-                subject=task.image.subject,
-                cause=os.strerror(-result),
-            )
-
-    def _group_of_ended(self, group: int, members: list[TaskImage]) -> None:
-        first = self.living[members[0].pid]
-        helper = spawn.fork(
-            first.pid,
-            first.syscall_address,
-            first.arena.scratch,
-            group,
-            spawn.FORK_FLAGS,
-            self.choose,
-        )
-        native.set_sigmask(helper, ALL_SIGNALS)
-        first.arena.call(helper, "setpgid", 0, 0)
-        for member in members:
-            self._setpgid(self.living[member.pid], group)
-        spawn.become_zombie(helper, first.syscall_address, 0)
-        first.arena.call(first.pid, "wait4", group, 0, 0x40000000, 0)
-        first.arena.run(
-            first.pid, Program("signals", [build.drain_child_signals()]), first.image.subject
-        )
-
-    def _zombies(self) -> None:
-        for task in [self.living[t.pid] for t in self.tree.tasks if t.zombie]:
-            parent = self.living[task.image.ppid]
-            native.set_sigmask(task.pid, ALL_SIGNALS)
-            parent.arena.run(
-                task.pid, Program("name", plan_name(task.image.comm)), task.image.subject
-            )
-            spawn.become_zombie(task.pid, parent.syscall_address, task.image.exit_code)
-            del self.living[task.image.pid]
-            parent.arena.run(
-                parent.pid, Program("signals", [build.drain_child_signals()]), parent.image.subject
-            )
-
-    # ---- state
-
-    def _place_descriptors(self) -> None:
-        closing: dict[int, Program] = {}
-        for task in self._alive():
-            owner = task.image.files_of or task.image.pid
-            if owner in closing:
-                continue
-            held = self.snapshot.tables.get(owner, ())
-            place, close = descriptors.placement(held, self.plan, owner)
-            closing[owner] = close
-            task.arena.run(task.pid, place, task.image.subject)
-        for pid, ops in self.plan.late.items():
-            task = self.living[pid]
-            task.arena.run(task.pid, Program("late descriptors", list(ops)), task.image.subject)
-        for pid, close in closing.items():
-            task = self.living[pid]
-            task.arena.run(task.pid, close, task.image.subject)
-
-    def _task_state(self, task: Living) -> None:
-        image, memory = task.image, self._memory(task)
-        program = build.task_program(image, memory, task.opened)
-        task.arena.run(task.pid, program, image.subject)
-        self._loginuid(task)
-        for thread in image.threads[1:]:
-            tid = spawn.fork(
-                task.pid,
-                task.syscall_address,
-                task.arena.scratch,
-                thread.tid,
-                spawn.CLONE_THREAD_FLAGS,
-                self.choose,
-            )
-            native.set_sigmask(tid, ALL_SIGNALS)
-            task.tids[thread.tid] = tid
-        for thread in image.threads:
-            tid = task.tids[thread.tid]
-            task.arena.run(
-                tid,
-                build.thread_program(thread, current_scheduling(tid)),
-                f"{image.subject}, thread {thread.tid}",
-            )
-        self._oom_score(task)
-
-    def _loginuid(self, task: Living) -> None:
-        """On a host as it was; a new container keeps the audit identity that it was given."""
-        wanted, now = task.image.loginuid, _loginuid_of(task.pid)
-        if wanted is None or wanted == now:
-            return
-        if not self.container:
-            with suppress(KernelError):
-                program = build.loginuid_program(wanted)
-                task.arena.run(task.pid, program, task.image.subject)
-            now = _loginuid_of(task.pid)
-        if now != wanted:
-            self.warnings.append(f"{task.image.subject}: loginuid stays {now} instead of {wanted}")
-
-    def _oom_score(self, task: Living) -> None:
-        """In a container only of tasks that had another than its init, which the kubelet chose."""
-        now, wanted = int(proc.read_text(task.pid, "oom_score_adj")), task.image.oom_score_adj
-        if now == wanted or (self.container and wanted == self.tree.root.oom_score_adj):
-            return
-        try:
-            path = f"/proc/{task.pid}/oom_score_adj"
-            with open(path, "w", encoding="ascii") as file:
-                file.write(str(wanted))
-        except OSError:
-            self.warnings.append(
-                f"{task.image.subject}: oom_score_adj stays {now} instead of {wanted}"
-            )
-
-    def _last_state(self, task: Living) -> None:
-        image, memory = task.image, self._memory(task)
-        limits = proc.parse_limits(proc.read_text(task.pid, "limits"))
-        program = build.queue_program(image, limits, self.warnings.append)
-        task.arena.run(task.pid, program, image.subject)
-        for thread in reversed(image.threads):
-            tid = task.tids[thread.tid]
-            status = proc.read_text(task.pid, f"task/{tid}/status")
-            current = creds.collect(status, 0)
-            program = build.last_program(image, thread, memory, current, self.warnings.append)
-            task.arena.run(tid, program, f"{image.subject}, thread {thread.tid}")
-
     # ---- end
 
     def _let_go(self) -> None:
-        alive = self._alive()
+        alive = self.alive()
         for task in alive:
             task.arena.unmap(task.pid, task.syscall_address, task.image.subject)
             for thread in task.image.threads:
@@ -595,13 +453,6 @@ def special_areas(pid: int) -> Group:
     return Group(start=parts[0][1], end=parts[-1][2], parts=tuple(parts))
 
 
-def _loginuid_of(pid: int) -> int | None:
-    """None on a kernel without audit."""
-    with suppress(Error):
-        return int(proc.read_text(pid, "loginuid"))
-    return None
-
-
 def own_syscall(pid: int, found: Sequence[Area], subject: str) -> int:
     """A system call instruction in the code of a task that has unmapped its vDSO."""
     for area in found:
@@ -612,13 +463,4 @@ def own_syscall(pid: int, found: Sequence[Area], subject: str) -> int:
         "has no vDSO, and no system call instruction of its own",
         subject=subject,
         remedy="leave the vDSO mapped",
-    )
-
-
-def current_scheduling(tid: int) -> Scheduling:
-    """What a fresh task has, to set only what differs."""
-    return Scheduling(
-        policy=os.sched_getscheduler(tid),
-        priority=os.sched_getparam(tid).sched_priority,
-        nice=os.getpriority(os.PRIO_PROCESS, tid),
     )

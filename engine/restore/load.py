@@ -12,7 +12,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.files import table
 from torpor.engine.files.locks import Lock
 from torpor.engine.files.table import Placed
-from torpor.engine.images.directory import ImageDirectory
+from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import read_inventory
 from torpor.engine.images.source import Source
 from torpor.engine.kind import FileId
@@ -22,7 +22,6 @@ from torpor.engine.restore.contents import Contents
 from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
-
 
 CLOCK_TOLERANCE_S = 2.0
 
@@ -46,13 +45,15 @@ class Snapshot:
         self.images.close()
 
 
-def load(path: Path) -> Snapshot:
+def load(path: Path, *, verify: Verify = Verify.ALL) -> Snapshot:
     """Read and check a directory; nothing of the machine is touched.
+
+    With ``verify`` WITHOUT_PAGES, `Contents.verify` has to follow before anything runs.
 
     Raises:
         BadImage: something is missing, damaged or does not fit.
     """
-    images = ImageDirectory.open(path)
+    images = ImageDirectory.open(path, verify=verify)
     try:
         read_inventory(images)
         source = Source(images)

@@ -40,6 +40,7 @@ def _create_one(root: Living, segment: Segment) -> None:
         return
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
     flags = segment.mode & 0o777 | IPC_CREAT | IPC_EXCL
+    got = -1
     for _ in range(MOST_TRIES):
         got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes, flags)
         if got < 0:

@@ -39,6 +39,7 @@ CLONE_FILES = 0x400
 CLONE_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
 MASK64 = (1 << 64) - 1
 PID_TRIES = 20
+ALL_SIGNALS = (1 << 64) - 1
 PID_REMEDY = (
     "restore where the old pids are free (a pid namespace of its own), or run with "
     "CAP_CHECKPOINT_RESTORE or the pid helper"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Process groups, and children that were zombies: after every task exists."""
+
+import os
+
+from torpor.engine import native
+from torpor.engine.errors import Refused
+from torpor.engine.program.ops import Program
+from torpor.engine.restore import build, spawn, tree
+from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.work import Work
+from torpor.engine.tasks.attributes import plan_name
+from torpor.engine.tasks.model import TaskImage
+
+
+def groups(work: Work) -> None:
+    """Process groups: leaders first, then members, then groups of ended leaders."""
+    pids = {t.pid for t in work.tree.tasks}
+    for task in work.tree.tasks:
+        if task.pgid == task.pid != task.sid and task is not work.tree.root:
+            _setpgid(work, work.living[task.pid], 0)
+    for task in work.tree.tasks:
+        if task.pgid != task.pid and task.pgid in pids:
+            _setpgid(work, work.living[task.pid], task.pgid)
+    for group, members in tree.dead_group_leaders(work.tree).items():
+        _group_of_ended(work, group, members)
+
+
+def _setpgid(work: Work, task: Living, group: int) -> None:
+    result = task.arena.call(task.pid, "setpgid", 0, group)
+    if result < 0 and task.image.zombie is False:
+        raise Refused(
+            f"process group {group} cannot be joined",
+            subject=task.image.subject,
+            cause=os.strerror(-result),
+        )
+
+
+def _group_of_ended(work: Work, group: int, members: list[TaskImage]) -> None:
+    first = work.living[members[0].pid]
+    helper = spawn.fork(
+        first.pid,
+        first.syscall_address,
+        first.arena.scratch,
+        group,
+        spawn.FORK_FLAGS,
+        work.choose,
+    )
+    native.set_sigmask(helper, ALL_SIGNALS)
+    first.arena.call(helper, "setpgid", 0, 0)
+    for member in members:
+        _setpgid(work, work.living[member.pid], group)
+    spawn.become_zombie(helper, first.syscall_address, 0)
+    first.arena.call(first.pid, "wait4", group, 0, 0x40000000, 0)
+    first.arena.run(
+        first.pid, Program("signals", [build.drain_child_signals()]), first.image.subject
+    )
+
+
+def zombies(work: Work) -> None:
+    """Let children end that had ended before, each with its old status."""
+    for task in [work.living[t.pid] for t in work.tree.tasks if t.zombie]:
+        parent = work.living[task.image.ppid]
+        native.set_sigmask(task.pid, ALL_SIGNALS)
+        parent.arena.run(task.pid, Program("name", plan_name(task.image.comm)), task.image.subject)
+        spawn.become_zombie(task.pid, parent.syscall_address, task.image.exit_code)
+        del work.living[task.image.pid]
+        parent.arena.run(
+            parent.pid, Program("signals", [build.drain_child_signals()]), parent.image.subject
+        )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task has besides memory: descriptors, threads, signals, limits, credentials last."""
+
+import os
+from contextlib import suppress
+
+from torpor.engine import native
+from torpor.engine.errors import Error, KernelError
+from torpor.engine.kernel import proc
+from torpor.engine.program.ops import Program
+from torpor.engine.restore import build, descriptors, spawn
+from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.work import Work, memory_of
+from torpor.engine.tasks import creds
+from torpor.engine.tasks.attributes import Scheduling
+
+
+def place_descriptors(work: Work) -> None:
+    """Every table at its numbers, late operations, then the service numbers closed."""
+    closing: dict[int, Program] = {}
+    for task in work.alive():
+        owner = task.image.files_of or task.image.pid
+        if owner in closing:
+            continue
+        held = work.snapshot.tables.get(owner, ())
+        place, close = descriptors.placement(held, work.plan, owner)
+        closing[owner] = close
+        task.arena.run(task.pid, place, task.image.subject)
+    for pid, ops in work.plan.late.items():
+        task = work.living[pid]
+        task.arena.run(task.pid, Program("late descriptors", list(ops)), task.image.subject)
+    for pid, close in closing.items():
+        task = work.living[pid]
+        task.arena.run(task.pid, close, task.image.subject)
+
+
+def task_state(work: Work, task: Living) -> None:
+    """The task's own settings, its threads and theirs."""
+    image, memory = task.image, memory_of(task)
+    program = build.task_program(image, memory, task.opened)
+    task.arena.run(task.pid, program, image.subject)
+    _loginuid(work, task)
+    for thread in image.threads[1:]:
+        tid = spawn.fork(
+            task.pid,
+            task.syscall_address,
+            task.arena.scratch,
+            thread.tid,
+            spawn.CLONE_THREAD_FLAGS,
+            work.choose,
+        )
+        native.set_sigmask(tid, ALL_SIGNALS)
+        task.tids[thread.tid] = tid
+    for thread in image.threads:
+        tid = task.tids[thread.tid]
+        task.arena.run(
+            tid,
+            build.thread_program(thread, current_scheduling(tid)),
+            f"{image.subject}, thread {thread.tid}",
+        )
+    _oom_score(work, task)
+
+
+def _loginuid(work: Work, task: Living) -> None:
+    """On a host as it was; a new container keeps the audit identity that it was given."""
+    wanted, now = task.image.loginuid, loginuid_of(task.pid)
+    if wanted is None or wanted == now:
+        return
+    if not work.container:
+        with suppress(KernelError):
+            program = build.loginuid_program(wanted)
+            task.arena.run(task.pid, program, task.image.subject)
+        now = loginuid_of(task.pid)
+    if now != wanted:
+        work.warnings.append(f"{task.image.subject}: loginuid stays {now} instead of {wanted}")
+
+
+def _oom_score(work: Work, task: Living) -> None:
+    """In a container only of tasks that had another than its init, which the kubelet chose."""
+    now, wanted = int(proc.read_text(task.pid, "oom_score_adj")), task.image.oom_score_adj
+    if now == wanted or (work.container and wanted == work.tree.root.oom_score_adj):
+        return
+    try:
+        path = f"/proc/{task.pid}/oom_score_adj"
+        with open(path, "w", encoding="ascii") as file:
+            file.write(str(wanted))
+    except OSError:
+        work.warnings.append(f"{task.image.subject}: oom_score_adj stays {now} instead of {wanted}")
+
+
+def last_state(work: Work, task: Living) -> None:
+    """Queued signals, timers, limits, and credentials: nothing may need a right after it."""
+    image, memory = task.image, memory_of(task)
+    limits = proc.parse_limits(proc.read_text(task.pid, "limits"))
+    program = build.queue_program(image, limits, work.warnings.append)
+    task.arena.run(task.pid, program, image.subject)
+    for thread in reversed(image.threads):
+        tid = task.tids[thread.tid]
+        status = proc.read_text(task.pid, f"task/{tid}/status")
+        current = creds.collect(status, 0)
+        program = build.last_program(image, thread, memory, current, work.warnings.append)
+        task.arena.run(tid, program, f"{image.subject}, thread {thread.tid}")
+
+
+def current_scheduling(tid: int) -> Scheduling:
+    """What a fresh task has, to set only what differs."""
+    return Scheduling(
+        policy=os.sched_getscheduler(tid),
+        priority=os.sched_getparam(tid).sched_priority,
+        nice=os.getpriority(os.PRIO_PROCESS, tid),
+    )
+
+
+def loginuid_of(pid: int) -> int | None:
+    """None on a kernel without audit."""
+    with suppress(Error):
+        return int(proc.read_text(pid, "loginuid"))
+    return None

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the steps of one restore share: the images, the plan, the tasks that live so far."""
+
+from torpor.engine.restore.descriptors import Descriptors
+from torpor.engine.restore.load import Snapshot
+from torpor.engine.restore.spawn import ChoosePid, Living
+from torpor.engine.tasks.model import Memory, Tree
+
+
+class Work:
+    """One restore in progress."""
+
+    snapshot: Snapshot
+    tree: Tree
+    plan: Descriptors
+    living: dict[int, Living]
+    """Pid of a task, as it sees itself, to the task."""
+    warnings: list[str]
+    choose: ChoosePid | None
+    container: bool
+
+    def alive(self) -> list[Living]:
+        """Tasks that live, parents first."""
+        return [self.living[t.pid] for t in self.tree.tasks if t.pid in self.living]
+
+
+def memory_of(task: Living) -> Memory:
+    """The memory that a living task had."""
+    assert task.image.memory is not None
+    return task.image.memory
