@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fixtures import trees
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.tasks import signals
+from torpor.engine.tasks.signals import Action, AltStack
+
+
+@given(trees.actions)
+def test_actions_round_trip(actions):
+    core = pb.task_core_entry()
+    signals.encode_actions(actions, core)
+    assert len(core.sigactions) == 62
+    assert signals.decode_actions(core) == actions
+
+
+def test_actions_of_captured_structures():
+    raw = struct.pack("<QQQQ", 0x401000, 0x14000000, 0x402000, 1 << 9)
+    parsed = signals.parse_actions({10: raw})
+    assert parsed == {10: Action(handler=0x401000, flags=0x14000000, restorer=0x402000, mask=512)}
+    ops = signals.plan_actions(parsed)
+    assert [op.args[0] for op in ops] == [s for s in range(1, 65) if s not in (9, 19)]
+    by_signal = {op.args[0]: op.args[1].content for op in ops}
+    assert by_signal[10] == raw
+    assert by_signal[11] == bytes(32)
+    assert ops[0].describe() == "rt_sigaction(1, <32 bytes>, 0, 8)  # signal 1: action"
+
+
+@given(st.lists(trees.siginfos, max_size=5))
+def test_queues(pending):
+    queue = pb.signal_queue_entry()
+    signals.encode_queue(pending, queue)
+    assert signals.decode_queue(queue) == tuple(pending)
+    ops = signals.plan_queue(pending, 41, 43)
+    assert [(op.call, op.args[:2]) for op in ops] == [("rt_tgsigqueueinfo", (41, 43))] * len(
+        pending
+    )
+    assert [op.args[3].content for op in ops] == pending
+
+
+def test_queue_of_the_task():
+    info = struct.pack("<iii", 10, 0, -1)
+    (op,) = signals.plan_queue((info,), 41, None)
+    assert op.describe() == (
+        "rt_sigqueueinfo(41, 10, <128 bytes>)  # signal 10: pending for the task"
+    )
+
+
+def test_altstack():
+    raw = struct.pack("<QixxxxQ", 0x5000, 1, 8192)
+    stack = signals.parse_altstack(raw)
+    assert stack == AltStack(pointer=0x5000, size_bytes=8192, flags=1)
+    (op,) = signals.plan_altstack(stack)
+    assert op.args[0].content == struct.pack("<QixxxxQ", 0x5000, 0, 8192)
+    assert signals.plan_altstack(AltStack(pointer=0, size_bytes=0, flags=2)) == []
