@@ -496,6 +496,10 @@ class Buffer:
             raise error_for(result, "pwrite", f"{size} bytes at {offset}")
         return result
 
+    def digest(self, start: int, size: int, threads: int = 2) -> str:
+        """Digest of a part; see `digest_file`."""
+        return _digest(ffi.cast("char *", self._start) + start, -1, size, threads)
+
     def view(self, start: int, size: int) -> memoryview:
         """The bytes, not copied; only while the buffer is open."""
         return memoryview(ffi.buffer(ffi.cast("char *", self._start) + start, size))
@@ -515,6 +519,35 @@ def fill_runs(pid: int, runs: "array[int]", fd: int, threads: int = 2) -> int:
     if result < 0:
         raise error_for(result, "process_vm_writev", f"task {pid}, {len(runs) // 3} runs")
     return result
+
+
+def fill_checked(pid: int, runs: "array[int]", fd: int, threads: int = 2) -> str:
+    """As `fill_runs`, runs by offset; reads the whole file and returns its digest."""
+    words = ffi.from_buffer("uint64_t[]", runs)
+    digest = ffi.new("uint64_t *")
+    size = os.fstat(fd).st_size
+    result = lib.seam_fill_checked(pid, words, len(runs) // 3, fd, size, threads, digest)
+    if result < 0:
+        raise error_for(result, "process_vm_writev", f"task {pid}, {len(runs) // 3} runs")
+    return f"{digest[0]:016x}"
+
+
+def digest_file(fd: int, threads: int = 2) -> str:
+    """XXH64 of the XXH64 of each 256 KiB of a file, in hexadecimal."""
+    return _digest(ffi.NULL, fd, os.fstat(fd).st_size, threads)
+
+
+def xxh64(data: bytes) -> int:
+    """XXH64 with seed 0."""
+    return int(lib.seam_xxh64(ffi.from_buffer(data), len(data)))
+
+
+def _digest(buffer: Any, fd: int, size: int, threads: int) -> str:  # noqa: ANN401
+    digest = ffi.new("uint64_t *")
+    result = lib.seam_digest(buffer, fd, size, threads, digest)
+    if result < 0:
+        raise error_for(result, "pread", f"{size} bytes of descriptor {fd}")
+    return f"{digest[0]:016x}"
 
 
 def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":

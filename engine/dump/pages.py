@@ -160,6 +160,9 @@ def write(taken: PagesTaken, images: NewImageDirectory) -> int:
                 if place is not None and place.size_bytes:
                     place.buffer.write_file(fd, place.start, place.size_bytes, offset)
                     offset += place.size_bytes
+                    if len(segment.parts) == 1:
+                        digest = place.buffer.digest(place.start, place.size_bytes)
+                        images.digested(f"pages-{number}", digest)
         finally:
             os.close(fd)
         written += offset

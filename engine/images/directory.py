@@ -19,6 +19,7 @@ from typing import Self, TypeVar
 
 from google.protobuf.message import Message
 
+from torpor.engine import native
 from torpor.engine.errors import BadImage, Bug
 from torpor.engine.images import manifest
 from torpor.engine.images.failures import translated
@@ -198,15 +199,21 @@ class ImageDirectory:
                     cause=f"{size} bytes, not {expected.size_bytes}",
                     remedy="take the images from an intact copy",
                 )
-            if (pages or not name.startswith("pages-")) and digest(fd).sha256 != expected.sha256:
-                raise BadImage(
-                    "digest differs from torpor.json",
-                    subject=name,
-                    cause="its bytes were changed after the dump",
-                    remedy="take the images from an intact copy",
-                )
+            if pages or not name.startswith("pages-"):
+                check_digest(name, digest(fd, expected.algorithm), expected)
         finally:
             os.close(fd)
+
+
+def check_digest(name: str, found: FileDigest, expected: FileDigest) -> None:
+    """Raise BadImage when the bytes of a file are not those of the dump."""
+    if found != expected:
+        raise BadImage(
+            "digest differs from torpor.json",
+            subject=name,
+            cause="its bytes were changed after the dump",
+            remedy="take the images from an intact copy",
+        )
 
 
 def list_images(directory: int) -> frozenset[str]:
@@ -218,12 +225,15 @@ def list_images(directory: int) -> frozenset[str]:
     return frozenset(name for name in names if IMAGE_NAME.fullmatch(name))
 
 
-def digest(fd: int) -> FileDigest:
-    """Size and SHA-256 of an open file."""
+def digest(fd: int, algorithm: str = manifest.SHA256) -> FileDigest:
+    """Size and digest of an open file."""
+    if algorithm == manifest.XXH64:
+        size = os.fstat(fd).st_size
+        return FileDigest(size_bytes=size, digest=native.digest_file(fd), algorithm=algorithm)
     with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
         stream.seek(0)
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileDigest(size_bytes=stream.tell(), sha256=sha256)
+        return FileDigest(size_bytes=stream.tell(), digest=sha256)
 
 
 def checked_name(name: str) -> str:

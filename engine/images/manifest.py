@@ -3,9 +3,11 @@
 
 CRIU's own directories have no such file and are taken without it. The file is JSON:
 
-    {"version": 1, "facts": {...}, "files": {"core-41.img": {"bytes": 1740, "sha256": "..."}},
-     "digest": "..."}
+    {"version": 2, "facts": {...}, "files": {"core-41.img": {"bytes": 1740, "sha256": "..."},
+     "pages-1.img": {"bytes": 94208, "xxh64-256k": "..."}}, "digest": "..."}
 
+A file's digest is named by its algorithm. Pages files, which may be long, have `xxh64-256k`:
+XXH64 of the XXH64 of every 256 KiB, little-endian (version 1 had `sha256` for them as well).
 `digest` is the SHA-256 of the rest in canonical form (sorted keys, no blanks), so that a flipped
 bit in this file is seen as well. `facts` belongs to the kinds: section, key, JSON value.
 """
@@ -20,22 +22,24 @@ from typing import Any
 from torpor.engine.errors import BadImage
 
 NAME = "torpor.json"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 64 << 20
 
 IMAGE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.tar\.gz)?\.img|stats-(dump|restore)")
 """Names that may be image files; nothing else of a directory is ever opened."""
-DIGEST = re.compile(r"[0-9a-f]{64}")
+SHA256, XXH64 = "sha256", "xxh64-256k"
+DIGESTS = {SHA256: re.compile(r"[0-9a-f]{64}"), XXH64: re.compile(r"[0-9a-f]{16}")}
 
 Facts = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigest:
-    """Size and SHA-256 of one file."""
+    """Size and digest of one file."""
 
     size_bytes: int
-    sha256: str
+    digest: str
+    algorithm: str = SHA256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ def encode(manifest: Manifest) -> bytes:
         "version": VERSION,
         "facts": manifest.facts,
         "files": {
-            name: {"bytes": entry.size_bytes, "sha256": entry.sha256}
+            name: {"bytes": entry.size_bytes, entry.algorithm: entry.digest}
             for name, entry in manifest.files.items()
         },
     }
@@ -98,12 +102,17 @@ def _files(value: object) -> dict[str, FileDigest]:
     for name, entry in value.items():
         if not IMAGE_NAME.fullmatch(name):
             raise _bad("lists a name that is not an image's", repr(name)[:80])
-        match entry:
-            case {"bytes": int(size), "sha256": str(sha256)} if DIGEST.fullmatch(sha256):
-                files[name] = FileDigest(size_bytes=size, sha256=sha256)
-            case _:
-                raise _bad("entry of a file is malformed", name)
+        files[name] = _file(name, entry)
     return files
+
+
+def _file(name: str, entry: object) -> FileDigest:
+    for algorithm, form in DIGESTS.items():
+        match entry:
+            case {"bytes": int(size), **rest} if isinstance(found := rest.get(algorithm), str):
+                if form.fullmatch(found):
+                    return FileDigest(size_bytes=size, digest=found, algorithm=algorithm)
+    raise _bad("entry of a file is malformed", name)
 
 
 def _facts(value: object) -> Facts:

@@ -220,7 +220,7 @@ def test_an_inventory_is_a_must(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"version": 2}, "newer torpor"),
+        ({"version": 3}, "newer torpor"),
         ({"version": "1"}, "no version"),
         ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}, "not an image's"),
         ({"files": {"x.img": {"bytes": "1", "sha256": "0" * 64}}}, "malformed"),

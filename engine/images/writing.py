@@ -49,6 +49,7 @@ class NewImageDirectory:
         self._writers: dict[str, Writer] = {}
         self._streams: dict[str, Any] = {}
         self._facts: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}
         self._finished = False
 
     @classmethod
@@ -95,6 +96,10 @@ class NewImageDirectory:
         """Descriptor of a new file, for raw bytes (pages); the caller closes it."""
         with translated("create", name):
             return os.open(checked_name(name), CREATE_FILE, FILE_MODE, dir_fd=self.fd)
+
+    def digested(self, name: str, digest: str) -> None:
+        """Say the digest (xxh64-256k) of a pages file, so that it is not read again."""
+        self._digests[checked_name(name)] = digest
 
     def add(self, name: str, message: Message, payload: Buffer = b"") -> None:
         """Append an entry to the image `name`."""
@@ -188,7 +193,13 @@ class NewImageDirectory:
         try:
             if durable:
                 os.fsync(fd)
-            return digest(fd)
+            if name in self._digests:
+                return manifest.FileDigest(
+                    size_bytes=os.fstat(fd).st_size,
+                    digest=self._digests[name],
+                    algorithm=manifest.XXH64,
+                )
+            return digest(fd, manifest.XXH64 if name.startswith("pages-") else manifest.SHA256)
         finally:
             os.close(fd)
 

@@ -265,15 +265,15 @@ class _Restore(Work):
         wanted = [
             a for a in memory.areas if a.backing not in area_kinds.SPECIAL or plan.keep_old_code
         ]
-        self.contents.fill(task.pid, task.image.pid, wanted, self._collapse(task))
-        for address, content in plan.patches:
-            native.write_memory(task.pid, address, content)
         moved = next((m for m in plan.moves if m.source == current.code[0]), None)
         if moved is not None:
             task.syscall_address = find_syscall(
                 task.pid, moved.target, moved.target + moved.size_bytes
             )
-        else:
+        self.contents.fill(task.pid, task.image.pid, wanted, self._collapse(task))
+        for address, content in plan.patches:
+            native.write_memory(task.pid, address, content)
+        if moved is None:
             task.syscall_address = own_syscall(task.pid, memory.areas, task.image.subject)
 
     def _lay_out_forked(self, task: Living, parent: Living) -> None:

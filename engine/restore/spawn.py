@@ -197,8 +197,11 @@ def end(root: Living, others: list[Living], status: int) -> None:
         native.set_regs(root.pid, regs)
         native.cont(root.pid)
         native.wait_stop(root.pid)
+    except Vanished:
+        return
     except Error:
-        _kill(root.pid)
+        pass
+    _kill(root.pid)
 
 
 def _kill(pid: int) -> None:

@@ -41,6 +41,9 @@ int load_call(int tid, struct user_regs_struct *regs, const uint64_t *call);
 /* memory.c: calls run(job, i) for i in 0..threads-1, each in a thread of its own. */
 int run_threads(unsigned int threads, void (*run)(void *job, unsigned int index), void *job);
 
+int read_file(int fd, char *buffer, uint64_t size, uint64_t offset);
+
 #define MAX_THREADS 16u
+#define DIGEST_PIECE ((uint64_t)256 << 10) /* stays in the second level cache */
 
 #endif

@@ -83,6 +83,16 @@ int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
 			  uint64_t *different, size_t room);
 int64_t seam_write_file(int fd, const void *buffer, size_t size, int64_t offset);
 
+/* As fill_runs, for runs in the order of their offsets; the whole file is read, and digested as
+ * by seam_digest. */
+int seam_fill_checked(int pid, const uint64_t *runs, size_t count, int fd, uint64_t size,
+		      unsigned int threads, uint64_t *digest);
+
+/* digest.c: of a buffer, or of a file when that is NULL. */
+uint64_t seam_xxh64(const void *data, size_t size);
+int seam_digest(const void *buffer, int fd, uint64_t size, unsigned int threads,
+		uint64_t *digest);
+
 /* buffer.c: room of our own, of huge pages where there are any. */
 int seam_buffer_map(size_t size, void **buffer);
 int seam_buffer_populate(void *buffer, size_t size, unsigned int threads);
