@@ -37,6 +37,8 @@ class ThreadCapture:
     affinity: bytes
     ioprio: int
     timerslack_ns: int
+    seccomp: Sequence[tuple[bytes, int]] | None = ()
+    """Its filters, newest first; None when they could not be read."""
 
     @property
     def ns_tid(self) -> int:
@@ -79,8 +81,6 @@ class TaskCapture:
     auxv: bytes = b""
     brk: int = 0
     prctl: Mapping[str, int] = field(default_factory=dict)
-    seccomp: Sequence[tuple[bytes, int]] | None = None
-    """Filters of the leader, newest first; None when they could not be read."""
 
     @property
     def zombie(self) -> bool:

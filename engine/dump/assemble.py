@@ -121,7 +121,7 @@ def _links(capture: TaskCapture) -> list[Refused]:
 
 
 def _thread(capture: TaskCapture, thread: ThreadCapture, runtime_filters: int) -> ThreadImage:
-    own = capture.seccomp or ()
+    own = thread.seccomp or ()
     kept = own[: max(len(own) - runtime_filters, 0)]
     return ThreadImage(
         tid=thread.ns_tid,

@@ -23,6 +23,7 @@ from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
+from torpor.engine.tasks.seccomp import filter_count
 
 TEXTS = (
     "stat",
@@ -156,7 +157,7 @@ def _finish(one: _Begun, answers: Sequence[Answer], may_read_filters: bool) -> C
         ns_pid=one.status.ns_pid[-1],
         texts=one.texts,
         links=_links(pid),
-        threads=tuple(_thread(pid, answer) for answer in answers),
+        threads=tuple(_thread(pid, answer, may_read_filters) for answer in answers),
         shared_pending=tuple(native.pending_signals(pid, True)),
         sigactions=dict(
             zip(one.signals, _pieces(leader.buffer, ACTIONS_AT, ACTION_BYTES), strict=True)
@@ -166,7 +167,6 @@ def _finish(one: _Begun, answers: Sequence[Answer], may_read_filters: bool) -> C
         auxv=auxv,
         brk=brk,
         prctl=values,
-        seccomp=_filters(pid, one.status.seccomp, may_read_filters),
     )
     return Captured(
         task=one.task,
@@ -222,15 +222,16 @@ def _links(pid: int) -> dict[str, str]:
     return {name: proc.read_link(pid, name) for name in ("exe", "cwd", "root")}
 
 
-def _thread(pid: int, answer: Answer) -> ThreadCapture:
+def _thread(pid: int, answer: Answer, may_read_filters: bool) -> ThreadCapture:
     facts, raw = answer.facts, answer.buffer
     tid = facts.tid
+    status = proc.read_text(pid, f"task/{tid}/status")
     param = os.sched_getparam(tid)
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, TID_ADDRESS_AT)
     return ThreadCapture(
         tid=tid,
         comm=proc.read_bytes(pid, f"task/{tid}/comm").rstrip(b"\n"),
-        status=proc.read_text(pid, f"task/{tid}/status"),
+        status=status,
         regs=facts.restart.pack(),
         xstate=facts.xstate,
         sigmask=facts.mask,
@@ -246,6 +247,7 @@ def _thread(pid: int, answer: Answer) -> ThreadCapture:
         affinity=_affinity(tid),
         ioprio=native.ioprio_get(tid),
         timerslack_ns=max(answer.results[3], 0),
+        seccomp=_filters(tid, filter_count(status)[0], may_read_filters),
     )
 
 
@@ -283,8 +285,9 @@ def _segments(remote: Remote, vmas: Sequence[Vma]) -> dict[int, bytes]:
 
 
 def _filters(tid: int, mode: int, may_read: bool) -> tuple[tuple[bytes, int], ...] | None:
+    """Newest first; the kernel counts from the oldest (kernel/seccomp.c, get_nth_filter)."""
     if mode == 0:
         return ()
     if not may_read:
         return None
-    return tuple(native.seccomp_filters(tid))
+    return tuple(reversed(native.seccomp_filters(tid)))

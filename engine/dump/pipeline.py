@@ -15,9 +15,9 @@ from torpor.engine.dump import pages
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_tasks
-from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
+from torpor.engine.dump.freeze import StoppedTask, StoppedTree, list_tasks, stopped
 from torpor.engine.dump.netns import NetnsSockets
-from torpor.engine.errors import Error, Findings, Refused, Timeout
+from torpor.engine.errors import Error, Findings, Refused, Timeout, Vanished
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.images.inventory import write_inventory
@@ -157,8 +157,7 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
                 subject=subject,
                 remedy="dump from outside of the tree",
             )
-        text = proc.read_text(task.pid, "status")
-        status = parse_status(text)
+        status = parse_status(proc.read_text(task.pid, "status"))
         if status.tracer_pid:
             refused.append(
                 Refused(
@@ -168,9 +167,7 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
                     remedy="detach the debugger",
                 )
             )
-        found = seccomp.preflight(text, options.runtime_seccomp_filters, may_read, subject)
-        if found is not None:
-            refused.append(found)
+        refused += _filter_refusals(task, options.runtime_seccomp_filters, may_read)
         if task.tids and task.tids[0] != task.pid:
             refused.append(
                 Refused(
@@ -191,6 +188,17 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
         )
     if refused:
         raise Findings(tuple(refused))
+
+
+def _filter_refusals(task: StoppedTask, runtime_filters: int, may_read: bool) -> list[Refused]:
+    """Filters are a thread's own: each may have more than its leader."""
+    found = []
+    for tid in task.tids:
+        with suppress(Vanished):
+            text = proc.read_text(task.pid, f"task/{tid}/status")
+            where = f"pid {task.pid}" if tid == task.pid else f"pid {task.pid}, thread {tid}"
+            found.append(seccomp.preflight(text, runtime_filters, may_read, where))
+    return [refusal for refusal in found if refusal is not None]
 
 
 def _capture_for(pid: int) -> Capture:

@@ -59,12 +59,13 @@ int main(int argc, char **argv)
 	forbid(SYS_set_robust_list, 44);
 	forbid(SYS_socket, 45);
 	forbid(SYS_setsid, 46);
+	forbid(SYS_setsid, 47); /* of two that forbid, the newer one's error is told */
 	ready();
 	await_go();
 	refused(SYS_mremap, 42);
 	refused(SYS_set_robust_list, 44);
 	refused(SYS_socket, 45);
-	refused(SYS_setsid, 46);
+	refused(SYS_setsid, 47);
 	errno = 0;
 	CHECK(syscall(SYS_socketpair, -1, -1, -1, 0) == -1 && errno != 43);
 	CHECK(pthread_join(thread, NULL) == 0 && fine);
