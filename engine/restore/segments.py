@@ -4,12 +4,15 @@
 Facts:
 - Ids grow with each segment that is made, also when older ones were removed meanwhile
   (ipc/util.c, ipc_idr_alloc: the index goes round, and counts in the id's upper half). So a
-  higher id is reached by making and removing segments, which takes no right; a lower one is
-  not, and is an error (asking for it takes CAP_CHECKPOINT_RESTORE).
+  higher id is reached by making and removing segments, which takes no right; a lower one only
+  by asking for it in /proc/sys/kernel/shm_next_id, which takes CAP_CHECKPOINT_RESTORE (Linux
+  5.9) and is about the ipc namespace of whoever opens the file: ours.
 - A segment marked for destruction (SHM_DEST) lives until its last detach.
 """
 
+import os
 import struct
+from contextlib import suppress
 
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import ImageSource
@@ -26,6 +29,7 @@ from torpor.engine.restore.spawn import Living
 
 REMEDY = "restore in a fresh pod or ipc namespace"
 MOST_TRIES = 50_000
+NEXT_ID = "/proc/sys/kernel/shm_next_id"
 
 
 def create(root: Living, source: ImageSource) -> None:
@@ -41,6 +45,7 @@ def _create_one(root: Living, segment: Segment) -> None:
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
     flags = segment.mode & 0o777 | IPC_CREAT | IPC_EXCL
     got = -1
+    _ask_for(root, segment.shm_id)
     for _ in range(MOST_TRIES):
         got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes, flags)
         if got < 0:
@@ -52,6 +57,14 @@ def _create_one(root: Living, segment: Segment) -> None:
         if got > segment.shm_id:
             break
     raise Refused(f"the segment got id {got}", subject=subject, remedy=REMEDY)
+
+
+def _ask_for(root: Living, shm_id: int) -> None:
+    """Have the next segment made with this id, where we may."""
+    with suppress(OSError):
+        if os.readlink("/proc/self/ns/ipc") == os.readlink(f"/proc/{root.pid}/ns/ipc"):
+            with open(NEXT_ID, "w", encoding="ascii") as file:
+                file.write(str(shm_id))
 
 
 def _set_owner(root: Living, segment: Segment, room: int) -> None:
