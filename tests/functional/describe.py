@@ -88,11 +88,11 @@ def describe(root: int) -> dict[str, str]:
 
 def differences(before: dict[str, str], after: dict[str, str]) -> str:
     """What is not equal, for people; empty when all is."""
-    lines = []
-    for name in sorted({*before, *after}):
-        if before.get(name) != after.get(name):
-            lines.append(f"{name}:\n  was {before.get(name)}\n  is  {after.get(name)}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"{name}:\n  was {before.get(name)}\n  is  {after.get(name)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    )
 
 
 def stopped(root: int) -> dict[int, str]:

@@ -5,9 +5,6 @@ After each step the kernel must tell the same of every task as before (`describe
 workload checks itself.
 """
 
-import os
-import subprocess
-import sys
 
 import pytest
 

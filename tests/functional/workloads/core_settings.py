@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits, niceness, policy and processors of each of three tasks, and what the libc is told of them."""
+"""Limits, niceness, policy, processors and umask of several tasks, each with its own."""
 
 import os
 import resource

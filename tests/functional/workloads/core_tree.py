@@ -49,7 +49,7 @@ class Child:
 
     def tell(self):
         os.write(self.ask, b"?")
-        return eval(os.read(self.answers, 65536))  # noqa: S307 (of our own child)
+        return eval(os.read(self.answers, 65536))
 
 
 def generation(depth):
