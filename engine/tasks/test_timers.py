@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls that give a task its address space, after an exec and after a fork."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.fixtures.trees import AREAS
+from torpor.engine.errors import Refused
+from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.memory.vdso import Group, Move, VdsoPlan
+from torpor.engine.restore import layout
+from torpor.engine.restore.arena import Arena
+from torpor.engine.restore.layout import Backings
+
+ARENA = Arena(base=0x10000000)
+NONE = Backings(memfds={})
+KERNEL = Group(
+    start=0x7FFF00000000,
+    end=0x7FFF00006000,
+    parts=(("vvar", 0x7FFF00000000, 0x7FFF00004000), ("vdso", 0x7FFF00004000, 0x7FFF00006000)),
+)
+PLAN = VdsoPlan(
+    moves=(
+        Move(source=0x7FFF00000000, size_bytes=0x4000, target=0x7EEE00000000),
+        Move(source=0x7FFF00004000, size_bytes=0x2000, target=0x7EEE00004000),
+    ),
+    keep_old_code=False,
+)
+VDSO = Area(start=0x7EEE00004000, end=0x7EEE00006000, prot=5, backing=Backing.VDSO)
+
+
+def lines(program):
+    return [op.describe() for op in program.ops]
+
+
+def test_after_exec():
+    park = f"{ARENA.park:#x}"
+    code = f"{ARENA.park + 0x4000:#x}"
+    program = layout.after_exec(ARENA, (*AREAS, VDSO), KERNEL, PLAN, NONE, {0x400000})
+    assert lines(program) == [
+        f"mremap(0x7fff00000000, 0x4000, 0x4000, 3, {park})  # vdso: parked",
+        f"mremap(0x7fff00004000, 0x2000, 0x2000, 3, {code})  # vdso: parked",
+        "munmap(0, 0x10000000)  # memory of the fresh program",
+        f"munmap({ARENA.end:#x}, {0x7FFFFFFFF000 - ARENA.end:#x})  # memory of the fresh program",
+        f"mremap({park}, 0x4000, 0x4000, 3, 0x7eee00000000)  # vdso: at its old place",
+        f"mremap({code}, 0x2000, 0x2000, 3, 0x7eee00004000)  # vdso: at its old place",
+        "openat(-100, '/bin/worker', 0x80000, 0) → map0  # /bin/worker: mapped file",
+        "mmap(0x400000, 0x2000, 7, 18, $map0, 0)  # 400000-402000 r-xp /bin/worker",
+        "mmap(0x500000, 0x3000, 3, 50, -1, 0)  # 500000-503000 rw-p anonymous",
+        "mmap(0x7ffffffde000, 0x21000, 3, 306, -1, 0)  # 7ffffffde000-7ffffffff000 rw-p anonymous",
+        "close($map0)  # /bin/worker: mapped file",
+    ]
+    assert all(op.want for op in program.ops if op.call in ("mremap", "mmap"))
+
+
+def test_after_exec_with_old_code_kept():
+    program = layout.after_exec(
+        ARENA, (VDSO,), KERNEL, replace(PLAN, keep_old_code=True), NONE, {VDSO.start}
+    )
+    assert lines(program)[-1] == (
+        "mmap(0x7eee00004000, 0x2000, 7, 50, -1, 0)  # 7eee00004000-7eee00006000 r-xp vdso"
+    )
+
+
+def test_after_exec_without_a_vdso():
+    plan = VdsoPlan(moves=(), keep_old_code=False)
+    program = layout.after_exec(ARENA, (), KERNEL, plan, NONE, set())
+    assert lines(program)[-2:] == [
+        f"munmap({ARENA.park:#x}, 0x4000)  # vdso",
+        f"munmap({ARENA.park + 0x4000:#x}, 0x2000)  # vdso",
+    ]
+
+
+def test_after_fork_keeps_what_is_the_same():
+    mine = (
+        AREAS[0],
+        replace(AREAS[1], end=0x504000),
+        Area(start=0x600000, end=0x601000, prot=1, backing=Backing.ANON),
+        AREAS[2],
+    )
+    program, kept = layout.after_fork(mine, AREAS, None, None, NONE, {0x400000, 0x600000}, False)
+    assert [a.start for a in kept] == [0x400000, AREAS[2].start]
+    assert lines(program) == [
+        "munmap(0x500000, 0x3000)  # 500000-503000 rw-p anonymous: the parent's only",
+        "mmap(0x500000, 0x4000, 3, 50, -1, 0)  # 500000-504000 rw-p anonymous",
+        "mmap(0x600000, 0x1000, 3, 50, -1, 0)  # 600000-601000 r--p anonymous",
+        "mprotect(0x400000, 0x2000, 7)  # 400000-402000 r-xp /bin/worker: open for filling",
+    ]
+
+
+def test_after_fork_leaves_special_areas_alone():
+    program, kept = layout.after_fork(
+        (*AREAS, VDSO), (*AREAS, VDSO), KERNEL, KERNEL, NONE, set(), False
+    )
+    assert (lines(program), len(kept)) == ([], 3)
+
+
+def test_a_child_with_its_vdso_elsewhere():
+    with pytest.raises(Refused, match="vDSO elsewhere"):
+        layout.after_fork((), (), KERNEL, None, NONE, set(), False)
+
+
+@pytest.mark.parametrize(("prot", "flags"), [(3, 0), (1, 0o10000), (5, 0o110000), (7, 0o100000)])
+def test_system_v_segments_are_attached(prot, flags):
+    area = Area(start=0x600000, end=0x601000, prot=prot, backing=Backing.SYSV, shared_id=9)
+    program, _ = layout.after_fork((area,), (), None, None, NONE, set(), False)
+    (op,) = program.ops
+    assert (op.call, op.args, op.want) == ("shmat", (9, 0x600000, flags), 0x600000)
+
+
+def test_memfds_come_from_service_descriptors():
+    area = Area(start=0x600000, end=0x601000, prot=3, backing=Backing.MEMFD, shared_id=77)
+    program, _ = layout.after_fork(
+        (area,), (), None, None, Backings(memfds={77: 600}), set(), False
+    )
+    assert program.ops[0].args[4] == 600
+    with pytest.raises(Refused, match="open nowhere") as error:
+        layout.after_fork((area,), (), None, None, NONE, set(), False)
+    assert error.value.remedy
+
+
+def test_a_file_is_opened_once_for_each_way():
+    first = Area(start=0x1000, end=0x2000, prot=1, backing=Backing.FILE, path="/x")
+    areas = (
+        first,
+        replace(first, start=0x2000, end=0x3000, offset=0x1000),
+        replace(first, start=0x4000, end=0x5000, backing=Backing.FILE_SHARED, writable_file=True),
+    )
+    program, _ = layout.after_fork(areas, (), None, None, NONE, set(), False)
+    assert [op.call for op in program.ops] == [
+        "openat", "mmap", "mmap", "openat", "mmap", "close", "close",
+    ]  # fmt: skip
