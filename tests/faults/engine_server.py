@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dumps on demand, each in a new process that has the engine loaded: one that can be killed.
+
+Reads `PID FOLDER` lines, answers each with `begun PID_OF_THE_ENGINE`, and when that process has
+ended, with `ended WAIT_STATUS`. A dump leaves its tree running. It prints its report as JSON on
+the same pipe before `ended`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from torpor.engine import api
+from torpor.engine.dump import pipeline  # noqa: F401 - so that children need not load it
+from torpor.engine.options import After, DumpOptions
+
+
+def dump(pid, folder):
+    (report,) = api.dump([DumpOptions(pid=pid, images_dir=Path(folder), after=After.CONTINUE)])
+    print(json.dumps({"frozen_s": report.frozen_s, "total_s": report.total_s,
+                      "phases_s": dict(report.phases_s)}), flush=True)  # fmt: skip
+
+
+def main():
+    for line in sys.stdin:
+        pid, folder = line.split()
+        engine = os.fork()
+        if engine == 0:
+            status = 1
+            try:
+                dump(int(pid), folder)
+                status = 0
+            finally:
+                os._exit(status)
+        print("begun", engine, flush=True)
+        _, status = os.waitpid(engine, 0)
+        print("ended", status, flush=True)
+
+
+main()

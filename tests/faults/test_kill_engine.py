@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine is killed at any instant of a dump, and the workload takes no notice.
+
+A busy tree (`busy_tree.c`) is dumped again and again, each dump by a new process that gets
+SIGKILL after a time of chance. After each kill every thread runs on untraced with its mask,
+nothing is pending, memory and descriptors are as they were; at the end no number was lost or
+repeated, and no tick of a timer.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.faults, pytest.mark.root]
+
+HERE = Path(__file__).parent
+MEMBERS = 4
+INSTANTS = 200  # at which an engine was still at work
+FROZEN_INSTANTS = 100  # more, chosen within the pause and what leads to it
+COMMANDS = 10
+PATIENCE_S = 5
+SEED = 4
+
+
+class BusyTree:
+    """The workload, and all that has to stay as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        program = folder / "busy_tree"
+        source = HERE / "busy_tree.c"
+        subprocess.run(["gcc", "-O1", "-Wall", "-pthread", "-o", program, source, "-lrt"],
+                       check=True)  # fmt: skip
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [program, folder], start_new_session=True, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.pid = self.process.pid
+        deadline = time.monotonic() + PATIENCE_S
+        while len(children(self.pid)) < MEMBERS - 1 or self.word(3 * MEMBERS) != MEMBERS:
+            assert time.monotonic() < deadline, "the tree did not start"
+            time.sleep(0.01)
+        self.pids = [self.pid, *children(self.pid)]
+        self.whole = self.look()
+
+    def word(self, number: int) -> int:
+        status = self.folder / "status"
+        content = status.read_bytes() if status.exists() else b""
+        return int(struct.unpack_from("Q", content, 8 * number)[0]) if content else 0
+
+    def progress(self) -> list[int]:
+        """Laps of each member, counts of each one's thread, alarms of each."""
+        return [self.word(i) for i in range(3 * MEMBERS)]
+
+    def look(self) -> dict[str, object]:
+        """State of every thread, memory and descriptors of every task."""
+        said: dict[str, object] = {"children": children(self.pid)}
+        for pid in self.pids:
+            said[f"{pid} areas"] = areas(pid)
+            said[f"{pid} descriptors"] = descriptors(pid)
+            for tid in sorted(os.listdir(f"/proc/{pid}/task")):
+                said[f"{pid}/{tid}"] = thread(pid, tid)
+        return said
+
+    def unharmed(self) -> None:
+        """As it was, and every member of it goes on."""
+        begin, deadline = self.progress(), time.monotonic() + PATIENCE_S
+        while True:
+            now = self.look()
+            told = {
+                name: (self.whole.get(name), now.get(name))
+                for name in {*self.whole, *now}
+                if self.whole.get(name) != now.get(name)
+            }
+            moved = zip(begin, self.progress(), strict=True)
+            still = [i for i, (before, after) in enumerate(moved) if before == after]
+            result = self.folder / "result"
+            assert not result.exists(), result.read_text()
+            if not told and not still:
+                return
+            assert time.monotonic() < deadline, f"differs: {told}; does not go on: {still}"
+            time.sleep(0.001)
+
+    def finish(self) -> None:
+        """Stop it; what it says of itself, and what it has written down."""
+        with (self.folder / "status").open("r+b") as file:
+            file.seek(8 * (3 * MEMBERS + 1))
+            file.write(struct.pack("Q", 1))
+        assert self.process.wait(30) == 0, (self.folder / "result").read_text()
+        assert (self.folder / "result").read_text() == "ok"
+        for member in range(MEMBERS):
+            content = (self.folder / f"ticks-{member}").read_bytes()
+            numbers = struct.unpack(f"{len(content) // 8}Q", content)
+            assert numbers == tuple(range(len(numbers)))
+            assert len(numbers) > INSTANTS
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return sorted(int(word) for word in text.split())
+
+
+def areas(pid: int) -> list[str]:
+    """Ranges and protections; the end of the heap may move."""
+    lines = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        addresses, rest = line.split(" ", 1)
+        if rest.endswith("[heap]"):
+            addresses = addresses.split("-")[0]
+        lines.append(f"{addresses} {rest}")
+    return lines
+
+
+def descriptors(pid: int) -> dict[str, str]:
+    found = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
+        flags = re.search(r"^flags:\s+(\d+)", info, re.M)
+        found[number] = f"{os.readlink(f'/proc/{pid}/fd/{number}')} {flags and flags[1]}"
+    return found
+
+
+def thread(pid: int, tid: str) -> dict[str, str]:
+    text = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+    fields = dict(re.findall(r"^(\w+):\s*(.*)$", text, re.M))
+    told = {name: fields[name] for name in ("TracerPid", "SigBlk", "SigIgn", "SigCgt", "SigPnd",
+                                            "ShdPnd", "Seccomp", "NoNewPrivs")}  # fmt: skip
+    told["stopped"] = str(fields["State"][0] in "Tt")
+    return told
+
+
+class Server:
+    """Starts engines (`engine_server.py`)."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "engine_server.py"], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def begin(self, pid: int, folder: Path) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{pid} {folder}\n")
+        self.process.stdin.flush()
+        word, engine = self.process.stdout.readline().split()
+        assert word == "begun"
+        return int(engine)
+
+    def end(self) -> tuple[dict[str, object] | None, int]:
+        """The report, if it came so far, and the wait status."""
+        assert self.process.stdout
+        line, report = self.process.stdout.readline(), None
+        if line.startswith("{"):
+            report, line = json.loads(line), self.process.stdout.readline()
+        word, status = line.split()
+        assert word == "ended"
+        return report, int(status)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    one = BusyTree(tmp_path)
+    yield one
+    one.end()
+
+
+@pytest.fixture
+def server():
+    one = Server()
+    yield one
+    one.close()
+
+
+def whole_dumps(server, tree):
+    """When the pause begins and ends, and how long a dump takes: the median of some."""
+    looks, frozen, totals = [], [], []
+    for number in range(7):
+        images = tree.folder / f"whole-{number}"
+        begin = time.monotonic()
+        server.begin(tree.pid, images)
+        report, status = server.end()
+        assert report is not None, status
+        assert status == 0
+        totals.append(time.monotonic() - begin)
+        looks.append(report["phases_s"]["look"])
+        frozen.append(report["phases_s"]["look"] + report["frozen_s"])
+        shutil.rmtree(images)
+        tree.unharmed()
+    return min(looks), statistics.median(frozen), statistics.median(totals)
+
+
+def kill_at(server, tree, delay_s):
+    """Kill an engine so long after its start; whether it was still at work."""
+    images = tree.folder / "images"
+    engine = server.begin(tree.pid, images)
+    time.sleep(delay_s)
+    with suppress(ProcessLookupError):
+        os.kill(engine, signal.SIGKILL)
+    _, status = server.end()
+    tree.unharmed()
+    for path in tree.folder.glob("*images*"):
+        shutil.rmtree(path)
+    assert status in (0, signal.SIGKILL), f"a dump failed: wait status {status:#x}"
+    return status == signal.SIGKILL
+
+
+def test_killed_at_any_instant(tree, server):
+    look_s, frozen_s, total_s = whole_dumps(server, tree)
+    chance = random.Random(SEED)
+    spans = {"dump": (0, total_s, INSTANTS), "pause": (look_s / 2, frozen_s, FROZEN_INSTANTS)}
+    for name, (begin_s, end_s, wanted) in spans.items():
+        killed = 0
+        for _ in range(3 * wanted):
+            killed += kill_at(server, tree, chance.uniform(begin_s, end_s))
+            if killed == wanted:
+                break
+        assert killed == wanted, f"{name}: only {killed} engines were still at work"
+    tree.finish()
+
+
+def test_killed_command(tree):
+    images = tree.folder / "images"
+    command = [sys.executable, "-m", "torpor.engine.cli", "dump", str(tree.pid), "-D", str(images),
+               "--leave-running"]  # fmt: skip
+    begin = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole_s = time.monotonic() - begin
+    shutil.rmtree(images)
+    chance = random.Random(SEED)
+    for _ in range(COMMANDS):
+        engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(whole_s / 2, whole_s))
+        engine.kill()
+        engine.wait()
+        tree.unharmed()
+        for path in tree.folder.glob("*images*"):
+            shutil.rmtree(path)
+    tree.finish()
