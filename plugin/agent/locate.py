@@ -20,6 +20,8 @@ from torpor.engine.errors import Refused, Vanished
 from torpor.plugin.agent.procview import Mount, NodeView, Task, descendants
 
 PLACEHOLDER_MOUNT = "/.torpor"
+SHM_MOUNT = "/dev/shm"  # noqa: S108 - of the pod, not ours
+SHM_KEY = "dev.shm"
 _ID = re.compile(r"^[a-z0-9.+-]+://([0-9a-f]{12,128})$")
 _DEEPEST = 12
 
@@ -37,7 +39,10 @@ class StrangerInside(Refused):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumePart:
-    """An emptyDir, or the part of it that a subPath mounts; reached at ``mount_path``."""
+    """An emptyDir, or the part of it that a subPath mounts; reached at ``mount_path``.
+
+    The pod's shared memory directory is one too, by a name that no volume can have.
+    """
 
     name: str
     sub_path: str
@@ -112,6 +117,8 @@ def locate(
     tolerance: Tolerance = Tolerance(),  # noqa: B008 - has no state
 ) -> tuple[Container, ...]:
     """Find the named containers (all when empty); each emptyDir belongs to one of them.
+
+    So does ``/dev/shm``, which the runtime makes once for a pod.
 
     Raises:
         Refused: a container that cannot be taken; says why.
@@ -241,6 +248,8 @@ def _container(
     if strangers:
         raise _refuse_strangers(strangers, subject)
     status = status_of(pod, name)
+    mounts = view.mounts(init.pid)
+    has_shm = any(mount.mount_point == SHM_MOUNT for mount in mounts)
     return Container(
         name=name,
         container_id=cid,
@@ -249,8 +258,8 @@ def _container(
         init_pid=init.pid,
         pids=tuple(sorted(ours)),
         cgroup=freezer_cgroup(cid, init.pid, inside[init.pid], view),
-        mounts=view.mounts(init.pid),
-        volumes=volumes.get(name, ()),
+        mounts=mounts,
+        volumes=tuple(p for p in volumes.get(name, ()) if p.name != SHM_KEY or has_shm),
     )
 
 
@@ -307,11 +316,23 @@ def _volumes(
             part = VolumePart(name=key[0], sub_path=key[1], mount_path=path)
             parts.setdefault(key, (str(container["name"]), part))
     whole = {name for name, sub_path in parts if not sub_path}
-    found: dict[str, tuple[VolumePart, ...]] = {}
+    found = _shared_memory(containers)
     for (name, sub_path), (container_name, part) in parts.items():
         if not sub_path or name not in whole:
             found[container_name] = (*found.get(container_name, ()), part)
     return found
+
+
+def _shared_memory(
+    containers: Sequence[Mapping[str, Any]],
+) -> dict[str, tuple[VolumePart, ...]]:
+    """The pod's ``/dev/shm``, by the first container over which it mounts nothing of its own."""
+    for container in containers:
+        own = {str(mount["mountPath"]).rstrip("/") for mount in container.get("volumeMounts") or ()}
+        if own.isdisjoint((SHM_MOUNT, "/dev")):
+            part = VolumePart(name=SHM_KEY, sub_path="", mount_path=SHM_MOUNT)
+            return {str(container["name"]): (part,)}
+    return {}
 
 
 def _init(tasks: Mapping[int, Task], subject: str) -> Task:
