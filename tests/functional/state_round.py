@@ -20,7 +20,7 @@ PR_SET_CHILD_SUBREAPER = 36
 class Round:
     """One workload and what has become of it."""
 
-    def __init__(self, folder: Path, *command: str, python: bool = True) -> None:
+    def __init__(self, folder: Path, *command: str, python: bool = True, stdin=None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.folder, self.warnings = folder, ()
         folder.chmod(0o777)
@@ -28,7 +28,7 @@ class Round:
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

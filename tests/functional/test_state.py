@@ -2,10 +2,12 @@
 """Small settings of a task: set by a workload, read back by it after the restore."""
 
 import json
+import os
 
 import pytest
 
 from tests.functional.state_round import WORKLOADS, Round
+from torpor.engine.errors import Findings
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 PROGRAM = WORKLOADS / "task_state.py"
@@ -36,3 +38,21 @@ def test_reads_the_same_after_the_restore(started):
     after = json.loads((started.folder / "after.json").read_text())
     assert after == before
     assert started.warnings == ()
+
+
+def test_a_terminal_of_the_user_is_refused_and_the_task_runs_on(tmp_path):
+    master, slave = os.openpty()
+    one = Round(tmp_path, str(PROGRAM), "plain", str(tmp_path), stdin=slave)
+    try:
+        before = json.loads(one.wait_for("before.json").read_text())
+        with pytest.raises(Findings, match="terminal") as error:
+            one.dump()
+        assert "fd 0" in error.value.subject
+        assert "setsid" in error.value.remedy
+        (tmp_path / "ask").touch()
+        assert one.wait() == 0, one.log()
+        assert json.loads((tmp_path / "after.json").read_text()) == before
+    finally:
+        one.end()
+        os.close(master)
+        os.close(slave)
