@@ -223,6 +223,6 @@ def world(tmp_path: Path):
             node_name=NODE, client=api.client(), engine=engine, view=node.view,
             staging=tmp_path / "staging", stores={"main": VolumeStore(tmp_path / "store")},
             choose_pid=lambda pid, want: None, metrics=Metrics(), poll_s=0.02,
-            exec_patience_s=0.2,
+            exec_patience_s=0.2, start_patience_s=0.2,
         )  # fmt: skip
         yield World(api, node, engine, context, tmp_path)

@@ -85,6 +85,7 @@ class Context:
     waiting_in: Callable[[str], frozenset[int]] = nobody_waits
     poll_s: float = 0.2
     exec_patience_s: float = 10.0
+    start_patience_s: float = 30.0
 
     def store(self, name: str | None) -> Store:
         """A store by name.

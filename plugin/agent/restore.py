@@ -27,6 +27,7 @@ from torpor.plugin.agent.context import (
 )
 from torpor.plugin.agent.endtask import end_task
 from torpor.plugin.agent.locate import (
+    PLACEHOLDER_MOUNT,
     Container,
     TolerateAll,
     address_map,
@@ -357,16 +358,29 @@ class RestoreJob:
             _kill(container)
 
     def _find_placeholders(self) -> None:
-        """When it failed before the pod was looked at."""
+        """When it failed before the pod was looked at: they may be about to start."""
+        until_s = time.monotonic() + self.context.start_patience_s
+        while not self._look_for_placeholders():
+            if time.monotonic() > until_s:
+                _log.warning("%s: its containers did not start, nobody to tell", self._subject)
+                return
+            time.sleep(self.context.poll_s)
+
+    def _look_for_placeholders(self) -> bool:
+        """Whether all that there will be are found."""
         try:
             pod = self._pod()
-            self._placeholders = [
-                each
-                for each in locate(pod, (), self.context.view, tolerance=TolerateAll())
-                if self._waits(each)
-            ]
-        except (Vanished, Refused, Unreachable, PodNotFound, PodDeleting) as error:
+            if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+                return True
+            names = _held(pod)
+            found = locate(pod, names, self.context.view, tolerance=TolerateAll())
+        except Vanished:
+            return False
+        except (Refused, Unreachable, PodNotFound, PodDeleting) as error:
             _log.info("%s: no placeholder to be told: %s", self._subject, error)
+            return True
+        self._placeholders = [each for each in found if self._waits(each)]
+        return len(self._placeholders) == len(names)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -375,6 +389,15 @@ class RestoreJob:
         took_s = time.monotonic() - start_s
         self.context.metrics.stage.labels("Restore", name).observe(took_s)
         _log.info("%s: %s took %.3f s", self._subject, name, took_s)
+
+
+def _held(pod: JsonObject) -> list[str]:
+    """The containers that were made to start as placeholders."""
+    return [
+        str(each["name"])
+        for each in pod["spec"]["containers"]
+        if str((each.get("command") or ("",))[0]).startswith(f"{PLACEHOLDER_MOUNT}/")
+    ]
 
 
 def is_same_image(old: str, new: str) -> bool:
