@@ -23,6 +23,11 @@ test: dev  ## every test that runs on one machine
 lint: dev  ## ruff, mypy, import-linter, freshness of generated files
 	$(BIN)/python tools/lint.py
 
+.PHONY: docs
+docs: dev  ## bring the generated parts of docs/ up to date
+	$(BIN)/python tools/docs.py
+	$(BIN)/python -m torpor.engine.criu.usage > docs/criu-compat.md
+
 .PHONY: unit functional faults compat e2e
 unit: dev  ## unit tests, no root needed
 	$(BIN)/python tools/run_tests.py unit

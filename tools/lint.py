@@ -95,6 +95,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "ruff": command("ruff", "check", "-q", "--output-format", "concise", "."),
     "types": command("mypy"),
     "layers": command("lint-imports", PYTHONPATH=""),
+    "docs": command("python", "tools/docs.py", "--check"),
     "headers": headers,
     "sizes": sizes,
     "traces": traces,

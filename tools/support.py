@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the support matrix says beyond the table of kinds: who reads whose images, and which tests.
+
+Cells about CRIU say only what a test of this repository shows: `tested` when the other side
+restores it there, `same messages` when the images hold it in CRIU's messages (whose schema
+a test compares with pycriu's) and nothing more is proved.
+"""
+
+from dataclasses import dataclass
+
+SAME, TESTED, OWN = "same messages", "tested", "own file only"
+FILES_FROM_CRIU = "tests/compat/test_files_from_criu.py"
+REGULAR = "tests/functional/workloads/files_regular.py"
+PIPES = "tests/functional/workloads/files_pipes.py"
+ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
+UNIX = "tests/functional/workloads/sockets_unix.py"
+INET = "tests/functional/workloads/sockets_inet.py"
+TASK_STATE = "tests/functional/workloads/task_state.py"
+CORE = "tests/functional/workloads/core_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """A row: ``tests`` are paths of this repository, live workloads first."""
+
+    tests: tuple[str, ...] = ()
+    ours: str = SAME
+    """CRIU reads ours."""
+    theirs: str = SAME
+    """We read CRIU's."""
+    is_taken: bool = True
+
+
+REFUSED = Support(
+    is_taken=False, ours="–", theirs="refused", tests=("tests/functional/test_files_live.py",)
+)
+
+KINDS: dict[str, Support] = {
+    "eventfd": Support(
+        ours=f"{SAME}; loses EFD_SEMAPHORE", theirs=f"{SAME}; without EFD_SEMAPHORE",
+        tests=(ANONYMOUS,),
+    ),
+    "signalfd": Support(tests=(ANONYMOUS,)),
+    "timerfd": Support(ours=f"{SAME}; absolute timers as time left", tests=(ANONYMOUS,)),
+    "inotify": Support(theirs=f"{SAME}; needs --force-irmap", tests=(ANONYMOUS,)),
+    "pipe": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+    "fifo": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+    "unix socket": Support(
+        ours=f"{SAME}; without senders of datagrams",
+        tests=(UNIX, "tests/functional/test_sockets_unix.py"),
+    ),
+    "TCP and UDP socket": Support(tests=(INET, "tests/functional/test_sockets_inet.py")),
+    "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
+    "other sockets": Support(
+        is_taken=False, ours="–", theirs="refused",
+        tests=("tests/functional/test_sockets_netlink.py",),
+    ),
+    "pidfd": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+    "memfd": Support(ours=f"{SAME}; not the content of one that is not mapped", tests=(ANONYMOUS,)),
+    "procfs": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
+    "device": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
+    "regular": Support(
+        ours=f"{SAME}; an O_TMPFILE cannot be linked any more", theirs=TESTED,
+        tests=(REGULAR, FILES_FROM_CRIU),
+    ),
+    "terminal": Support(ours=f"{SAME}; caller names it", theirs=f"{SAME}; caller names it"),
+    "refused": REFUSED,
+    "epoll": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+}  # fmt: skip
+
+STATE: dict[str, Support] = {
+    "tree: sessions, groups, zombies, stopped tasks, old pids": Support(
+        theirs="tested: a child", tests=(f"{CORE}tree.py", f"{CORE}stopped.py", FILES_FROM_CRIU)
+    ),
+    "threads: registers with all XSAVE state, TLS, robust lists, rseq": Support(
+        tests=(f"{CORE}threads.c", f"{CORE}busy.c")
+    ),
+    "system calls that were interrupted": Support(tests=(f"{CORE}blocked.c",)),
+    "signals: actions, masks, queues, alternative stacks": Support(tests=(f"{CORE}signals.c",)),
+    "timers: itimers, POSIX timers": Support(tests=(f"{CORE}signals.c",)),
+    "name, arguments, environment, exe, cwd, root, umask": Support(tests=(f"{CORE}identity.py",)),
+    "limits, niceness, scheduling, affinity": Support(tests=(f"{CORE}settings.py",)),
+    "prctl state: dumpable, no_new_privs, subreaper, pdeathsig, THP": Support(
+        tests=(TASK_STATE, f"{CORE}tree.py")
+    ),
+    "ids, groups, capabilities, securebits": Support(tests=(f"{CORE}user.py", TASK_STATE)),
+    "seccomp filters": Support(tests=(f"{CORE}seccomp.c",)),
+    "memory: private, heap, stack, files, madvise, mlock": Support(
+        theirs="tested: private, files", tests=(f"{CORE}memory.c", FILES_FROM_CRIU)
+    ),
+    "memory: shared copy-on-write after fork": Support(tests=(f"{CORE}cow.c",)),
+    "memory: shared anonymous, between tasks too": Support(tests=(f"{CORE}memory.c",)),
+    "memory: System V segments": Support(ours=OWN, theirs="not taken", tests=(f"{CORE}sysv.c",)),
+    "vDSO, also of another kernel": Support(tests=("tests/functional/test_vdso.py",)),
+    "file locks": Support(
+        theirs=TESTED, tests=(REGULAR, "tests/functional/test_files_plans.py", FILES_FROM_CRIU)
+    ),
+}
