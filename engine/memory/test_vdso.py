@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torpor.engine.errors import BadImage
@@ -61,6 +61,7 @@ def test_what_is_no_vdso(image):
 
 
 @given(st.integers(0, 4095), st.binary(min_size=1, max_size=64))
+@example(1194, b"\0\0\0\0\0\x80")
 def test_a_damaged_vdso_raises_nothing(at, noise):
     image = bytearray(running())
     image[at : at + len(noise)] = noise

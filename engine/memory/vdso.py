@@ -116,7 +116,7 @@ def symbols(image: bytes) -> dict[str, int]:
     try:
         dynamic = _dynamic(image)
         return {} if dynamic is None else _dynamic_symbols(image, dynamic)
-    except (struct.error, ValueError, LookupError):
+    except (struct.error, ValueError, LookupError, OverflowError):
         return {}
 
 

@@ -6,15 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures import trees
+from tests.fixtures.compiled import compiled
 from torpor.engine.errors import BadImage, Error
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.recorded import RecordedImages
 from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.program import encode as program
-from torpor.engine.restore import build
-from torpor.engine.restore import tree as shape
 from torpor.engine.tasks import codec
-from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.seccomp import Filter
 
@@ -27,27 +24,6 @@ def encoded(tree):
 
 def decoded(images):
     return codec.decode_tree(images, trees.COMPONENTS, trees.TEMPLATE)
-
-
-def compiled(tree):
-    """Every program of a tree, as bytes: what a decoded tree holds can be planned."""
-    shape.check(tree)
-    size = 0
-    for task in tree.tasks:
-        if task.memory is None:
-            continue
-        programs = [
-            build.task_program(task, task.memory, set()),
-            build.queue_program(task, task.rlimits, lambda _: None),
-        ]
-        plain = Scheduling(policy=0, priority=0, nice=0)
-        for thread in task.threads:
-            programs.append(build.thread_program(thread, plain))
-            programs.append(
-                build.last_program(task, thread, task.memory, trees.ROOT, lambda _: None)
-            )
-        size += sum(program.encoded_size(one) for one in programs)
-    return size
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
