@@ -104,9 +104,7 @@ class EpollKind(Base[Epoll]):
 
     def collect(self, view: FdView, context: DumpContext) -> Epoll:
         """Read the watches and find their targets among all descriptions."""
-        watches = tuple(
-            _watch(view, target, context) for target in view.epoll_targets()
-        )
+        watches = tuple(_watch(view, target, context) for target in view.epoll_targets())
         return Epoll(
             flags=view.flags & ~int(O.CLOEXEC), watches=watches, owner=read_owner(view, context)
         )

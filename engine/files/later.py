@@ -18,9 +18,7 @@ def placeholder(fd: int, what: str) -> list[Op]:
     return place(made, fd)
 
 
-def reopen(
-    file_id: FileId, create: Op, context: PlanContext, pos: int = 0
-) -> list[LateOp]:
+def reopen(file_id: FileId, create: Op, context: PlanContext, pos: int = 0) -> list[LateOp]:
     """Run ``create`` in each holding task and put the result at the numbers it has there."""
     tasks: dict[int, list[int]] = {}
     for holder in context.holders.get(file_id, ()):
