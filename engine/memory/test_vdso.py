@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vDSO of the running kernel, blocks of other kernels, and how one stands for the other."""
 
-import ctypes
 import struct
 from pathlib import Path
 
@@ -21,7 +20,9 @@ def running():
     """The code of this process's vDSO."""
     maps = parse_maps(Path("/proc/self/maps").read_text())
     (block,) = [vma for vma in maps if vma.name == "[vdso]"]
-    return ctypes.string_at(block.start, block.end - block.start)
+    with Path("/proc/self/mem").open("rb") as memory:
+        memory.seek(block.start)
+        return memory.read(block.end - block.start)
 
 
 def block(start, *parts):
