@@ -23,6 +23,8 @@ from torpor.engine.program.ops import Op
 MADV_DONTNEED = 4
 MADV_NOHUGEPAGE, MADV_COLLAPSE = 15, 25
 HUGE = 2 << 20
+AHEAD_BYTES = 32 * HUGE
+"""How much the making of huge pages is ahead of their filling at first."""
 
 Collapse = Callable[[Sequence[tuple[int, int]]], None]
 """Makes huge pages of ranges (MADV_COLLAPSE in the task); it may fail without harm."""
@@ -102,8 +104,12 @@ class Contents:
 
     def fill(self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse) -> None:
         """Write every stored page of the areas, private ones and shared ones not yet filled."""
-        self._prepare_huge(tid, pid, wanted, collapse)
-        self._write(tid, self.private_runs(pid, wanted), self.of(pid))
+        private = self.private_runs(pid, wanted)
+        whole = self._touch_huge(tid, pid, wanted)
+        if whole:
+            self._write_collapsing(tid, private, self.of(pid), whole, collapse)
+        else:
+            self._write(tid, private, self.of(pid))
         for area in wanted:
             if not area.shared or area.backing is Backing.FILE_SHARED:
                 continue
@@ -156,8 +162,8 @@ class Contents:
             for start, end in subtract(theirs, mine)
         ]
 
-    def _prepare_huge(self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse) -> None:
-        """Have huge pages ready where a run fills them whole: filling is then 3 times faster."""
+    def _touch_huge(self, tid: int, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int]]:
+        """Where runs fill huge pages whole; a page of each is there, so that they can be made."""
         whole: list[tuple[int, int]] = []
         touch: list[tuple[int, int, int]] = []
         for area in wanted:
@@ -170,7 +176,30 @@ class Contents:
                     touch += [(at, PAGE, offset + at - start) for at in range(first, last, HUGE)]
         if whole:
             native.fill_runs(tid, _flat(touch), self.of(pid).fd)
-            collapse(whole)
+        return whole
+
+    def _write_collapsing(
+        self,
+        tid: int,
+        runs: Sequence[tuple[int, int, int]],
+        source: TaskPages,
+        whole: Sequence[tuple[int, int]],
+        collapse: Collapse,
+    ) -> None:
+        """Fill huge pages while the task makes them, in the same order.
+
+        Filling them takes longer than making them, so that it stays behind; if it did come to
+        small pages, they would become huge with what is in them.
+        """
+        from concurrent.futures import ThreadPoolExecutor  # slow to import, not always needed
+
+        first, rest = split(whole, AHEAD_BYTES)
+        with ThreadPoolExecutor(1) as pool:
+            collapse(first)
+            filled = pool.submit(self._write, tid, runs, source)
+            if rest:
+                collapse(rest)
+            filled.result()
 
     def _write(self, tid: int, runs: Sequence[tuple[int, int, int]], source: TaskPages) -> None:
         if not runs:
@@ -233,6 +262,21 @@ def pages_of(
         else:
             found.append((address, length, offset + address - start))
     return found
+
+
+def split(
+    ranges: Sequence[tuple[int, int]], size_bytes: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The first so many bytes of ranges, and the rest."""
+    first, rest = [], []
+    for start, end in ranges:
+        middle = min(start + size_bytes, end)
+        size_bytes -= middle - start
+        if start < middle:
+            first.append((start, middle))
+        if middle < end:
+            rest.append((middle, end))
+    return first, rest
 
 
 def _flat(runs: Sequence[tuple[int, int, int]]) -> "array[int]":
