@@ -17,7 +17,7 @@ from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
-from torpor.engine.memory.areas import PAGE, Area, Backing
+from torpor.engine.memory.areas import PAGE, PROT_WRITE, Area, Backing
 from torpor.engine.program.ops import Op
 
 MADV_DONTNEED = 4
@@ -110,9 +110,8 @@ class Contents:
             self._write_collapsing(tid, private, self.of(pid), whole, collapse)
         else:
             self._write(tid, private, self.of(pid))
-        for area in wanted:
-            if not area.shared or area.backing is Backing.FILE_SHARED:
-                continue
+        shared = [a for a in wanted if a.shared and a.backing is not Backing.FILE_SHARED]
+        for area in sorted(shared, key=lambda a: not a.prot & PROT_WRITE):
             self._fill_shared(tid, area)
 
     def _fill_shared(self, tid: int, area: Area) -> None:

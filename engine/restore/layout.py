@@ -97,6 +97,8 @@ def after_fork(
     ]
     _map_all(program, fresh, backings, filled)
     for area in kept:
+        if area.backing is Backing.SYSV:  # attached read-only it cannot be opened, nor need be
+            continue
         if area.start in filled and not area.prot & areas.PROT_WRITE:
             program.add(
                 Op(
