@@ -157,7 +157,10 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
                 subject=subject,
                 remedy="dump from outside of the tree",
             )
-        status = parse_status(proc.read_text(task.pid, "status"))
+        try:
+            status = parse_status(proc.read_text(task.pid, "status"))
+        except Vanished:  # it ended meanwhile: the tree is listed again when it is stopped
+            continue
         if status.tracer_pid:
             refused.append(
                 Refused(
@@ -206,7 +209,7 @@ def _capture_for(pid: int) -> Capture:
     capture = Capture()
     total = 0
     for task in list_tasks(pid):
-        if task.tids:
+        with suppress(Vanished):
             raw = parse_status(proc.read_text(task.pid, "status")).raw
             total += sum(
                 int(raw.get(name, "0").split()[0]) << 10
