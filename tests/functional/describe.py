@@ -54,6 +54,7 @@ FDINFO_CHANGING = {
 VMFLAGS_CHANGING = {
     "sd": "soft-dirty is set on every new area",
     "ac": "accounting is decided at mmap by overcommit mode and protection",
+    "lf": "locked on fault: what was locked at once is there already when it is locked again",
     "mr": "mayread, told by the file",
     "mw": "maywrite, told by the file",
     "me": "mayexec, told by the file",
@@ -146,7 +147,9 @@ def _zombie(here: Path) -> bool:
 def _stat(here: Path) -> dict[str, str]:
     text = _read(here / "stat")
     words = text.rpartition(")")[2].split()
-    fields = {"ppid": 1, "pgrp": 2, "session": 3, "tty": 4, "exit signal": 35, "exit code": 49}
+    fields = {"ppid": 1, "pgrp": 2, "session": 3, "tty": 4, "exit signal": 35}
+    if words[0] == "Z":  # of a stopped task it says whether its parent has been told
+        fields["exit code"] = 49
     return {f"stat {name}": words[at] for name, at in fields.items()}
 
 
@@ -213,6 +216,7 @@ def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:
     for number in sorted(os.listdir(here / "fd"), key=int):
         link = _link(here / "fd" / number)
         said[f"fd {number}"] = ANON_LINK.sub(lambda m: _order(m, names), link)
+        lines = []
         for line in _read(here / "fdinfo" / number).splitlines():
             name, _, value = line.partition(":")
             if name in FDINFO_CHANGING:
@@ -221,7 +225,8 @@ def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:
                 value = re.sub(r"\s+(ino|sdev|pos):\S+", "", value)
             if name.startswith("lock"):
                 value = re.sub(r"^\s*\d+:", "", value)
-            said[f"fd {number} {name}"] = " ".join(value.split())
+            lines.append(f"{name}: {' '.join(value.split())}")
+        said[f"fd {number} info"] = "\n".join(sorted(lines))
     return said
 
 

@@ -126,10 +126,10 @@ class Live:
         """Wait until none of the pids is taken; orphans are ours (child subreaper)."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            for pid in pids:
+            for pid in pids | _orphans_of(self.pid):
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-            left = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+            left = {pid for pid in pids | _orphans_of(self.pid) if Path(f"/proc/{pid}").exists()}
             if not left:
                 return
             assert time.monotonic() < deadline, f"still there: {left}"
@@ -146,6 +146,17 @@ class Live:
             assert time.monotonic() < deadline, f"no {name}: {self.log()}"
             time.sleep(0.005)
         return path.read_text()
+
+
+def _orphans_of(session: int) -> set[int]:
+    """Children of ours that hold a session's number: it cannot be had again while they do."""
+    found = set()
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            if int(stat[3]) == session:
+                found.add(int(pid))
+    return found
 
 
 def _state(pid: int) -> str:

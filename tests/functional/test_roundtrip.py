@@ -5,7 +5,6 @@ After each step the kernel must tell the same of every task as before (`describe
 workload checks itself.
 """
 
-
 import pytest
 
 from tests.functional.conftest import WORKLOADS
