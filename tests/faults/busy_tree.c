@@ -25,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMBERS = 4, PERIOD_NS = 1000000, ALARM_US = 1700, PAUSE_NS = 100000 };
+enum { MEMBERS = 4, PERIOD_NS = 3000000, ALARM_US = 4700, PAUSE_NS = 100000 };
 static const uint64_t LAST = UINT64_MAX;
 
 /* The test reads the first three rows. */
