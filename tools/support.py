@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 SAME, TESTED, OWN = "same messages", "tested", "own file only"
 FILES_FROM_CRIU = "tests/compat/test_files_from_criu.py"
+FILES_TO_CRIU = "tests/compat/test_files_to_criu.py"
 REGULAR = "tests/functional/workloads/files_regular.py"
 PIPES = "tests/functional/workloads/files_pipes.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
@@ -43,8 +44,8 @@ KINDS: dict[str, Support] = {
     "signalfd": Support(tests=(ANONYMOUS,)),
     "timerfd": Support(ours=f"{SAME}; absolute timers as time left", tests=(ANONYMOUS,)),
     "inotify": Support(theirs=f"{SAME}; needs --force-irmap", tests=(ANONYMOUS,)),
-    "pipe": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
-    "fifo": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+    "pipe": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
+    "fifo": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "unix socket": Support(
         ours=f"{SAME}; without senders of datagrams",
         tests=(UNIX, "tests/functional/test_sockets_unix.py"),
@@ -55,7 +56,7 @@ KINDS: dict[str, Support] = {
         is_taken=False, ours="–", theirs="refused",
         tests=("tests/functional/test_sockets_netlink.py",),
     ),
-    "pidfd": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+    "pidfd": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "memfd": Support(ours=f"{SAME}; not the content of one that is not mapped", tests=(ANONYMOUS,)),
     "procfs": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
     "device": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
@@ -65,12 +66,14 @@ KINDS: dict[str, Support] = {
     ),
     "terminal": Support(ours=f"{SAME}; caller names it", theirs=f"{SAME}; caller names it"),
     "refused": REFUSED,
-    "epoll": Support(theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU)),
+    "epoll": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
 }  # fmt: skip
 
 STATE: dict[str, Support] = {
     "tree: sessions, groups, zombies, stopped tasks, old pids": Support(
-        theirs="tested: a child", tests=(f"{CORE}tree.py", f"{CORE}stopped.py", FILES_FROM_CRIU)
+        ours="tested: a child",
+        theirs="tested: a child",
+        tests=(f"{CORE}tree.py", f"{CORE}stopped.py", FILES_FROM_CRIU, FILES_TO_CRIU),
     ),
     "threads: registers with all XSAVE state, TLS, robust lists, rseq": Support(
         tests=(f"{CORE}threads.c", f"{CORE}busy.c")
@@ -78,7 +81,9 @@ STATE: dict[str, Support] = {
     "system calls that were interrupted": Support(tests=(f"{CORE}blocked.c",)),
     "signals: actions, masks, queues, alternative stacks": Support(tests=(f"{CORE}signals.c",)),
     "timers: itimers, POSIX timers": Support(tests=(f"{CORE}signals.c",)),
-    "name, arguments, environment, exe, cwd, root, umask": Support(tests=(f"{CORE}identity.py",)),
+    "name, arguments, environment, exe, cwd, root, umask": Support(
+        ours="tested, but for root", tests=(f"{CORE}identity.py", FILES_TO_CRIU)
+    ),
     "limits, niceness, scheduling, affinity": Support(tests=(f"{CORE}settings.py",)),
     "prctl state: dumpable, no_new_privs, subreaper, pdeathsig, THP": Support(
         tests=(TASK_STATE, f"{CORE}tree.py")
