@@ -7,7 +7,6 @@ ptrace stop only when thawed), and by then none of them runs. Without a cgroup t
 tasks and threads are read again until nothing new appears.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +18,6 @@ from torpor.engine.kernel.freezer import frozen
 from torpor.engine.options import DumpOptions
 
 ROUNDS = 200
-LONGEST_END_S = 10.0
-GLANCE_S = 0.0005
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,29 +53,8 @@ class StoppedTree:
         for task in reversed(self.tasks):
             for tid in task.tids[:1]:
                 native.kill_traced(tid)
-        _await_end([tid for task in reversed(self.tasks) for tid in reversed(task.tids)])
+        ptrace.reap(tid for task in reversed(self.tasks) for tid in reversed(task.tids))
         self.seized.clear()
-
-
-def _await_end(tids: Sequence[int]) -> None:
-    """Reap in whatever order they end.
-
-    The last thread of a pid namespace's init ends only when all others have been reaped
-    (kernel/pid_namespace.c, zap_pid_ns_processes), and which one is last is chance.
-    """
-    left, until_s = list(tids), time.monotonic() + LONGEST_END_S
-    while left and time.monotonic() < until_s:
-        left = [tid for tid in left if not _has_ended(tid)]
-
-
-def _has_ended(tid: int) -> bool:
-    try:
-        native.wait_end(tid, GLANCE_S)
-    except Timeout:
-        return False
-    except Error:
-        return True
-    return True
 
 
 @contextmanager

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stopping processes whole, and letting them go as if nothing had been."""
 
+import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import IntEnum, IntFlag
 
 from torpor.engine import native
-from torpor.engine.errors import KernelError, Timeout, Vanished
+from torpor.engine.errors import Error, KernelError, Timeout, Vanished
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch import x86_64 as arch
 
 MOST_ROUNDS = 50
+LONGEST_END_S = 10.0
+GLANCE_S = 0.0005
+SIGKILL = 9
 
 
 class Option(IntFlag):
@@ -102,3 +107,26 @@ def release_all(tids: Iterable[int]) -> None:
 def deliverable_signals(tid: int) -> int:
     """Mask of signals which are pending and not blocked."""
     return proc.deliverable_signals(proc.read_bytes(tid, "status"))
+
+
+def reap(tids: Iterable[int]) -> None:
+    """Wait until traced threads that were killed are gone, in whatever order they end.
+
+    The last thread of a pid namespace's init ends only when all others have been reaped
+    (kernel/pid_namespace.c, zap_pid_ns_processes), and which one is last is chance.
+    """
+    left, until_s = list(tids), time.monotonic() + LONGEST_END_S
+    while left and time.monotonic() < until_s:
+        left = [tid for tid in left if not _has_ended(tid)]
+
+
+def _has_ended(tid: int) -> bool:
+    try:
+        if not os.WIFSTOPPED(native.wait_end(tid, GLANCE_S)):
+            return True
+        native.cont(tid, SIGKILL)
+    except Timeout:
+        return False
+    except Error:
+        return True
+    return False

@@ -12,6 +12,7 @@ Facts:
 """
 
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from signal import SIGCHLD, SIGTRAP
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, Error, KernelError, Vanished
+from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.arch.x86_64 import Regs, syscall_number
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.vdso import Group
@@ -38,7 +40,9 @@ EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC = 1, 2, 3, 4
 CLONE_FILES = 0x400
 CLONE_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
 MASK64 = (1 << 64) - 1
-PID_TRIES = 20
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0001, 0.05
+LONGEST_PID_WAIT_S = 5.0
+"""A probe of the runtime, say, may have a pid for a while that an old task is to get."""
 ALL_SIGNALS = (1 << 64) - 1
 PID_REMEDY = (
     "restore where the old pids are free (a pid namespace of its own), or run with "
@@ -73,7 +77,8 @@ def fork(
     Raises:
         KernelError: the pid is taken, or may not be chosen.
     """
-    for _ in range(PID_TRIES):
+    pause_s, until_s = FIRST_PAUSE_S, time.monotonic() + LONGEST_PID_WAIT_S
+    while True:
         if choose is not None:
             choose(want)
         child, got = _clone(tid, syscall_address, scratch, want, flags, choose is None)
@@ -84,6 +89,10 @@ def fork(
             _reap_inside(tid, syscall_address, got)
         else:
             _exit_thread(child, syscall_address)
+        if time.monotonic() > until_s:
+            break
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     raise KernelError(f"pid {want} is taken", errno=17, subject=f"task {want}", remedy=PID_REMEDY)
 
 
@@ -189,29 +198,26 @@ def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
 
 def end(root: Living, others: list[Living], status: int) -> None:
     """Give up: kill every task; the root leaves with an exit status of its own."""
+    threads = [tid for task in (*others, root) for tid in _threads(task.pid)]
     for task in reversed(others):
-        _kill(task.pid)
+        with suppress(Error):
+            native.kill_traced(task.pid)
     try:
         regs = native.get_regs(root.pid).copy()
         _aim(regs, root.syscall_address, "exit_group", (status,))
         native.set_regs(root.pid, regs)
         native.cont(root.pid)
-        native.wait_stop(root.pid)
-    except Vanished:
-        return
     except Error:
-        pass
-    _kill(root.pid)
+        with suppress(Error):
+            native.kill_traced(root.pid)
+    ptrace.reap(threads)
 
 
-def _kill(pid: int) -> None:
+def _threads(pid: int) -> list[int]:
     try:
-        native.kill_traced(pid)
-        for _ in range(100):
-            native.wait_stop(pid, 5.0)
-            native.cont(pid, 9)
-    except Error:
-        return
+        return proc.threads(pid)
+    except Vanished:
+        return []
 
 
 def _aim(regs: Regs, address: int, name: str, args: tuple[int, ...]) -> None:
