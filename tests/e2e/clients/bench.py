@@ -12,6 +12,8 @@ from tests.e2e.clients.pods import Object
 from tests.e2e.cluster.cluster import Cluster
 
 NAMESPACE = "work"
+MOVES: list[str] = []
+"""What each move took; the tests' summary shows it."""
 MIB = 2**20
 
 
@@ -102,7 +104,7 @@ class Bench:
             checkpoint_s=middle_s - begin_s,
             restore_s=time.monotonic() - middle_s,
         )
-        print(moved.line())
+        MOVES.append(moved.line())
         return moved
 
     def ask(self, pod: str, *argv: str, container: str = "main") -> Any:

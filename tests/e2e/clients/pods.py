@@ -54,9 +54,9 @@ def mounts(places: Mapping[str, str]) -> list[Object]:
 
 def command_probe(*argv: str, **settings: Any) -> Object:
     """A probe that runs a command each second."""
-    return {"exec": {"command": list(argv)}, "periodSeconds": 1, "timeoutSeconds": 5, **settings}
+    return {"exec": {"command": list(argv)}, "periodSeconds": 1, "timeoutSeconds": 5} | settings
 
 
 def port_probe(port: int, **settings: Any) -> Object:
     """A probe that connects each second."""
-    return {"tcpSocket": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 5, **settings}
+    return {"tcpSocket": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 5} | settings
