@@ -123,7 +123,7 @@ Proof
   pid inside       {after["pid"]} (it is its container's init)
   kubectl exec     works (that is how the figures above were asked for)
   kubectl logs     {len(logs.splitlines())} lines, last: {logs.splitlines()[-1]}
-  exit code        {code} after a TERM from its own node (the runtime saw its init end)""")
+  exit code        {code} after a KILL on its node (the runtime saw its init end)""")
 
 
 def ask(cluster: Cluster, pod: str) -> dict[str, Any]:
