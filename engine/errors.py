@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of the engine: what happened, to whom, why, and what to do about it.
 
-Error
+Error:
 ├─ Refused          we will not: a kind or case in LIMITS; says how to make it work
 ├─ Vanished         a task, thread or descriptor went while we looked; may be tried again
 ├─ Denied           a capability, seccomp, LSM or ptrace scope; names which
@@ -87,6 +87,16 @@ class BadImage(Error):
 
     exit_code = 7
     cr_errno = errno_module.EINVAL
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        subject: str = "",
+        cause: str = "",
+        remedy: str = "take the images from an intact copy, or dump again",
+    ) -> None:
+        super().__init__(what, subject=subject, cause=cause, remedy=remedy)
 
 
 class KernelError(Error):

@@ -566,7 +566,7 @@ def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":
 # ---- a new tree
 
 
-def spawn_seed(
+def spawn_seed(  # noqa: PLR0913 - what a process is started with
     path: bytes,
     argv: list[bytes],
     *,
@@ -579,7 +579,8 @@ def spawn_seed(
 ) -> int:
     """Clone a child (with pid ``set_tid`` if not 0) that executes ``path`` at once.
 
-    Only its standard descriptors stay open, and ``kept`` as 3, 4, ... Raises KernelError named clone3 or execve.
+    Only its standard descriptors stay open, and ``kept`` as 3, 4, ...
+    Raises KernelError named clone3 or execve.
     """
     keep = [ffi.new("char[]", item) for item in (path, *argv, *env)]
     arguments = ffi.new("char *[]", [*keep[1 : 1 + len(argv)], ffi.NULL])

@@ -71,8 +71,11 @@ class DumpOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpReport:
-    """What a dump did. Durations in seconds; ``frozen_s`` is the pause of the workload,
-    from the stop until its state was taken; with `After.STOP` it never runs again."""
+    """What a dump did. Durations in seconds.
+
+    ``frozen_s`` is the pause of the workload, from the stop until its state was taken; with
+    `After.STOP` it never runs again.
+    """
 
     images_dir: Path
     tasks: int

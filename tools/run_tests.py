@@ -3,9 +3,9 @@
 
     run_tests.py all|unit|functional|faults|compat|e2e [PYTEST ARGUMENT ...]
 
-`all` runs every ring; the one of the cluster, which takes as long again, with TORPOR_E2E=1. A skip must give a
-reason that is expected here (EXPECTED_SKIPS), or it counts as a failure. The last line is
-`N passed, N failed, N skipped`.
+`all` runs every ring; the one of the cluster, which takes as long again, with TORPOR_E2E=1.
+A skip must give a reason that is expected here (EXPECTED_SKIPS), or it counts as a failure.
+The last line is `N passed, N failed, N skipped`.
 """
 
 import os
@@ -13,9 +13,9 @@ import re
 import subprocess
 import sys
 import time
-from xml.etree import ElementTree
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "tests"

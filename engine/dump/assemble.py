@@ -32,6 +32,7 @@ LIMITS = (
         remedy="change to a directory that exists",
     ),
 )
+BY_CASE = {limit.case: limit for limit in LIMITS}
 
 
 def assemble(

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torpor.engine.dump import pages
+from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_tasks
@@ -26,7 +27,7 @@ from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import fdview, proc
 from torpor.engine.kernel.proc import parse_status
-from torpor.engine.kind import DumpContext
+from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas, sysv
 from torpor.engine.native import KCMP_FILES, kcmp
@@ -172,13 +173,7 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
             )
         refused += _filter_refusals(task, options.runtime_seccomp_filters, may_read)
         if task.tids and task.tids[0] != task.pid:
-            refused.append(
-                Refused(
-                    "the main thread has ended while others live",
-                    subject=subject,
-                    remedy="keep the main thread alive",
-                )
-            )
+            refused.append(refuse(LIMITS["dead-leader"], subject))
     root = parse_status(proc.read_text(options.pid, "status"))
     if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
         refused.append(
