@@ -340,7 +340,7 @@ class _Restore(Work):
             if kind.name == "memfd":
                 for number, state in states.items():
                     memfds.setdefault(state.inode_id, self.plan.context.fd(number))
-        return layout.Backings(memfds=memfds)
+        return layout.Backings(memfds=memfds, made=set(self.contents.filled_shared))
 
     # ---- tasks
 

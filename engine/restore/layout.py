@@ -6,19 +6,29 @@ a fork of its parent, whose areas it then keeps where they are the same: that is
 which were shared copy-on-write stay shared. Pages are filled in from outside.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torpor.engine.errors import Refused
+from torpor.engine.kind import Limit, refuse
 from torpor.engine.memory import areas, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group, Move, VdsoPlan
 from torpor.engine.program.ops import Expect, Op, Program, Slot
 from torpor.engine.restore.arena import Arena
+from torpor.engine.restore.contents import subtract
 
 MREMAP_FLAGS = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
 NO_FD = (1 << 64) - 1
 SHM_RDONLY, SHM_EXEC, SHM_REMAP = 0o10000, 0o100000, 0o40000
+
+LIMITS = (
+    Limit(
+        case="shared by siblings only",
+        what="shared memory that its common parent has unmapped",
+        remedy="keep it mapped in the parent, or make it with memfd_create",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +36,8 @@ class Backings:
     """Service descriptors of memory that has no path: inode number → descriptor."""
 
     memfds: Mapping[int, int]
+    made: Collection[int] = ()
+    """Shared anonymous segments that earlier tasks have made: to be had only by inheritance."""
 
 
 def after_exec(
@@ -71,22 +83,31 @@ def after_fork(
             "a child has its vDSO elsewhere than its parent",
             remedy="restart that child after its parent",
         )
+    sources = joined(inherited)
     kept = [
         a
         for a in wanted
-        if any(a.same_mapping(b) for b in inherited) and (a.backing not in areas.SPECIAL)
+        if (any(a.same_mapping(b) for b in inherited) or _in_place(a, sources))
+        and (a.backing not in areas.SPECIAL)
     ]
     starts = {a.start for a in kept}
+    ranges = sorted((a.start, a.end) for a in kept)
     program = Program("layout")
+    again = [a for a in wanted if a.start not in starts and _source(a, sources) is not None]
+    program.add(*(_map_again(a, sources) for a in again))
+    ranges = sorted([*ranges, *((a.start, a.end) for a in again)])
     for area in inherited:
-        if area.backing in areas.SPECIAL or area.start in starts:
+        if area.backing in areas.SPECIAL:
             continue
         program.add(
-            Op(
-                call="munmap",
-                args=(area.start, area.size_bytes),
-                subject=area.subject,
-                note="the parent's only",
+            *(
+                Op(
+                    call="munmap",
+                    args=(start, end - start),
+                    subject=area.subject,
+                    note="the parent's only",
+                )
+                for start, end in subtract([(area.start, area.end)], ranges)
             )
         )
     plan = VdsoPlan(moves=(), keep_old_code=keep_old_code)
@@ -95,7 +116,7 @@ def after_fork(
         for a in wanted
         if a.start not in starts and _mappable(a, plan) and a.backing not in areas.SPECIAL
     ]
-    _map_all(program, fresh, backings, filled)
+    _map_all(program, [a for a in fresh if a not in again], backings, filled)
     for area in kept:
         if area.backing is Backing.SYSV:  # attached read-only it cannot be opened, nor need be
             continue
@@ -155,8 +176,16 @@ def _map_all(
     program: Program, wanted: Sequence[Area], backings: Backings, filled: set[int]
 ) -> None:
     opened: dict[tuple[str, bool], Slot] = {}
-    for area in wanted:
+    mapped: list[Area] = []
+    for area in joined(wanted):
         fd: int | Slot = NO_FD
+        if area.backing is Backing.SHARED:
+            if _source(area, mapped) is not None:
+                program.add(_map_again(area, mapped))
+                continue
+            if area.shared_id in backings.made:
+                raise refuse(LIMITS[0], area.subject)
+            mapped.append(area)
         if area.backing is Backing.SYSV:
             program.add(_attach(area))
             continue
@@ -176,6 +205,59 @@ def _map_all(
             Op(call="close", args=(slot,), subject=path, note="mapped file")
             for (path, _), slot in opened.items()
         )
+    )
+
+
+def joined(found: Sequence[Area]) -> list[Area]:
+    """Pieces of one shared anonymous mapping (mprotect splits them) as one area again."""
+    out: list[Area] = []
+    for area in found:
+        last = out[-1] if out else None
+        if (
+            last is not None
+            and area.backing is last.backing is Backing.SHARED
+            and area.shared_id == last.shared_id
+            and area.start == last.end
+            and area.offset == last.offset + last.size_bytes
+        ):
+            out[-1] = replace(last, end=area.end, prot=last.prot | area.prot)
+        else:
+            out.append(area)
+    return out
+
+
+def _source(area: Area, sources: Sequence[Area]) -> Area | None:
+    """A mapping that shows all of the segment which a shared anonymous area shows."""
+    if area.backing is not Backing.SHARED:
+        return None
+    for other in sources:
+        if (
+            other.backing is Backing.SHARED
+            and other.shared_id == area.shared_id
+            and other.offset <= area.offset
+            and area.offset + area.size_bytes <= other.offset + other.size_bytes
+        ):
+            return other
+    return None
+
+
+def _in_place(area: Area, sources: Sequence[Area]) -> bool:
+    source = _source(area, sources)
+    return source is not None and area.start - area.offset == source.start - source.offset
+
+
+def _map_again(area: Area, sources: Sequence[Area]) -> Op:
+    """An old size of 0 leaves the old mapping and makes another of it (mremap(2))."""
+    source = _source(area, sources)
+    assert source is not None
+    at = source.start + area.offset - source.offset
+    return Op(
+        call="mremap",
+        args=(at, 0, area.size_bytes, MREMAP_FLAGS, area.start),
+        subject=area.subject,
+        note="once more",
+        expect=Expect.EQUAL,
+        want=area.start,
     )
 
 
