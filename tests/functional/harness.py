@@ -58,7 +58,7 @@ class Live:
 
     def await_ready(self) -> None:
         """Set up, and every task of it at rest."""
-        self._await_file("ready")
+        self.await_file("ready")
         self.settle()
 
     def settle(self) -> None:
@@ -71,6 +71,10 @@ class Live:
                 break
             assert time.monotonic() < deadline, f"never at rest: {differences(last, now)}"
             last = now
+        self.mark()
+
+    def mark(self) -> None:
+        """Remember its pids, and which of its tasks are stopped by a signal."""
         self.pids |= set(tree(self.pid))
         self.at_rest = stopped(self.pid)
 
@@ -112,7 +116,7 @@ class Live:
     def verdict(self) -> str:
         """What it says of itself."""
         (self.folder / "go").touch()
-        return self._await_file("result")
+        return self.await_file("result")
 
     def end(self) -> None:
         """Kill what is left of it."""
@@ -135,7 +139,8 @@ class Live:
             assert time.monotonic() < deadline, f"still there: {left}"
             time.sleep(0.002)
 
-    def _await_file(self, name: str) -> str:
+    def await_file(self, name: str) -> str:
+        """The text of a file that the workload writes."""
         path, deadline = self.folder / name, time.monotonic() + PATIENCE_S
         while not path.exists():
             state = _state(self.pid)

@@ -92,8 +92,12 @@ def test_refusals_leave_the_task_running(place):
         f"pathlib.Path({str(place)!r}, 'ready').touch()\n"
         "time.sleep(60)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         wait_for(place / "ready", "did not set up")
         with pytest.raises(Refused) as error:

@@ -94,15 +94,14 @@ class Redis:
 def test_redis(run, tmp_path):
     assert shutil.which("redis-server"), "tools/run_tests.py installs it"
     port, path = free_port(), str(tmp_path / "redis.sock")
-    live = run("redis-server", "--port", port, "--bind", "127.0.0.1", "--unixsocket", path,
-               "--save", "", "--appendonly", "no", "--dir", tmp_path, "--daemonize", "no")  # fmt: skip
+    where = ("--port", port, "--bind", "127.0.0.1", "--unixsocket", path, "--dir", tmp_path)
+    live = run("redis-server", *where, "--save", "", "--appendonly", "no", "--daemonize", "no")
     client = eventually(lambda: Redis(path), live.log)
     for number in range(2000):
         client("SET", f"key {number}", f"value {number} " * 20)
     client("RPUSH", "list", *range(500))
     script = client("SCRIPT", "LOAD", "return redis.call('LLEN', KEYS[1]) * 2")
     client.close()
-    eventually(lambda: True, "")
     time.sleep(0.3)  # it forgets the client
     there_and_back(live)
     for address in (path, ("127.0.0.1", port)):
@@ -118,14 +117,13 @@ def test_redis_with_a_client_inside(run, tmp_path):
     """Server and a client on its Unix socket in one tree; the client counts on."""
     path = tmp_path / "redis.sock"
     live = run(sys._base_executable, WORKLOADS / "core_redis.py", tmp_path, path)
-    live._await_file("ready")
+    live.await_file("ready")
     live.pids |= set(map(int, (tmp_path / "pids").read_text().split()))
-    count = int((tmp_path / "count").read_text())
     for name in ("first", "second"):
         live.dump(name)
         live.restore(name)
-        eventually(lambda: int((tmp_path / "count").read_text()) > count + 20 or None, live.log)
-        count = int((tmp_path / "count").read_text())
+        goal = int((tmp_path / "count").read_text()) + 20
+        eventually(lambda n=goal: int((tmp_path / "count").read_text()) > n or None, live.log)
     assert live.verdict() == "ok"
 
 
@@ -196,7 +194,7 @@ def test_shell_pipeline(run, tmp_path):
         "sort -n -c out && echo ok > result.part && mv result.part result"
     )
     live = run("bash", "-c", script)
-    live._await_file("ready")
+    live.await_file("ready")
     for name in ("first", "second"):
         eventually(lambda: (tmp_path / "out").exists() or None, live.log)
         live.pids |= {live.pid}
@@ -211,9 +209,9 @@ def test_busybox_shell(run, tmp_path):
     """A static program, and one that has other programs below it."""
     busybox = shutil.which("busybox")
     assert busybox, "tools/run_tests.py installs it"
-    live = run(busybox, "sh", "-c", f"cd {tmp_path}; n=7; {busybox} sleep 1000 & trap 'echo $n > told' "
-               "USR1; touch ready; while :; do wait; done")  # fmt: skip
-    live._await_file("ready")
+    script = f"cd {tmp_path}; n=7; {busybox} sleep 1000 & trap 'echo $n > told' USR1; touch ready; "
+    live = run(busybox, "sh", "-c", script + "while :; do wait; done")
+    live.await_file("ready")
     there_and_back(live)
     os.kill(live.pid, signal.SIGUSR1)
     assert eventually(lambda: (tmp_path / "told").read_text() or None, live.log) == "7\n"

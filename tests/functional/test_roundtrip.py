@@ -22,7 +22,7 @@ PLAIN = (
     "core_stopped", "core_sysv", "core_settings",
 )  # fmt: skip
 AS_ROOT = ("core_seccomp", "core_user")
-NEVER_AT_REST = ("core_busy",)
+NEVER_AT_REST = ("core_busy", "core_threaded", "core_shared")
 QUIET = [(name,) for name in (*PLAIN, *AS_ROOT)] + [("core_blocked", call) for call in CALLS]
 
 
@@ -57,11 +57,12 @@ def test_runs_on_after_a_dump(start, case):
     assert live.verdict() == "ok"
 
 
-@pytest.mark.parametrize("rounds", range(5))
+@pytest.mark.parametrize("attempt", range(3))
 @pytest.mark.parametrize("after", list(After), ids=lambda after: after.value)
-def test_busy(start, after, rounds):
-    live = start("core_busy")
-    live._await_file("ready")
+@pytest.mark.parametrize("name", NEVER_AT_REST)
+def test_busy(start, name, after, attempt):
+    live = start(name)
+    live.await_file("ready")
     for number in range(2):
         live.dump(f"images-{number}", after)
         if after is After.STOP:
