@@ -135,7 +135,7 @@ def test_redis(bench, moved_pods):
     if sum_before:
         ask("redis-there", "SET", "total", "40")
         assert ask("redis-there", "DEBUG", "DIGEST") == sum_before
-    ask("redis-there", "SHUTDOWN", "NOSAVE")
+    ask("", "SHUTDOWN", "NOSAVE", host=there)
     assert exit_code(bench, "redis-there") == 0
 
 
