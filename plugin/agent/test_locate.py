@@ -158,6 +158,22 @@ def test_two_containers_share_a_volume_once(machine):
     assert [part.mount_path for part in alone.volumes] == ["/d"]
 
 
+def test_shared_memory_of_the_pod_is_taken_once(machine):
+    for pid, cid in ((100, CID), (200, SIDE)):
+        machine.task(pid, 50, 1, v1(f"/kubepods/podu/{cid}"))
+        machine.cgroup(f"freezer/kubepods/podu/{cid}", [pid])
+        with (machine.root / "proc" / str(pid) / "mountinfo").open("a") as file:
+            file.write("914 910 0:139 / /dev/shm rw - tmpfs shm rw\n")
+
+    def keys(subject):
+        return [[part.key for part in each.volumes] for each in locate(subject, [], machine.view)]
+
+    assert keys(pod(two=True)) == [["dev.shm", "data"], []]
+    own = pod(two=True)
+    own["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = "/dev/shm"  # noqa: S108
+    assert keys(own) == [["data"], ["dev.shm"]]
+
+
 def test_sub_paths(machine):
     machine.task(100, 50, 1, v1(f"/kubepods/podu/{CID}"))
     machine.cgroup(f"freezer/kubepods/podu/{CID}", [100])
