@@ -96,8 +96,8 @@ class Capture:
         self._used = 0
         buffer.populate(0, size)
 
-    def read(self, pid: int, runs: "array[int]") -> Slice:
-        """Copy (address, bytes) runs of a stopped task.
+    def read(self, pid: int, runs: "array[int]", *, forked: bool = False) -> Slice:
+        """Copy (address, bytes) runs of a stopped task; ``forked`` see `native.Buffer`.
 
         What was not expected needs more room, and the pause grows by the time to make it.
         """
@@ -106,7 +106,7 @@ class Capture:
             self._grow(need)
         part = Slice(buffer=self._buffers[-1], start=self._used, size_bytes=need)
         if need:
-            part.buffer.capture_runs(pid, runs, part.start)
+            part.buffer.capture_runs(pid, runs, part.start, forked=forked)
         self._used += need
         return part
 

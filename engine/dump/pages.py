@@ -13,6 +13,7 @@ Facts (PAGEMAP_SCAN, Linux 6.7, fs/proc/task_mmu.c):
 
 import errno
 import os
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,11 @@ from torpor.engine.dump.capture import Captured
 from torpor.engine.images.pages import PageRun, write_pagemap
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
+from torpor.engine.kernel.proc import Vma
 from torpor.engine.memory.areas import PAGE, Area, Backing
+
+ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
+COMMON = re.compile(r"^Shared_(?:Clean|Dirty): +[1-9]", re.MULTILINE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +37,8 @@ class Part:
     pid: int
     runs: "array[int]"
     shift: int = 0
+    forked: bool = False
+    """Others have the same pages copy-on-write."""
     bytes_at: Slice | None = None
     """Where the bytes are once they were taken."""
 
@@ -71,7 +78,11 @@ def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
     taken = PagesTaken()
     shared: dict[int, list[tuple[int, Area]]] = {}
     for item in captured:
-        part = Part(pid=item.task.pid, runs=_private_runs(item.task.pid, item.areas))
+        part = Part(
+            pid=item.task.pid,
+            runs=_private_runs(item.task.pid, item.areas),
+            forked=any(_has_common_pages(vma) for vma in item.vmas),
+        )
         taken.segments.append(Segment(name=f"pagemap-{item.capture.ns_pid}", parts=[part]))
         for area in item.areas:
             if area.shared and area.backing is not Backing.FILE_SHARED:
@@ -82,8 +93,17 @@ def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
         )
     for segment in taken.segments:
         for part in segment.parts:
-            part.bytes_at = capture.read(part.pid, part.runs)
+            part.bytes_at = capture.read(part.pid, part.runs, forked=part.forked)
     return taken
+
+
+def _has_common_pages(vma: Vma) -> bool:
+    """Anonymous pages that are in other tasks too; such pages of files are too few to matter."""
+    return (
+        not (vma.shared or vma.inode)
+        and ANONYMOUS.search(vma.details) is not None
+        and COMMON.search(vma.details) is not None
+    )
 
 
 def _shared_parts(places: Sequence[tuple[int, Area]]) -> list[Part]:

@@ -5,6 +5,11 @@
  * process_vm_readv and process_vm_writev do the work.  They respect the
  * protection of the mapping, so what they refuse (EFAULT: PROT_NONE, text) goes
  * through /proc/PID/mem, page by page.
+ *
+ * process_vm_readv pins pages, and to be pinned a page that is shared copy-on-write is copied
+ * first (mm/gup.c, gup_must_unshare, Linux 5.19): a dump of a forked tree would make its memory
+ * as many times larger.  A read of /proc/PID/mem does not pin (it takes twice the time), so it
+ * is what reads memory of which smaps says that others have it too.
  */
 #include "seam_internal.h"
 
@@ -136,7 +141,7 @@ int64_t seam_write_memory(int pid, uint64_t address, const void *buffer, size_t 
 
 /* The runs that a call was given, and how far its threads are. */
 struct job {
-	int pid, fd;
+	int pid, fd, mem;
 	const uint64_t *runs;
 	size_t count;
 	unsigned int words; /* of a run: 2 or 3 */
@@ -215,6 +220,18 @@ int read_file(int fd, char *buffer, uint64_t size, uint64_t offset)
 	return 0;
 }
 
+/* As move() does, through /proc/PID/mem. */
+static int read_mem(int mem, char *local, const struct iovec *remote, size_t count)
+{
+	int result = 0;
+
+	for (size_t i = 0; i < count && !result; i++) {
+		result = read_file(mem, local, remote[i].iov_len, (uintptr_t)remote[i].iov_base);
+		local += remote[i].iov_len;
+	}
+	return result == -EIO || result == -ENODATA ? -EFAULT : result;
+}
+
 static int64_t work(struct job *job, unsigned int threads, void (*run)(void *, unsigned int))
 {
 	int result;
@@ -240,6 +257,36 @@ static void capture_share(void *argument, unsigned int index)
 		if (result < 0)
 			set_error(job, result);
 	}
+}
+
+static void capture_forked_share(void *argument, unsigned int index)
+{
+	struct job *job = argument;
+	struct batch batch;
+
+	(void)index;
+	while (claim(job, &batch)) {
+		int result = read_mem(job->mem, job->buffer + batch.offset, batch.remote,
+				      batch.count);
+
+		if (result < 0)
+			set_error(job, result);
+	}
+}
+
+int64_t seam_capture_forked(int pid, const uint64_t *runs, size_t count, void *buffer,
+			    unsigned int threads)
+{
+	struct job job = { .pid = pid, .runs = runs, .count = count, .words = 2,
+			   .piece_size = CAPTURE_PIECE, .buffer = buffer,
+			   .mem = open_mem(pid, 0) };
+	int64_t result;
+
+	if (job.mem < 0)
+		return job.mem;
+	result = work(&job, threads, capture_forked_share);
+	close(job.mem);
+	return result;
 }
 
 int64_t seam_capture_runs(int pid, const uint64_t *runs, size_t count, void *buffer,
@@ -416,7 +463,7 @@ static void note_different(struct job *job, const struct batch *batch, const cha
 static void compare_share(void *argument, unsigned int index)
 {
 	struct job *job = argument;
-	struct batch batch, moved;
+	struct batch batch;
 	char *live = malloc(FILE_PIECE), *filed = malloc(FILE_PIECE);
 
 	(void)index;
@@ -425,9 +472,8 @@ static void compare_share(void *argument, unsigned int index)
 	while (live && filed && claim(job, &batch)) {
 		int result = read_file(job->fd, filed, batch.bytes, batch.offset);
 
-		moved = batch;
 		if (!result)
-			result = move(job->pid, 0, live, moved.remote, moved.count);
+			result = read_mem(job->mem, live, batch.remote, batch.count);
 		if (result < 0)
 			set_error(job, result);
 		else
@@ -442,9 +488,14 @@ int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
 {
 	struct job job = { .pid = pid, .runs = runs, .count = count, .words = 3,
 			   .piece_size = FILE_PIECE, .fd = fd,
-			   .different = different, .room = room };
-	int64_t result = work(&job, 1, compare_share);
+			   .different = different, .room = room,
+			   .mem = open_mem(pid, 0) };
+	int64_t result;
 
+	if (job.mem < 0)
+		return job.mem;
+	result = work(&job, 1, compare_share);
+	close(job.mem);
 	return result < 0 ? result : (int64_t)job.found;
 }
 

@@ -72,11 +72,14 @@ int seam_pidfd_getfd(int pidfd, int fd);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
 
 /* memory.c: runs are pairs (address, length) or triples (address, length,
- * offset in the file).  Several threads share the work. */
+ * offset in the file).  Several threads share the work. capture_forked is for memory that is
+ * shared copy-on-write with other tasks, and leaves it so. */
 int64_t seam_read_memory(int pid, uint64_t address, void *buffer, size_t size);
 int64_t seam_write_memory(int pid, uint64_t address, const void *buffer, size_t size);
 int64_t seam_capture_runs(int pid, const uint64_t *runs, size_t count, void *buffer,
 			  unsigned int threads);
+int64_t seam_capture_forked(int pid, const uint64_t *runs, size_t count, void *buffer,
+			    unsigned int threads);
 int64_t seam_fill_runs(int pid, const uint64_t *runs, size_t count, int fd,
 		       unsigned int threads);
 int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
