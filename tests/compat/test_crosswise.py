@@ -19,11 +19,11 @@ CASES = [
     ("core_threads",),
     ("core_busy",),
     ("core_memory",),
+    ("core_cow",),
 ]
 OURS_ONLY = [
     ("core_blocked", "poll"),  # criu's images say that poll was interrupted
     ("core_user",),  # criu 4.2 may not read the limits of another user's task here
-    ("core_cow",),  # criu's own dump unshares the pages: its restore of its images does so too
 ]
 COMMON = ("-v4", "--network-lock", "skip")
 

@@ -36,6 +36,8 @@ class Live:
         self.folder = folder
         self.report: DumpReport | None = None
         with (folder / "log").open("wb") as log:
+            if user is not None:
+                os.fchown(log.fileno(), user, user)
             process = subprocess.Popen(
                 [str(word) for word in command],
                 stdin=subprocess.DEVNULL,
@@ -121,6 +123,8 @@ class Live:
     def end(self) -> None:
         """Kill what is left of it."""
         pids = self.pids | set(tree(self.pid))
+        for orphan in _orphans_of(self.pid):
+            pids |= set(tree(orphan))
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
