@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as a user types them, on a live tree: a shell that counts, and its child."""
 
-import json
 import contextlib
+import json
 import os
 import re
 import signal
