@@ -430,6 +430,7 @@ class _Restore(Work):
         others = [t for t in self.living.values() if t is not root]
         if root is not None and root.syscall_address:
             spawn.end(root, others, GAVE_UP)
+            spawn.reap_ours([pid, *(t.pid for t in others)])
             return
         try:
             os.kill(pid, 9)

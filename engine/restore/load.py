@@ -14,11 +14,12 @@ from torpor.engine.files.locks import Lock
 from torpor.engine.files.table import Placed
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import read_inventory
+from torpor.engine.images.kinds import file_name
 from torpor.engine.images.source import Source
 from torpor.engine.kind import FileId
 from torpor.engine.kinds import FILE_KINDS
-from torpor.engine.memory.areas import Backing
-from torpor.engine.restore.contents import Contents
+from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.restore.contents import Contents, subtract
 from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
@@ -128,4 +129,27 @@ def _check_backings(snapshot: Snapshot) -> None:
         for area in task.memory.areas if task.memory else ():
             if area.backing is Backing.SHARED and not area.shared_id:
                 raise BadImage("shared memory without an id", subject=area.subject)
-        snapshot.contents.of(task.pid) if task.memory else None
+            if area.backing is Backing.SHARED:
+                _expect(snapshot, f"pagemap-shmem-{area.shared_id}")
+        if task.memory:
+            _check_pages(snapshot, task.pid, task.memory.areas)
+
+
+def _check_pages(snapshot: Snapshot, pid: int, areas: Sequence[Area]) -> None:
+    """Every page that is stored has a place in the task's memory."""
+    name = f"pagemap-{pid}"
+    _expect(snapshot, name)
+    runs = [(one.run.vaddr, one.run.end) for one in snapshot.contents.of(pid).runs]
+    nowhere = subtract(runs, [(area.start, area.end) for area in areas])
+    if nowhere:
+        start, end = nowhere[0]
+        raise BadImage(
+            "has pages outside of all memory areas",
+            subject=file_name(name),
+            cause=f"{start:x}-{end:x} is in no area of mm-{pid}.img",
+        )
+
+
+def _expect(snapshot: Snapshot, name: str) -> None:
+    if name not in snapshot.images:
+        raise BadImage("is missing", subject=file_name(name))

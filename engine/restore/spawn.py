@@ -11,6 +11,7 @@ Facts:
 - A zombie that is traced is reaped by its tracer first; only then does its parent see it.
 """
 
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -211,6 +212,13 @@ def end(root: Living, others: list[Living], status: int) -> None:
         with suppress(Error):
             native.kill_traced(root.pid)
     ptrace.reap(threads)
+
+
+def reap_ours(pids: list[int]) -> None:
+    """Wait for those that came to us as orphans (a child subreaper, or pid 1), so none stays."""
+    for pid in pids:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _threads(pid: int) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fixtures.trees import AREAS, ROOT, USER, memory, registers, task, thread, tree, zombie
 from torpor.engine.images.inventory import write_inventory
+from torpor.engine.images.pages import write_pagemap
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.inspect import plan as printed
@@ -118,6 +119,12 @@ def images_of(path, whole):
         for number in range(2, 2 + len(whole.tasks)):
             images.write(f"fdinfo-{number}", [])
         images.write("files", [])
+        areas = [a for t in whole.tasks if t.memory for a in t.memory.areas]
+        shared = {a.shared_id for a in areas if a.backing is Backing.SHARED}
+        names = [f"pagemap-{t.pid}" for t in whole.tasks if t.memory]
+        for number, name in enumerate([*names, *(f"pagemap-shmem-{n}" for n in shared)], 1):
+            write_pagemap(images, name, number, [])
+            os.close(images.create_file(f"pages-{number}"))
         return images.finish(durable=False)
 
 
