@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from torpor.engine.dump.buffers import Capture, Slice
 from torpor.engine.dump.capture import Captured
+from torpor.engine.images.failures import translated
 from torpor.engine.images.pages import PageRun, write_pagemap
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
@@ -178,7 +179,8 @@ def write(taken: PagesTaken, images: NewImageDirectory) -> int:
             for part in segment.parts:
                 place = part.bytes_at
                 if place is not None and place.size_bytes:
-                    place.buffer.write_file(fd, place.start, place.size_bytes, offset)
+                    with translated("write", f"pages-{number}.img"):
+                        place.buffer.write_file(fd, place.start, place.size_bytes, offset)
                     offset += place.size_bytes
                     if len(segment.parts) == 1:
                         digest = place.buffer.digest(place.start, place.size_bytes)

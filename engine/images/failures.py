@@ -14,13 +14,19 @@ REMEDIES = {
     errno.ENOENT: "give a path that exists",
     errno.ENOTDIR: "give a directory",
 }
+OTHER = "look what the kernel's log says of that file system"
 
 
 @contextmanager
 def translated(verb: str, subject: str) -> Iterator[None]:
-    """Turn an OSError of the body into Denied or KernelError."""
+    """Turn an OSError of the body into Denied or KernelError; name what a call of ours wrote."""
     try:
         yield
+    except KernelError as error:
+        remedy = error.remedy or REMEDIES.get(error.errno, OTHER)
+        raise KernelError(
+            f"cannot {verb}", errno=error.errno, subject=subject, remedy=remedy
+        ) from error
     except OSError as error:
         number = error.errno or errno.EIO
         if number in (errno.EACCES, errno.EPERM):
@@ -31,5 +37,5 @@ def translated(verb: str, subject: str) -> Iterator[None]:
                 remedy="give read and write access to the image directory",
             ) from error
         raise KernelError(
-            f"cannot {verb}", errno=number, subject=subject, remedy=REMEDIES.get(number, "")
+            f"cannot {verb}", errno=number, subject=subject, remedy=REMEDIES.get(number, OTHER)
         ) from error
