@@ -141,7 +141,7 @@ class NewImageDirectory:
         `durable` has everything on the disk before it appears.
         """
         with translated("write", str(self.path)):
-            self._close_streams(check=True)
+            self._close_streams()
             images = list_images(self.fd) - set(SERVICE)
             listed = {name: self._seal(name, durable) for name in images}
             if INVENTORY not in listed:
@@ -159,8 +159,10 @@ class NewImageDirectory:
         """Remove what was written; a directory that the caller made stays."""
         if self._finished or self.fd < 0:
             return
-        with suppress(OSError):
-            self._close_streams(check=False)
+        for stream in self._streams.values():
+            with suppress(OSError):  # a full disk takes no buffer; each is closed nevertheless
+                stream.close()
+        self._streams.clear()
         with suppress(OSError):
             _clear(self.fd)
             if self._place != self.path:
@@ -181,10 +183,9 @@ class NewImageDirectory:
     ) -> None:
         self.abort()
 
-    def _close_streams(self, *, check: bool) -> None:
+    def _close_streams(self) -> None:
         for name, stream in self._streams.items():
-            if check:
-                self._writers[name].finish()
+            self._writers[name].finish()
             stream.close()
         self._streams.clear()
 
