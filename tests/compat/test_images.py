@@ -4,6 +4,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,11 +73,16 @@ def started(command: list[str], ready: Path) -> Iterator[int]:
 
 
 def dump(root: CriuRoot, pid: int, place: Path, *options: str) -> None:
-    place.mkdir()
+    """CRIU is the yardstick here, not what is tested: it may try again (seen: a wait of 30 s)."""
     command = root.criu("dump", "-t", str(pid), "-D", str(place), *OPTIONS, *options)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for _ in range(3):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
     log = place / "dump.log"
-    assert done.returncode == 0, (done.stderr, log.read_text()[-3000:] if log.exists() else "")
+    raise AssertionError(done.stderr, log.read_text()[-3000:] if log.exists() else "")
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
