@@ -116,7 +116,7 @@ class _Planner:
                            "waited for it, so it stays a zombie")  # fmt: skip
             return
         memory = _memory(task)
-        if parent is None or _memory(parent).exe != memory.exe:
+        if parent is None or not layout.forked_from(memory, _memory(parent)):
             self._executed(task, section)
         else:
             self._forked(task, parent, section)

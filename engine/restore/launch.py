@@ -397,7 +397,9 @@ class _Restore(Work):
         if child.zombie:
             return
         native.set_sigmask(pid, ALL_SIGNALS)
-        if _forked_from(child, parent):
+        assert child.memory is not None
+        assert parent.image.memory is not None
+        if layout.forked_from(child.memory, parent.image.memory):
             self._lay_out_forked(task, parent)
         else:
             self._execute(task, task.arena.scratch + SCRATCH_BELOW_STACK)
@@ -436,18 +438,6 @@ class _Restore(Work):
             os.kill(pid, 9)
         except ProcessLookupError:
             return
-
-
-def _forked_from(child: TaskImage, parent: Living) -> bool:
-    """Whether a child's memory can be had from its parent's: neither has executed since.
-
-    The same program executed anew (a shell started by a shell) has its vDSO elsewhere.
-    """
-    assert child.memory is not None
-    assert parent.image.memory is not None
-    return child.memory.exe == parent.image.memory.exe and vdso.group(
-        child.memory.areas
-    ) == vdso.group(parent.areas)
 
 
 def special_areas(pid: int) -> Group:

@@ -17,6 +17,7 @@ from torpor.engine.memory.vdso import Group, Move, VdsoPlan
 from torpor.engine.program.ops import Expect, Op, Program, Slot
 from torpor.engine.restore.arena import Arena
 from torpor.engine.restore.contents import subtract
+from torpor.engine.tasks.model import Memory
 
 MREMAP_FLAGS = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
 NO_FD = (1 << 64) - 1
@@ -66,6 +67,14 @@ def after_exec(
         )
     _map_all(program, [a for a in wanted if _mappable(a, plan)], backings, filled)
     return program
+
+
+def forked_from(child: Memory, parent: Memory) -> bool:
+    """Whether a child's memory can be had from its parent's: neither has executed since.
+
+    The same program executed anew (a shell started by a shell) has its vDSO elsewhere.
+    """
+    return child.exe == parent.exe and vdso.group(child.areas) == vdso.group(parent.areas)
 
 
 def after_fork(

@@ -5,11 +5,25 @@ from dataclasses import replace
 
 import pytest
 
+from tests.fixtures import trees
 from torpor.engine.errors import Refused
 from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.restore.layout import Backings, after_fork, joined
+from torpor.engine.restore.layout import Backings, after_fork, forked_from, joined
 
 WHOLE = Area(start=0x10000, end=0x20000, prot=3, backing=Backing.SHARED, shared_id=7)
+
+
+def vdso_at(start):
+    return Area(start=start, end=start + 0x2000, prot=5, backing=Backing.VDSO)
+
+
+@pytest.mark.parametrize(
+    ("exe", "start", "wanted"),
+    [("/a", 0x70000, True), ("/b", 0x70000, False), ("/a", 0x90000, False)],
+)
+def test_the_same_program_executed_anew_is_no_fork(exe, start, wanted):
+    parent = trees.memory((vdso_at(0x70000),), exe="/a")
+    assert forked_from(trees.memory((vdso_at(start),), exe=exe), parent) is wanted
 
 
 def plan(wanted, inherited, made=()):
