@@ -197,7 +197,10 @@ def test_counters_timers_and_signals():
         signals = inprocess.LIBC.signalfd(-1, struct.pack("<Q", 1 << 9 | 1 << 63), os.O_NONBLOCK)
         timers = []
         for clock, flags, value, interval in (
-            (1, 0, 10**12, 0), (0, 3, 1 << 61, 10**9), (1, 0, 10**7, 10**15), (7, 0, 0, 0),
+            (1, 0, 10**12, 0),
+            (0, 3, 1 << 61, 10**9),
+            (1, 0, 10**7, 10**15),
+            (7, 0, 0, 0),
             (1, 0, 10**7, 0),
         ):
             timer = inprocess.LIBC.timerfd_create(clock, os.O_NONBLOCK)
@@ -214,8 +217,13 @@ def test_counters_timers_and_signals():
         states = list(result.states["timerfd"].values())
         assert states[1].deadline_ns is not None
         assert [s.ticks for s in states] == [0, 0, 1, 0, 1]
-        left = [timerfd.KIND.collect(inprocess.own_fd(t), DumpContext(
-            tcp=None, container=False, ghost_limit_bytes=0, realtime_ns=now)) for t in timers]
+        left = [
+            timerfd.KIND.collect(
+                inprocess.own_fd(t),
+                DumpContext(tcp=None, container=False, ghost_limit_bytes=0, realtime_ns=now),
+            )
+            for t in timers
+        ]
         assert left[1].settime_flags == 3
         for old, new in zip(states[:2], left, strict=False):
             assert 0 <= old.left_ns - new.left_ns < 5 * 10**9

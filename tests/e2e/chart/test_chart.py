@@ -14,6 +14,8 @@ import yaml
 
 from torpor.plugin.api import schema
 
+pytestmark = pytest.mark.e2e  # helm is built with the cluster
+
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "deploy" / "helm" / "torpor"
 RELEASES = ("1.30.0", "1.31.0", "1.32.0", "1.33.0", "1.34.0")
