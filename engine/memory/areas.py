@@ -82,6 +82,11 @@ LIMITS = (
         what="a mapping of a file that was deleted or replaced",
         remedy="restart the program after an upgrade of its files",
     ),
+    Limit(
+        case="shared-pieces",
+        what="shared anonymous memory that one task maps in pieces which do not follow each other",
+        remedy="map it as one piece, or make it with memfd_create",
+    ),
 )
 _BY_CASE = {limit.case: limit for limit in LIMITS}
 _FLAG_CASES = {
@@ -164,7 +169,22 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
             areas.append(_collect_one(vma, where))
         except Refused as error:
             refused.append(error)
+    refused += _scattered(areas, subject)
     return areas, refused
+
+
+def _scattered(found: Sequence[Area], subject: str) -> list[Refused]:
+    """Segments that a restore would split: a piece does not go on where the last one ended."""
+    last: dict[int, Area] = {}
+    refused = []
+    for area in found:
+        if area.backing is not Backing.SHARED:
+            continue
+        before = last.get(area.shared_id)
+        if before and (before.end, before.offset + before.size_bytes) != (area.start, area.offset):
+            refused.append(refuse(_BY_CASE["shared-pieces"], f"{subject}, {area.subject}"))
+        last[area.shared_id] = area
+    return refused
 
 
 def _collect_one(vma: Vma, subject: str) -> Area:
