@@ -7,16 +7,20 @@ everything, and writes `result`: `ok`, or what was wrong. Whatever it complains 
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tests.functional.describe import describe, differences, stopped, tree
 from torpor.engine import api
-from torpor.engine.options import After, DumpOptions, DumpReport, RestoreOptions
+from torpor.engine.criu.commands import dump_options, restore_options
+from torpor.engine.criu.parse import parse
+from torpor.engine.options import After, DumpReport
 
 PATIENCE_S = 30.0
 SETTLE_S = 0.05
@@ -80,25 +84,37 @@ class Live:
         self.pids |= set(tree(self.pid))
         self.at_rest = stopped(self.pid)
 
-    def look(self) -> dict[str, str]:
-        return describe(self.pid)
+    def look(self, changing: Sequence[str] = ()) -> dict[str, str]:
+        """What the kernel tells of it, but for keys like ``changing`` (regular expressions)."""
+        said = describe(self.pid)
+        return {k: v for k, v in said.items() if not any(re.search(p, k) for p in changing)}
 
-    def dump(self, name: str = "images", after: After = After.STOP, **options: object) -> Path:
-        """Dump; with `After.STOP` no task of it is left on return."""
+    def dump(
+        self,
+        name: str = "images",
+        after: After = After.STOP,
+        words: Sequence[str] = (),
+        **options: object,
+    ) -> Path:
+        """Dump; with `After.STOP` no task of it is left on return.
+
+        ``words`` are options of CRIU's command line.
+        """
         images = self.folder / name
+        images.mkdir()
         self.pids |= set(tree(self.pid))
-        (self.report,) = api.dump(
-            [DumpOptions(pid=self.pid, images_dir=images, after=after, **options)]
-        )
+        line = parse(["dump", "-t", str(self.pid), "-D", str(images), *words])
+        (self.report,) = api.dump([replace(dump_options(line), after=after, **options)])
         if after is After.STOP:
             self.reap(self.pids)
         else:
             self.unharmed()
         return images
 
-    def restore(self, name: str = "images") -> None:
+    def restore(self, name: str = "images", words: Sequence[str] = ()) -> None:
         """From the directory; its root has its old pid."""
-        report = api.restore(RestoreOptions(images_dir=self.folder / name))
+        line = parse(["restore", "-D", str(self.folder / name), *words])
+        report = api.restore(restore_options(line))
         assert report.pid == self.pid
         self.unharmed()
 
@@ -108,10 +124,10 @@ class Live:
         result = self.folder / "result"
         assert not result.exists(), result.read_text()
 
-    def same_as(self, before: dict[str, str]) -> None:
-        """The kernel tells the same of it as before."""
+    def same_as(self, before: dict[str, str], changing: Sequence[str] = ()) -> None:
+        """The kernel tells the same of it as before, but for keys like ``changing``."""
         deadline = time.monotonic() + 2
-        while (told := differences(before, describe(self.pid))) and time.monotonic() < deadline:
+        while (told := differences(before, self.look(changing))) and time.monotonic() < deadline:
             time.sleep(SETTLE_S)
         assert not told, told
 

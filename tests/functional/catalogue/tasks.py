@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks, threads, credentials, signals, timers."""
+
+from tests.functional.catalogue.case import Case
+
+BLOCKED = (
+    "read", "write", "poll", "poll_timed", "ppoll", "select", "epoll_wait", "epoll_wait_timed",
+    "futex", "futex_timed", "nanosleep", "nanosleep_absolute", "recv", "recv_timed", "accept",
+    "wait4", "sigwaitinfo", "sigtimedwait", "sigsuspend", "read_eventfd",
+)  # fmt: skip
+SAYS_INTERRUPTED = ("poll", "poll_timed", "nanosleep", "futex_timed", "epoll_wait")
+OTHER_USER = "may not read the limits of another user's task without CAP_SYS_RESOURCE"
+
+CASES: tuple[Case, ...] = (
+    Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
+    Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
+    Case(state="tree: sessions, groups, zombies", program="core_tree"),
+    Case(state="name, arguments, environment, exe, cwd, umask", program="core_identity"),
+    Case(state="tasks stopped by a signal", program="core_stopped"),
+    Case(state="limits, niceness, scheduling, affinity", program="core_settings"),
+    Case(state="seccomp filters", program="core_seccomp"),
+    Case(state="ids, groups, capabilities", program="core_user", criu=OTHER_USER),
+    Case(state="a tree that computes all the time", program="core_busy", busy=True),
+    Case(state="threads that come and go", program="core_threaded", busy=True),
+    *(
+        Case(
+            state=f"blocked in {call}",
+            program="core_blocked",
+            arguments=(call,),
+            criu="tells the program that the call was interrupted"
+            if call in SAYS_INTERRUPTED
+            else "",
+        )
+        for call in BLOCKED
+    ),
+)
