@@ -6,9 +6,7 @@ from tests.functional.catalogue.case import Case
 CASES: tuple[Case, ...] = (
     Case(state="private, heap, stack, files, madvise, mlock", program="core_memory"),
     Case(state="pages shared copy-on-write after fork", program="core_cow"),
-    Case(
-        state="shared memory that tasks write all the time", program="core_shared", busy=True
-    ),
+    Case(state="shared memory that tasks write all the time", program="core_shared", busy=True),
     Case(
         state="System V segments",
         program="core_sysv",
