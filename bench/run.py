@@ -35,9 +35,9 @@ from torpor.engine.options import After, DumpOptions, RestoreOptions  # noqa: E4
 
 CASES = {
     "sleeper": ("sleeper", 0), "tree-100": ("tree", 100), "threads-500": ("threads", 500),
+    "files-1000": ("files", 1000), "mappings-2000": ("mappings", 2000),
     "memory-1GiB": ("memory", 1024),
 }  # fmt: skip
-RESTORED = ("sleeper", "tree-100", "memory-1GiB")
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -72,15 +72,12 @@ def case(name: str, program: Path, scratch: Path, rounds: int) -> list[dict[str,
             pauses[engine].append(
                 with_workload(program, name, lambda pid, d=dump: d(pid, fresh(scratch), False))
             )
-            if name in RESTORED:
-                restores[engine].append(restore_time(engine, program, name, scratch))
+            restores[engine].append(restore_time(engine, program, name, scratch))
         if not number:
             pauses = {"torpor": [], "criu": []}
             restores = {"torpor": [], "criu": []}
     rows = []
     for measure, found in (("pause", pauses), ("restore", restores)):
-        if not found["torpor"]:
-            continue
         ours, theirs = (statistics.median(found[e]) * 1e3 for e in ("torpor", "criu"))
         print(f"{name:14} {measure:8} {ours:10.1f} {theirs:10.1f} {ours / theirs:7.2f}", flush=True)
         rows.append({"case": name, "measure": measure, "torpor_ms": ours, "criu_ms": theirs})

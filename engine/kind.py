@@ -121,8 +121,8 @@ class FdView(Protocol):
     def epoll_targets(self) -> "Sequence[tuple[int, int, int, int]]":
         """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
 
-    def same_file(self, other: "FdView") -> bool:
-        """kcmp(KCMP_FILE)."""
+    def file_order(self, other: "FdView") -> int:
+        """kcmp(KCMP_FILE): 0 for one description, else which one the kernel puts first."""
 
     def epoll_target_is(self, tfd: int, index: int, other: "FdView") -> bool:
         """kcmp(KCMP_EPOLL_TFD): the target registered under tfd is other's file."""

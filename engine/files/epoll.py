@@ -187,9 +187,9 @@ class _Tables:
             if there is not None and watch.file in (None, there):
                 return holder, watch.tfd
         for holder in holders:
-            for fd, file_id in self.numbers[holder.task].items():
-                if file_id == watch.file:
-                    return holder, fd
+            for other in self.holders.get(watch.file, ()) if watch.file is not None else ():
+                if other.task == holder.task:
+                    return holder, other.fd
         return None
 
 
@@ -204,11 +204,21 @@ def _watch(view: FdView, target: tuple[int, int, int, int], context: DumpContext
 
 def _target(view: FdView, tfd: int, index: int, context: DumpContext) -> FileId:
     """The description behind a tfd: most often the one with that number."""
-    near = [i for i, held in context.holders.items() if any(h.fd == tfd for h in held)]
-    for file_id in _candidates(near, context):
+    for file_id in _candidates(_numbered(context).get(tfd, ()), context):
         if view.epoll_target_is(tfd, index, context.views[file_id]):
             return file_id
     raise refuse(TARGET_GONE, view.subject, f"it was added as fd {tfd}")
+
+
+def _numbered(context: DumpContext) -> Mapping[int, Sequence[FileId]]:
+    """Descriptions by the numbers that tasks have them at."""
+    known: dict[int, list[FileId]] | None = context.cache.get("epoll.numbered")
+    if known is None:
+        known = context.cache["epoll.numbered"] = {}
+        for file_id, held in context.holders.items():
+            for fd in {h.fd for h in held}:
+                known.setdefault(fd, []).append(file_id)
+    return known
 
 
 def _candidates(near: Sequence[FileId], context: DumpContext) -> Iterable[FileId]:

@@ -202,7 +202,7 @@ def _shared(view: FdView, context: DumpContext) -> Pipe:
     """What all descriptions of the pipe have in common."""
     known: dict[int, Pipe] = context.cache.setdefault("pipes", {})
     if view.st_ino not in known:
-        ends = {i: v for i, v in context.views.items() if v.link == view.link}
+        ends = _ends(context).get(view.link, {})
         views = list(ends.values()) or [view]
         readers = [v for v in views if v.flags & O.ACCMODE != O.WRONLY]
         writers = [v for v in views if v.flags & O.ACCMODE]
@@ -216,6 +216,17 @@ def _shared(view: FdView, context: DumpContext) -> Pipe:
             stdio=_stdio(list(ends), context) if is_outer else None,
         )  # fmt: skip
     return known[view.st_ino]
+
+
+def _ends(context: DumpContext) -> Mapping[str, Mapping[FileId, FdView]]:
+    """Descriptions of pipes by their links."""
+    known: dict[str, dict[FileId, FdView]] | None = context.cache.get("pipe.ends")
+    if known is None:
+        known = context.cache["pipe.ends"] = {}
+        for file_id, view in context.views.items():
+            if view.link.startswith("pipe:["):
+                known.setdefault(view.link, {})[file_id] = view
+    return known
 
 
 def _stdio(ids: Sequence[FileId], context: DumpContext) -> int | None:

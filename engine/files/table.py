@@ -205,16 +205,30 @@ def _group(tables: Sequence[Table], found: Collected) -> None:
         placed = found.entries.setdefault(table.number, [])
         for view in table.views:
             alike = classes.setdefault(_looks(view), [])
-            file_id = next((i for i in alike if found.views[i].same_file(view)), None)
+            at, file_id = _find(view, alike, found.views)
             if file_id is None:
                 file_id = FileId(found.first_free_id)
                 found.first_free_id += 1
-                alike.append(file_id)
+                alike.insert(at, file_id)
                 found.views[file_id] = view
             cloexec = bool(view.flags & O.CLOEXEC)
             placed.append(Placed(fd=view.fd, file_id=file_id, cloexec=cloexec))
             holder = Holder(task=table.tasks[0], fd=view.fd)
             found.holders.setdefault(file_id, []).append(holder)
+
+
+def _find(
+    view: FdView, alike: Sequence[FileId], views: Mapping[FileId, FdView]
+) -> tuple[int, FileId | None]:
+    """Its place among descriptions in the kernel's order, and which of them it is."""
+    low, high = 0, len(alike)
+    while low < high:
+        middle = (low + high) // 2
+        order = view.file_order(views[alike[middle]])
+        if order == 0:
+            return middle, alike[middle]
+        low, high = (low, middle) if order < 0 else (middle + 1, high)
+    return low, None
 
 
 def _looks(view: FdView) -> Hashable:

@@ -270,9 +270,10 @@ class LiveFd:
         """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
         return _epoll_targets(self.info)
 
-    def same_file(self, other: FdView) -> bool:
-        """Whether both are one open file description."""
-        return native.kcmp(self.pid, other.pid, native.KCMP_FILE, self.fd, other.fd) == 0
+    def file_order(self, other: FdView) -> int:
+        """0 for one open file description; -1 and 1 are an order of all there are."""
+        found = native.kcmp(self.pid, other.pid, native.KCMP_FILE, self.fd, other.fd)
+        return -1 if found == native.KCMP_LESS else found and 1
 
     def epoll_target_is(self, tfd: int, index: int, other: FdView) -> bool:
         """Whether the target registered under ``tfd`` is other's file."""

@@ -8,7 +8,7 @@ at all raises KeyError, so that a test cannot pass on an answer that nobody reco
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import (
@@ -140,11 +140,13 @@ class RecordedFd:
         """As recorded."""
         return self.targets
 
-    def same_file(self, other: FdView) -> bool:
-        """Whether both have the same description."""
-        if self.description is None:
-            return other is self
-        return getattr(other, "description", None) == self.description
+    def file_order(self, other: FdView) -> int:
+        """0 when both have the same description; otherwise by their names."""
+        mine, theirs = (
+            repr(id(view)) if view.description is None else repr(view.description)
+            for view in (self, cast("RecordedFd", other))
+        )
+        return (mine > theirs) - (mine < theirs)
 
     def epoll_target_is(self, tfd: int, index: int, other: FdView) -> bool:
         """Whether the target has the description of ``other``."""

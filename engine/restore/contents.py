@@ -8,6 +8,7 @@ pages that the parent has and the child has not are dropped.
 
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,17 +39,25 @@ class TaskPages:
     fd: int
     file: str = ""
     """Name of the file that ``fd`` is."""
+    _starts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._starts = [one.run.vaddr for one in self.runs]
 
     def within(self, area: Area) -> list[tuple[int, int, int]]:
         """(address, bytes, offset in the file) of the runs inside an area."""
+        return self.between(area.start, area.end)
+
+    def between(self, low: int, high: int) -> list[tuple[int, int, int]]:
+        """As `within`, for a range of addresses. Runs are in their order (a checked pagemap)."""
         found = []
-        for run in self.runs:
-            if run.offset is None or run.run.end <= area.start:
-                continue
-            if run.run.vaddr >= area.end:
+        for i in range(max(bisect_right(self._starts, low) - 1, 0), len(self.runs)):
+            run, offset = self.runs[i].run, self.runs[i].offset
+            if run.vaddr >= high:
                 break
-            start, end = max(run.run.vaddr, area.start), min(run.run.end, area.end)
-            found.append((start, end - start, run.offset + start - run.run.vaddr))
+            start, end = max(run.vaddr, low), min(run.end, high)
+            if offset is not None and start < end:
+                found.append((start, end - start, offset + start - run.vaddr))
         return found
 
 
@@ -121,16 +130,10 @@ class Contents:
         shown = (area.offset, area.offset + area.size_bytes)
         runs = []
         for first, end in subtract([shown], sorted(filled)):
-            for run in segment.runs:
-                low, high = max(run.run.vaddr, first), min(run.run.end, end)
-                if run.offset is not None and low < high:
-                    runs.append(
-                        (
-                            area.start + low - area.offset,
-                            high - low,
-                            run.offset + low - run.run.vaddr,
-                        )
-                    )
+            runs += [
+                (area.start + at - area.offset, size, offset)
+                for at, size, offset in segment.between(first, end)
+            ]
         filled.append(shown)
         self._write(tid, runs, segment)
 

@@ -83,8 +83,8 @@ class OwnFd(RecordedFd):
                 found.append((int(words[1]), int(words[3], 16), int(words[5], 16), 0))
         return found
 
-    def same_file(self, other):
-        return LIBC.syscall(312, os.getpid(), os.getpid(), 0, self.fd, other.fd) == 0
+    def file_order(self, other):
+        return (0, -1, 1)[LIBC.syscall(312, os.getpid(), os.getpid(), 0, self.fd, other.fd)]
 
     def epoll_target_is(self, tfd, index, other):
         slot = struct.pack("<III", self.fd, tfd, index)
