@@ -15,6 +15,7 @@
 #define GET_RSEQ 0x420f /* PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13 */
 #define GET_USER_DISPATCH 0x4211 /* Linux 6.4 */
 #define WORDS_OF_REGS 27
+#define SPINS 4
 
 _Static_assert(sizeof(struct user_regs_struct) == WORDS_OF_REGS * 8, "user_regs_struct");
 
@@ -52,31 +53,43 @@ int seam_resume(int code, int tid, int signal)
 }
 
 /*
- * waitpid with a deadline.  Stops mostly come within microseconds, so the
- * first tries only yield; what takes longer is asked for at growing distances.
+ * waitpid with a deadline.  It sleeps until a child of the process has news (SIGCHLD, which is
+ * blocked meanwhile), at most for a moment: another thread may have taken the signal.  To
+ * yield instead would cost a whole time slice for each stop where others keep the processors
+ * busy.
  */
 int wait_until(int tid, int64_t deadline_ns, int *status)
 {
-	struct timespec pause = { 0, 20000 };
-	int tries = 0;
+	const struct timespec moment = { 0, 1000000 };
+	sigset_t news, before;
+	int result = 0, tries;
 
-	for (;;) {
+	sigemptyset(&news);
+	sigaddset(&news, SIGCHLD);
+	for (tries = 0;; tries++) {
 		int got = waitpid(tid, status, __WALL | WNOHANG);
 
 		if (got == tid)
-			return 0;
-		if (got < 0 && errno != EINTR)
-			return -errno;
-		if (++tries < 100) {
-			sched_yield();
+			break;
+		if (got < 0 && errno != EINTR) {
+			result = -errno;
+			break;
+		}
+		if (tries < SPINS)
+			continue;
+		if (tries == SPINS) {
+			pthread_sigmask(SIG_BLOCK, &news, &before);
 			continue;
 		}
-		if (monotonic_ns() >= deadline_ns)
-			return -ETIMEDOUT;
-		nanosleep(&pause, NULL);
-		if (pause.tv_nsec < 2000000)
-			pause.tv_nsec += pause.tv_nsec / 2;
+		if (monotonic_ns() >= deadline_ns) {
+			result = -ETIMEDOUT;
+			break;
+		}
+		sigtimedwait(&news, NULL, &moment);
 	}
+	if (tries >= SPINS)
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return result;
 }
 
 int seam_wait(int tid, int64_t timeout_ns, int *status)
