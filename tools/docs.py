@@ -118,7 +118,8 @@ def declared(package: str) -> list[Limit]:
                 if isinstance(one, Limit):
                     found[one] = None
     if package.endswith(".tasks"):  # what a task is, is put together there
-        found |= dict.fromkeys(importlib.import_module("torpor.engine.dump.assemble").LIMITS)
+        for name in ("assemble", "sharing"):
+            found |= dict.fromkeys(importlib.import_module(f"torpor.engine.dump.{name}").LIMITS)
     return list(found)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torpor.engine.capture import TaskCapture, ThreadCapture
 from torpor.engine.dump.capture import Captured
+from torpor.engine.dump.sharing import Shared
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status, parse_timers
 from torpor.engine.kind import Limit, refuse
@@ -35,17 +36,15 @@ LIMITS = (
 BY_CASE = {limit.case: limit for limit in LIMITS}
 
 
-def assemble(
-    captured: Sequence[Captured], files_of: Mapping[int, int], runtime_filters: int
-) -> Tree:
-    """The tree; ``files_of`` maps pids inside to the owner of their descriptor table.
+def assemble(captured: Sequence[Captured], shared: Shared, runtime_filters: int) -> Tree:
+    """The tree; ``shared`` tells which tasks have tables in common.
 
     Raises:
         Findings: everything that cannot be taken, not only the first.
     """
     inside = {c.task.pid: c.capture.ns_pid for c in captured}
     refused: list[Refused] = []
-    tasks = [_task(c, inside, files_of, runtime_filters, refused) for c in captured]
+    tasks = [_task(c, inside, shared, runtime_filters, refused) for c in captured]
     if refused:
         raise Findings(tuple(refused))
     return Tree(tasks=tuple(tasks))
@@ -54,7 +53,7 @@ def assemble(
 def _task(
     item: Captured,
     inside: Mapping[int, int],
-    files_of: Mapping[int, int],
+    shared: Shared,
     runtime_filters: int,
     refused: list[Refused],
 ) -> TaskImage:
@@ -71,13 +70,13 @@ def _task(
             sid=sid,
             state=DEAD,
             exit_code=stat.exit_code,
+            exit_signal=stat.exit_signal,
             comm=comm,
         )
     refused += item.refused
     refused += _links(capture)
     broken = vdso.check(item.areas, capture.subject)
     refused += [broken] if broken else []
-    owner = files_of.get(capture.ns_pid, capture.ns_pid)
     loginuid = capture.texts["loginuid"]
     return TaskImage(
         pid=capture.ns_pid,
@@ -105,7 +104,8 @@ def _task(
             capture.posix_timers,
             {t.tid: t.ns_tid for t in capture.threads},
         ),
-        files_of=owner if owner != capture.ns_pid else None,
+        exit_signal=stat.exit_signal,
+        **{name: inside.get(owners.get(item.task.pid, 0)) for name, owners in shared.items()},
     )
 
 

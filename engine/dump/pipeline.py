@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from torpor.engine.dump import pages
+from torpor.engine.dump import pages, sharing
 from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
@@ -30,7 +30,6 @@ from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas, sysv
-from torpor.engine.native import KCMP_FILES, kcmp
 from torpor.engine.options import After, DumpOptions, DumpReport, Progress, ProgressFn
 from torpor.engine.restore import tree as tree_shape
 from torpor.engine.restore.load import processor_components
@@ -50,7 +49,7 @@ class TreeDump:
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)
     taken: pages.PagesTaken | None = None
-    table_owner: dict[int, int] = field(default_factory=dict)
+    shared: sharing.Shared = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     image_bytes: int = 0
 
@@ -221,38 +220,30 @@ def _take(
     with phase("tasks"):
         dump.captured = capture_tasks(stop.tasks, may_read)
     alive = [c for c in dump.captured if not c.capture.zombie]
-    groups = _file_tables(alive)
+    dump.shared = sharing.find([c.task.pid for c in alive])
+    groups = _tables(alive, dump.shared)
     with phase("descriptors"):
         dump.files = _descriptors(dump, alive, groups)
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
     if refused:
         raise Findings(tuple(refused))
-    dump.table_owner = {
-        c.capture.ns_pid: group[0].capture.ns_pid for group in groups for c in group
-    }
     with phase("memory"):
         dump.taken = pages.take(alive, capture)
 
 
 def _check(dump: TreeDump) -> None:
     """Make the tree of the captures; the tasks may run on already."""
-    dump.tree = assemble(dump.captured, dump.table_owner, dump.options.runtime_seccomp_filters)
+    dump.tree = assemble(dump.captured, dump.shared, dump.options.runtime_seccomp_filters)
     tree_shape.check(dump.tree)
 
 
-def _file_tables(alive: Sequence[Captured]) -> list[list[Captured]]:
-    """Tasks grouped by shared descriptor tables (CLONE_FILES)."""
-    groups: list[list[Captured]] = []
+def _tables(alive: Sequence[Captured], shared: sharing.Shared) -> list[list[Captured]]:
+    """Tasks grouped by shared descriptor tables, each group behind its first member."""
+    groups: dict[int, list[Captured]] = {}
     for item in alive:
-        for group in groups:
-            pid = group[0].task.pid
-            parent = item.task.ppid in {g.task.pid for g in group}
-            if parent and kcmp(pid, item.task.pid, KCMP_FILES, 0, 0) == 0:
-                group.append(item)
-                break
-        else:
-            groups.append([item])
-    return groups
+        owner = shared["files_of"].get(item.task.pid, item.task.pid)
+        groups.setdefault(owner, []).append(item)
+    return list(groups.values())
 
 
 def _descriptors(

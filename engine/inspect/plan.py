@@ -26,7 +26,7 @@ from torpor.engine.restore.launch import special_areas
 from torpor.engine.restore.load import Snapshot, load
 from torpor.engine.restore.state import current_scheduling
 from torpor.engine.tasks import creds
-from torpor.engine.tasks.model import STOPPED, Memory, TaskImage
+from torpor.engine.tasks.model import SHARED, STOPPED, Memory, TaskImage
 from torpor.engine.text import count, size
 
 FRESH_VDSO = 0x7FFFF7FC0000
@@ -82,6 +82,7 @@ class _Planner:
         self.warnings: list[str] = []
         self.sections: dict[int, Section] = {}
         self.opened: dict[int, set[int]] = {}
+        self.memory_of = {self.tree.root.pid: self.tree.root}
         self.files = descriptors.plan(
             snapshot, stdio=(0, 1, 2), inherit={}, path_map={}, address_map={}, new_container=False,
             warn=self.warnings.append,
@@ -91,7 +92,9 @@ class _Planner:
         self.arena = Arena(base=find_hole(used, Arena(base=0).size_bytes))
 
     def plan(self, path: str) -> RestorePlan:
-        self._make(self.tree.root, None)
+        self._root()
+        for step in tree.births(self.tree):
+            self._born(step)
         for task in self.tree.tasks:
             if not task.zombie:
                 self._descriptors(task)
@@ -102,36 +105,45 @@ class _Planner:
 
     # ---- the task and its memory
 
-    def _make(self, task: TaskImage, parent: TaskImage | None) -> None:
-        section = Section(title=_title(task, parent))
-        self.sections[task.pid] = section
-        if parent is None:
-            session = ", in a new session" if task.sid == task.pid else ""
-            section.say(0, f"start a process with pid {task.pid}{session}, and hold it")
+    def _root(self) -> None:
+        task = self.tree.root
+        section = self.sections[task.pid] = Section(title=_title(task))
+        session = ", in a new session" if task.sid == task.pid else ""
+        section.say(0, f"start a process with pid {task.pid}{session}, and hold it")
+        self._executed(task, section)
+        self._group(task)
+
+    def _born(self, step: tree.Step) -> None:
+        if isinstance(step, tree.NewSession):
+            self.sections[step.pid].say(0, "setsid()")
+        elif isinstance(step, tree.Ghost):
+            self.sections[step.parent].say(
+                0, f"fork a helper with pid {step.pid}, setsid() there: its session's leader has "
+                   "ended")  # fmt: skip
+            self.memory_of[step.pid] = self.memory_of[step.parent]
         else:
-            shared = ", sharing its descriptors" if task.files_of == parent.pid else ""
-            section.say(0, f"fork task {parent.pid}; the child gets pid {task.pid}{shared}")
+            self._forked_by(step)
+
+    def _forked_by(self, step: tree.Fork) -> None:
+        task, base = step.task, self.memory_of[step.maker]
+        section = self.sections[task.pid] = Section(title=_title(task))
+        shared = "".join(f", sharing its {SHARED[name].what}" for name in step.shares)
+        way = f"by a helper that ends, so that {task.ppid} adopts it" if step.adopted else ""
+        section.say(0, f"fork task {step.maker}{' ' if way else ''}{way}; the child gets pid "
+                       f"{task.pid}{shared}")  # fmt: skip
         if task.zombie:
             section.say(0, f"let it end with wait status {task.exit_code:#x}; its parent has not "
                            "waited for it, so it stays a zombie")  # fmt: skip
+            self.memory_of[task.pid] = base
             return
-        memory = _memory(task)
-        if parent is None or not layout.forked_from(memory, _memory(parent)):
-            self._executed(task, section)
+        self.memory_of[task.pid] = task
+        if layout.forked_from(_memory(task), _memory(base)):
+            self._forked(task, base, section)
         else:
-            self._forked(task, parent, section)
-        self._children(task, parent)
+            self._executed(task, section)
+        self._group(task)
 
-    def _children(self, task: TaskImage, parent: TaskImage | None) -> None:
-        born_in = task.pid if parent is None and task.sid == task.pid else (
-            parent.sid if parent is not None else task.sid)  # fmt: skip
-        plan = tree.fork_plan(self.tree, task, born_in)
-        for child in plan.early:
-            self._make(child, task)
-        if plan.makes_session:
-            self.sections[task.pid].say(0, "setsid()")
-        for child in plan.late:
-            self._make(child, task)
+    def _group(self, task: TaskImage) -> None:
         if task.pgid == task.pid != task.sid:
             self.sections[task.pid].say(0, "setpgid(0, 0): lead a process group")
         elif task.pgid not in (task.pid, task.sid):
@@ -245,8 +257,8 @@ def _memory(task: TaskImage) -> Memory:
     return task.memory or _NOTHING
 
 
-def _title(task: TaskImage, parent: TaskImage | None) -> str:
-    whose = "the root" if parent is None else f"child of {parent.pid}"
+def _title(task: TaskImage) -> str:
+    whose = f"child of {task.ppid}" if task.ppid else "the root"
     threads = f", {count(len(task.threads), 'thread')}" if len(task.threads) > 1 else ""
     return f"task {task.pid} ({_text(task.comm)}), {whose}{threads}"
 

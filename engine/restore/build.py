@@ -156,21 +156,8 @@ def last_program(
     return program
 
 
-def drain_child_signals() -> Op:
-    """Take a SIGCHLD that a restored zombie has sent to its parent."""
-    mask = Data(struct.pack("<Q", 1 << 16))
-    return Op(
-        call="rt_sigtimedwait",
-        args=(mask, 0, Data(bytes(16)), 8),
-        expect=Expect.ANY,
-        subject="SIGCHLD",
-        note="of zombies that were there before",
-    )
-
-
 __all__ = [
     "AT_FDCWD",
-    "drain_child_signals",
     "last_program",
     "loginuid_program",
     "queue_program",

@@ -5,12 +5,18 @@ import os
 
 from torpor.engine import native
 from torpor.engine.errors import Refused
-from torpor.engine.program.ops import Program
-from torpor.engine.restore import build, spawn, tree
+from torpor.engine.program.ops import Data, Op, Program
+from torpor.engine.restore import spawn, tree
 from torpor.engine.restore.spawn import ALL_SIGNALS, Living
 from torpor.engine.restore.work import Work
 from torpor.engine.tasks.attributes import plan_name
 from torpor.engine.tasks.model import TaskImage
+
+CORE_DUMPED = 0x80
+RLIMIT_CORE = 4
+NO_CORE = Op(
+    call="prlimit64", args=(0, RLIMIT_CORE, Data(bytes(16)), 0), subject="no core file again"
+)
 
 
 def groups(work: Work) -> None:
@@ -50,21 +56,19 @@ def _group_of_ended(work: Work, group: int, members: list[TaskImage]) -> None:
     first.arena.call(helper, "setpgid", 0, 0)
     for member in members:
         _setpgid(work, work.living[member.pid], group)
-    spawn.become_zombie(helper, first.syscall_address, 0)
-    first.arena.call(first.pid, "wait4", group, 0, 0x40000000, 0)
-    first.arena.run(
-        first.pid, Program("signals", [build.drain_child_signals()]), first.image.subject
-    )
+    spawn.end_helper(first, helper)
 
 
 def zombies(work: Work) -> None:
     """Let children end that had ended before, each with its old status."""
     for task in [work.living[t.pid] for t in work.tree.tasks if t.zombie]:
         parent = work.living[task.image.ppid]
-        native.set_sigmask(task.pid, ALL_SIGNALS)
-        parent.arena.run(task.pid, Program("name", plan_name(task.image.comm)), task.image.subject)
-        spawn.become_zombie(task.pid, parent.syscall_address, task.image.exit_code)
+        program = Program("name", [*plan_name(task.image.comm), NO_CORE])
+        task.arena.run(task.pid, program, task.image.subject)
+        spawn.become_zombie(task.pid, task.syscall_address, task.image.exit_code)
         del work.living[task.image.pid]
-        parent.arena.run(
-            parent.pid, Program("signals", [build.drain_child_signals()]), parent.image.subject
-        )
+        spawn.drain_signal(parent, task.image.exit_signal)
+        if task.image.exit_code & CORE_DUMPED:
+            work.warnings.append(
+                f"{task.image.subject}: its status says no more that it left a core"
+            )

@@ -32,13 +32,13 @@ from torpor.engine.options import (
     no_progress,
 )
 from torpor.engine.program.ops import Expect, Op, Program
-from torpor.engine.restore import descriptors, groups, layout, segments, spawn, state, tree
+from torpor.engine.restore import births, descriptors, groups, layout, segments, spawn, state, tree
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
 from torpor.engine.restore.spawn import ALL_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
-from torpor.engine.tasks.model import STOPPED, TaskImage, ThreadImage
+from torpor.engine.tasks.model import STOPPED, ThreadImage
 
 GAVE_UP = 124
 SCRATCH_BELOW_STACK = 8192
@@ -200,7 +200,7 @@ class _Restore(Work):
         native.interrupt(pid)
         native.wait_stop(pid)
         native.set_sigmask(pid, ALL_SIGNALS)
-        task = Living(image=root, pid=pid, arena=Arena(base=0), syscall_address=0)
+        task = Living(image=root, memory_of=root, pid=pid, arena=Arena(base=0), syscall_address=0)
         task.syscall_address = find_syscall(pid, *special_areas(pid).code)
         task.tids[root.pid] = pid
         self.living[root.pid] = task
@@ -218,9 +218,7 @@ class _Restore(Work):
         with self.phase("memory"):
             self._lay_out_executed(root)
         with self.phase("tasks"):
-            self._fork_children(
-                root, root.image.sid if root.image.sid != root.image.pid else root.image.pid
-            )
+            births.make_all(self)
             groups.groups(self)
             groups.zombies(self)
         with self.phase("state"):
@@ -276,6 +274,16 @@ class _Restore(Work):
         if moved is None:
             task.syscall_address = own_syscall(task.pid, memory.areas, task.image.subject)
 
+    def give_memory(self, task: Living, maker: Living) -> None:
+        """What a task that was forked by ``maker`` had: from its maker, or from its program."""
+        before = maker.memory_of.memory
+        assert before is not None
+        if layout.forked_from(memory_of(task), before):
+            self._lay_out_forked(task, maker)
+        else:
+            self._execute(task, task.arena.scratch + SCRATCH_BELOW_STACK)
+            self._lay_out_executed(task)
+
     def _lay_out_forked(self, task: Living, parent: Living) -> None:
         memory = memory_of(task)
         filled = self._filled(task)
@@ -294,7 +302,7 @@ class _Restore(Work):
             a for a in memory.areas if a.start not in starts and a.backing not in area_kinds.SPECIAL
         ]
         drops = self.contents.fill_forked(
-            task.pid, task.image.pid, parent.image.pid, kept, fresh, self._collapse(task)
+            task.pid, task.image.pid, parent.memory_of.pid, kept, fresh, self._collapse(task)
         )
         task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
         task.areas = tuple(memory.areas)
@@ -358,53 +366,6 @@ class _Restore(Work):
             import resource
 
             resource.prlimit(root.pid, resource.RLIMIT_NOFILE, (hard, hard))
-
-    def _fork_children(self, parent: Living, inherited_sid: int) -> None:
-        born_in = (
-            0
-            if parent.image is self.tree.root and (parent.image.sid == parent.image.pid)
-            else inherited_sid
-        )
-        plan = tree.fork_plan(
-            self.tree, parent.image, parent.image.pid if born_in == 0 else born_in
-        )
-        for child in plan.early:
-            self._make_child(parent, child, inherited_sid)
-        if plan.makes_session:
-            result = parent.arena.call(parent.pid, "setsid")
-            if result < 0:
-                raise Refused("setsid failed", subject=parent.image.subject, cause=str(result))
-        for child in plan.late:
-            self._make_child(parent, child, parent.image.sid)
-
-    def _make_child(self, parent: Living, child: TaskImage, sid: int) -> None:
-        self.progress(
-            Progress(
-                phase="tasks", text=child.subject, done=len(self.living), total=len(self.tree.tasks)
-            )
-        )
-        flags = spawn.FORK_FLAGS
-        if child.files_of == parent.image.pid:
-            flags |= spawn.CLONE_FILES
-        pid = spawn.fork(
-            parent.pid, parent.syscall_address, parent.arena.scratch, child.pid, flags, self.choose
-        )
-        task = Living(
-            image=child, pid=pid, arena=parent.arena, syscall_address=parent.syscall_address
-        )
-        task.tids[child.pid] = pid
-        self.living[child.pid] = task
-        if child.zombie:
-            return
-        native.set_sigmask(pid, ALL_SIGNALS)
-        assert child.memory is not None
-        assert parent.image.memory is not None
-        if layout.forked_from(child.memory, parent.image.memory):
-            self._lay_out_forked(task, parent)
-        else:
-            self._execute(task, task.arena.scratch + SCRATCH_BELOW_STACK)
-            self._lay_out_executed(task)
-        self._fork_children(task, sid)
 
     # ---- end
 

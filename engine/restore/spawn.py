@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from signal import SIGCHLD, SIGTRAP
 
 from torpor.engine import native
+from torpor.engine.capture import innermost
 from torpor.engine.errors import Bug, Error, KernelError, Vanished
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.arch.x86_64 import Regs, syscall_number
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.vdso import Group
+from torpor.engine.program.ops import Data, Expect, Op, Program
 from torpor.engine.restore.arena import Arena
 from torpor.engine.tasks.model import TaskImage
 
@@ -38,7 +40,6 @@ OPTIONS = (
     | PTRACE_O_EXITKILL
 )
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC = 1, 2, 3, 4
-CLONE_FILES = 0x400
 CLONE_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
 MASK64 = (1 << 64) - 1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0001, 0.05
@@ -59,6 +60,8 @@ class Living:
     """A task that is being restored. ``tids`` maps its own tids to ours."""
 
     image: TaskImage
+    memory_of: TaskImage
+    """Whose memory it has: another's before it got its own, and for zombies and ghosts."""
     pid: int
     arena: Arena
     syscall_address: int
@@ -73,17 +76,18 @@ def fork(
 ) -> int:
     """Fork (or make a thread of) a stopped task; the child's pid as seen from here.
 
-    ``scratch`` is writable memory of the task for clone3's arguments.
+    ``scratch`` is writable memory of the task for clone3's arguments. With ``want`` 0 any pid
+    is good.
 
     Raises:
         KernelError: the pid is taken, or may not be chosen.
     """
     pause_s, until_s = FIRST_PAUSE_S, time.monotonic() + LONGEST_PID_WAIT_S
     while True:
-        if choose is not None:
+        if choose is not None and want:
             choose(want)
         child, got = _clone(tid, syscall_address, scratch, want, flags, choose is None)
-        if got == want:
+        if got == want or not want:
             return child
         if flags & 0xFF:
             _discard(child)
@@ -104,7 +108,8 @@ def _clone(
     if set_tid:
         wanted_at = scratch + 128
         native.write_memory(tid, wanted_at, struct.pack("<i", want))
-        args = struct.pack("<11Q", flags & ~0xFF, 0, 0, 0, flags & 0xFF, 0, 0, 0, wanted_at, 1, 0)
+        chosen = (wanted_at, 1) if want else (0, 0)
+        args = struct.pack("<11Q", flags & ~0xFF, 0, 0, 0, flags & 0xFF, 0, 0, 0, *chosen, 0)
         native.write_memory(tid, scratch, args)
         _aim(regs, syscall_address, "clone3", (scratch, len(args)))
     else:
@@ -147,7 +152,7 @@ def _exit_thread(tid: int, syscall_address: int) -> None:
 def _reap_inside(tid: int, syscall_address: int, ns_pid: int) -> None:
     from torpor.engine.restore.arena import step_syscall
 
-    step_syscall(tid, syscall_address, "wait4", ns_pid, 0, 0x40000000, 0)
+    step_syscall(tid, syscall_address, "wait4", ns_pid, 0, WALL, 0)
 
 
 def execute(tid: int, syscall_address: int, scratch: int, path: str, name: bytes) -> None:
@@ -197,6 +202,29 @@ def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
     raise Bug("a task did not become a zombie", subject=f"pid {child}")
 
 
+def end_helper(maker: Living, helper: int) -> None:
+    """Let a short-lived child of a task end, and wait for it inside; its maker sees nothing."""
+    number = innermost(proc.read_text(helper, "status"), helper)
+    become_zombie(helper, maker.syscall_address, 0)
+    maker.arena.call(maker.pid, "wait4", number, 0, WALL, 0)
+    drain_signal(maker, SIGCHLD)
+
+
+def drain_signal(task: Living, signal: int) -> None:
+    """Take the signal that an ended child has sent to a task with all signals blocked."""
+    if not signal:
+        return
+    mask = Data(struct.pack("<Q", 1 << (signal - 1)))
+    drain = Op(
+        call="rt_sigtimedwait",
+        args=(mask, 0, Data(bytes(16)), 8),
+        expect=Expect.ANY,
+        subject=f"signal {signal}",
+        note="of a child that ended while restoring",
+    )
+    task.arena.run(task.pid, Program("signals", [drain]), task.image.subject)
+
+
 def end(root: Living, others: list[Living], status: int) -> None:
     """Give up: kill every task; the root leaves with an exit status of its own."""
     threads = [tid for task in (*others, root) for tid in _threads(task.pid)]
@@ -239,3 +267,4 @@ def _signed(value: int) -> int:
 
 
 FORK_FLAGS = int(SIGCHLD)
+WALL = 0x40000000

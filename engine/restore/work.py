@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps of one restore share: the images, the plan, the tasks that live so far."""
 
+from torpor.engine.options import ProgressFn
 from torpor.engine.restore.descriptors import Descriptors
 from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import ChoosePid, Living
@@ -18,6 +19,11 @@ class Work:
     warnings: list[str]
     choose: ChoosePid | None
     container: bool
+    progress: ProgressFn
+
+    def give_memory(self, task: Living, maker: Living) -> None:
+        """What a task that was just forked by ``maker`` had."""
+        raise NotImplementedError
 
     def alive(self) -> list[Living]:
         """Tasks that live, parents first."""

@@ -21,6 +21,7 @@ SIGNED32, SIGNED64 = 1 << 31, 1 << 63
 MAX_INSTRUCTIONS, MAX_GROUPS = 4096, 65536
 MAX_AUXV_BYTES = 1024
 ADVICE = frozenset(areas.MADV_BY_FLAG.values())
+TORPOR = "torpor.json"
 REMEDY = "take the images from an intact copy, or dump again"
 
 Finding = tuple[str, str]
@@ -60,6 +61,8 @@ def _findings(task: TaskImage) -> Iterator[Finding]:
     core = f"core-{task.pid}.img"
     if task.state not in (ALIVE, DEAD, STOPPED):
         yield core, f"state {task.state} is not one that a task can be restored in"
+    if not 0 <= task.exit_signal <= SIGNAL_COUNT:
+        yield TORPOR, f"task {task.pid}: exit signal {task.exit_signal} is none"
     if not 0 <= task.exit_code <= 0xFFFF:
         yield core, f"exit code {task.exit_code:#x} is none"
     if task.zombie:

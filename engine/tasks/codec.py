@@ -10,7 +10,7 @@ area, affinity, timer slack, io priority) is kept in torpor.json.
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import index
 from struct import error
 from typing import Any
@@ -32,6 +32,8 @@ MARKERS = {
     "start_stack": "mm_start_stack", "arg_start": "mm_arg_start", "arg_end": "mm_arg_end",
     "env_start": "mm_env_start", "env_end": "mm_env_end",
 }  # fmt: skip
+OWN_FIELDS = ("exit_signal",)
+"""Of a task: numbers that CRIU's messages have no place for."""
 FIRST_ID = 2
 """Of kernel objects: 1 is the dumping process itself, and CRIU takes an equal id for sharing."""
 MAX_AUXV = 44
@@ -87,12 +89,13 @@ def encode_tree(
             entry.threads.append(task.pid)
         images.add("pstree", entry)
         _encode_task(task, images, components, filters)
+        images.extra("tasks", str(task.pid), {name: getattr(task, name) for name in OWN_FIELDS})
         if task.memory is None:
             continue
         ids = pb.task_kobj_ids_entry(
             vm_id=number,
-            files_id=files_id(tree, task),
-            fs_id=number,
+            files_id=table_id(tree, task, "files_of"),
+            fs_id=table_id(tree, task, "fs_of"),
             sighand_id=number,
             **NAMESPACE_IDS,
         )
@@ -112,9 +115,10 @@ def encode_tree(
         images.add("seccomp", message)
 
 
-def files_id(tree: Tree, task: TaskImage) -> int:
-    """Number of a task's descriptor table: that of the first task which has it."""
-    owner = task.files_of if task.files_of is not None else task.pid
+def table_id(tree: Tree, task: TaskImage, name: str) -> int:
+    """Number of a table of a task (a field of SHARED): that of the first task which has it."""
+    found = getattr(task, name)
+    owner = found if found is not None else task.pid
     return next(i for i, t in enumerate(tree.tasks, FIRST_ID) if t.pid == owner)
 
 
@@ -256,7 +260,7 @@ def decode_tree(
         for number, message in images.files("REG")
     }
     filters, memfds = _read_filters(images), _read_memfds(images)
-    tasks, tables = [], {}
+    tasks, tables, directories = [], dict[int, int](), dict[int, int]()
     known: set[int] = set()
     for entry, _ in images.entries("pstree"):
         if entry.pid in known or (known and entry.ppid not in known):
@@ -267,12 +271,14 @@ def decode_tree(
         reader = _TaskReader(images, entry, path_of, memfds, filters, components, template)
         with _readable(f"core-{entry.pid}.img"):
             tasks.append(reader.task())
-        if reader.files_id is not None:
-            tables[entry.pid] = reader.files_id
+        if reader.ids is not None:
+            tables[entry.pid] = reader.ids.files_id
+            directories[entry.pid] = reader.ids.fs_id
     if not tasks:
         raise BadImage("there are no tasks", subject="pstree.img")
     checks.check_tasks(tasks)
-    return Tree(tasks=tuple(_share_tables(tasks, tables))), tables
+    shared = _shared(tasks, "files_of", tables)
+    return Tree(tasks=tuple(_shared(shared, "fs_of", directories))), tables
 
 
 @contextmanager
@@ -289,15 +295,15 @@ def _readable(subject: str) -> Iterator[None]:
         ) from cause
 
 
-def _share_tables(tasks: Sequence[TaskImage], tables: Mapping[int, int]) -> list[TaskImage]:
-    from dataclasses import replace
-
+def _shared(tasks: Sequence[TaskImage], name: str, tables: Mapping[int, int]) -> list[TaskImage]:
+    """Tasks with the same number of a table have it in common; 0 is none."""
     first: dict[int, int] = {}
     result = []
     for task in tasks:
         number = tables.get(task.pid)
-        owner = first.setdefault(number, task.pid) if number is not None else task.pid
-        result.append(task if owner == task.pid else replace(task, files_of=owner))
+        owner = first.setdefault(number, task.pid) if number else task.pid
+        change: dict[str, Any] = {name: owner}
+        result.append(task if owner == task.pid else replace(task, **change))
     return result
 
 
@@ -337,7 +343,7 @@ class _TaskReader:
     ) -> None:
         self.images, self.entry, self.path_of, self.filters = images, entry, path_of, filters
         self.components, self.template, self.memfds = components, template, memfds
-        self.files_id: int | None = None
+        self.ids: Any = None
 
     def one(self, name: str) -> Any:  # noqa: ANN401
         for message, _ in self.images.entries(name):
@@ -359,6 +365,8 @@ class _TaskReader:
                 remedy="restore on a machine of that architecture",
             )
         tc = core.tc
+        own = self.images.extra("tasks", str(entry.pid)) or {}
+        own = {name: own[name] for name in OWN_FIELDS if own.get(name) is not None}
         if tc.task_state in (DEAD, 6):
             return TaskImage(
                 pid=entry.pid,
@@ -368,9 +376,9 @@ class _TaskReader:
                 state=DEAD,
                 exit_code=tc.exit_code,
                 comm=tc.comm,
+                **own,
             )
-        ids = core.ids if core.HasField("ids") else self.one(f"ids-{entry.pid}")
-        self.files_id = ids.files_id
+        self.ids = core.ids if core.HasField("ids") else self.one(f"ids-{entry.pid}")
         fs = self.one(f"fs-{entry.pid}")
         plain, posix = timers.decode(tc.timers)
         return TaskImage(
@@ -395,6 +403,7 @@ class _TaskReader:
             itimers=plain,
             posix_timers=posix,
             shared_pending=signals.decode_queue(tc.signals_s),
+            **own,
         )
 
     def path(self, number: int) -> str:

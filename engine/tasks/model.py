@@ -16,6 +16,22 @@ from torpor.engine.tasks.signals import Action, AltStack
 from torpor.engine.tasks.timers import Itimer, PosixTimer
 
 ALIVE, DEAD, STOPPED = 1, 2, 3
+SIGCHLD = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """A table that tasks may have in common: what it is, the flag of clone(2) that shares it."""
+
+    what: str
+    clone_flag: int
+
+
+SHARED: Mapping[str, Sharing] = {
+    "files_of": Sharing(what="descriptor table", clone_flag=0x400),
+    "fs_of": Sharing(what="directories and umask", clone_flag=0x200),
+}
+"""By the field of `TaskImage` that tells with whom."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +101,11 @@ class TaskImage:
     itimers: Sequence[Itimer] = ()
     posix_timers: Sequence[PosixTimer] = ()
     files_of: int | None = None
-    """Pid of the task whose descriptor table this one shares (CLONE_FILES), or None."""
+    """Pid of the first task with the same descriptor table (CLONE_FILES), None if it is that."""
+    fs_of: int | None = None
+    """As `files_of`: root and working directory, umask (CLONE_FS)."""
+    exit_signal: int = SIGCHLD
+    """Sent to its parent at its end; 0 for none."""
 
     @property
     def subject(self) -> str:

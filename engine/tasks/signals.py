@@ -36,6 +36,9 @@ class Action:
     mask: int
 
 
+DEFAULT = Action(handler=0, flags=0, restorer=0, mask=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AltStack:
     """sigaltstack(2) of a thread."""
@@ -65,7 +68,7 @@ def encode_actions(actions: Mapping[int, Action], task_core: Any) -> None:  # no
     for signal in range(1, SIGNAL_COUNT + 1):
         if signal in FIXED:
             continue
-        action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
+        action = actions.get(signal, DEFAULT)
         task_core.sigactions.add(
             sigaction=action.handler,
             flags=action.flags,
@@ -92,21 +95,26 @@ def decode_actions(task_core: Any) -> dict[int, Action]:  # noqa: ANN401
 
 def plan_actions(actions: Mapping[int, Action]) -> list[Op]:
     """Set every action; those left out were the default, which exec or the seed gives."""
-    ops = []
-    for signal in range(1, SIGNAL_COUNT + 1):
-        if signal in FIXED:
-            continue
-        action = actions.get(signal, Action(handler=0, flags=0, restorer=0, mask=0))
-        raw = ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
-        ops.append(
-            Op(
-                call="rt_sigaction",
-                args=(signal, Data(raw), 0, SIGSET_BYTES),
-                subject=f"signal {signal}",
-                note="action",
-            )
-        )
-    return ops
+    return [
+        _plan_action(signal, actions.get(signal, DEFAULT))
+        for signal in range(1, SIGNAL_COUNT + 1)
+        if signal not in FIXED
+    ]
+
+
+def plan_default(signal: int) -> list[Op]:
+    """The default action of a signal."""
+    return [_plan_action(signal, DEFAULT)]
+
+
+def _plan_action(signal: int, action: Action) -> Op:
+    raw = ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
+    return Op(
+        call="rt_sigaction",
+        args=(signal, Data(raw), 0, SIGSET_BYTES),
+        subject=f"signal {signal}",
+        note="action",
+    )
 
 
 def encode_queue(pending: Sequence[bytes], queue: Any) -> None:  # noqa: ANN401

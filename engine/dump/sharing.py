@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tasks have tables in common: descriptors, directories, memory.
+
+Facts: kcmp(2) says whether two tasks have the same object, and orders them otherwise, so a few
+comparisons a task suffice. Semaphore undo lists (CLONE_SYSVSEM) are not looked at: tasks that
+have none compare equal as well, and nobody can read what is in one.
+"""
+
+from collections.abc import Sequence
+from functools import cmp_to_key
+from itertools import pairwise
+
+from torpor.engine.errors import Findings
+from torpor.engine.kind import Limit, refuse
+from torpor.engine.native import KCMP_FILES, KCMP_FS, KCMP_VM, kcmp
+
+KINDS = {"files_of": KCMP_FILES, "fs_of": KCMP_FS}
+LIMITS = (
+    Limit(
+        case="shared-memory-space",
+        what="shares its whole memory with another process (vfork, or clone with CLONE_VM)",
+        remedy="dump when the child has executed its program; use threads or fork instead",
+    ),
+)
+
+Shared = dict[str, dict[int, int]]
+"""Field of SHARED → pid of a task → pid of the first one with the same table, if another."""
+
+
+def find(pids: Sequence[int]) -> Shared:
+    """What stopped tasks (pids as seen from here, parents first) share.
+
+    Raises:
+        Findings: tasks with one memory.
+    """
+    spaces = _owners(pids, KCMP_VM)
+    if spaces:
+        raise Findings(
+            tuple(
+                refuse(LIMITS[0], f"pid {pid}", f"that of pid {other}")
+                for pid, other in spaces.items()
+            )
+        )
+    return {name: _owners(pids, kind) for name, kind in KINDS.items()}
+
+
+def _owners(pids: Sequence[int], kind: int) -> dict[int, int]:
+    """Every task but the first of those that have the same object → that first one."""
+    if len(pids) < 2:
+        return {}
+
+    def compare(one: int, other: int) -> int:
+        return (0, -1, 1)[kcmp(one, other, kind, 0, 0)]
+
+    ordered = sorted(pids, key=cmp_to_key(compare))  # stable: equal ones keep their order
+    owners, first = {}, ordered[0]
+    for before, pid in pairwise(ordered):
+        if compare(before, pid):
+            first = pid
+        else:
+            owners[pid] = first
+    return owners

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making the tasks below the root, in the order of `tree.births`.
+
+Facts: a task that is traced is reparented like any other (kernel/exit.c,
+forget_original_parent; v6.18); until their own settings come back no task of the tree is a
+child subreaper but the one that is about to adopt.
+"""
+
+from torpor.engine import native
+from torpor.engine.errors import Refused
+from torpor.engine.options import Progress
+from torpor.engine.program.ops import Program
+from torpor.engine.restore import spawn
+from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.tree import Fork, Ghost, NewSession, births
+from torpor.engine.restore.work import Work
+from torpor.engine.tasks.attributes import PR_SET_CHILD_SUBREAPER
+from torpor.engine.tasks.model import SHARED, SIGCHLD, TaskImage
+from torpor.engine.tasks.signals import plan_default
+
+
+def make_all(work: Work) -> None:
+    """Fork everything; every task is stopped, with all signals blocked, and has its memory."""
+    root = work.living[work.tree.root.pid]
+    not_ignored = Program("signals", plan_default(SIGCHLD))  # ignored, it would reap zombies
+    root.arena.run(root.pid, not_ignored, root.image.subject)
+    ghosts: list[Living] = []
+    there = {root.image.pid: root}
+    for step in births(work.tree):
+        if isinstance(step, Fork):
+            there[step.task.pid] = _fork(work, step, there)
+        elif isinstance(step, Ghost):
+            there[step.pid] = _ghost(work, step, there[step.parent])
+            ghosts.append(there[step.pid])
+        elif isinstance(step, NewSession):
+            _set_session(there[step.pid])
+    for ghost in reversed(ghosts):
+        spawn.end_helper(there[ghost.image.ppid], ghost.pid)
+
+
+def _fork(work: Work, step: Fork, there: dict[int, Living]) -> Living:
+    image, maker = step.task, there[step.maker]
+    work.progress(
+        Progress(
+            phase="tasks", text=image.subject, done=len(work.living), total=len(work.tree.tasks)
+        )
+    )
+    flags = image.exit_signal
+    for name in step.shares:
+        flags |= SHARED[name].clone_flag
+    if step.adopted:
+        pid = _fork_adopted(work, image, maker, there[image.ppid], flags)
+    else:
+        pid = _clone(work, maker, maker.pid, image.pid, flags)
+    task = _living(image, pid, maker)
+    task.tids[image.pid] = pid
+    work.living[image.pid] = task
+    if not image.zombie:
+        work.give_memory(task, maker)
+        task.memory_of = image
+    return task
+
+
+def _fork_adopted(work: Work, image: TaskImage, maker: Living, parent: Living, flags: int) -> int:
+    """By a helper of the maker, which ends: then the nearest subreaper is the parent."""
+    helper = _clone(work, maker, maker.pid, 0, flags & ~0xFF | spawn.FORK_FLAGS)
+    pid = _clone(work, maker, helper, image.pid, flags & ~0xFF | spawn.FORK_FLAGS)
+    _adopt(parent, 1)
+    spawn.end_helper(maker, helper)
+    _adopt(parent, 0)
+    return pid
+
+
+def _adopt(parent: Living, value: int) -> None:
+    parent.arena.call(parent.pid, "prctl", PR_SET_CHILD_SUBREAPER, value, 0, 0, 0)
+
+
+def _clone(work: Work, maker: Living, by: int, want: int, flags: int) -> int:
+    pid = spawn.fork(by, maker.syscall_address, maker.arena.scratch, want, flags, work.choose)
+    native.set_sigmask(pid, ALL_SIGNALS)
+    return pid
+
+
+def _living(image: TaskImage, pid: int, maker: Living) -> Living:
+    return Living(
+        image=image,
+        memory_of=maker.memory_of,
+        pid=pid,
+        arena=maker.arena,
+        syscall_address=maker.syscall_address,
+        areas=maker.areas,
+        special=maker.special,
+        opened=maker.opened,
+    )
+
+
+def _ghost(work: Work, step: Ghost, parent: Living) -> Living:
+    """Its session is there as long as any task has it."""
+    image = TaskImage(
+        pid=step.pid, ppid=step.parent, pgid=step.pid, sid=step.pid, state=0, exit_code=0,
+        comm=b"ended session leader",
+    )  # fmt: skip
+    ghost = _living(image, _clone(work, parent, parent.pid, step.pid, spawn.FORK_FLAGS), parent)
+    _set_session(ghost)
+    return ghost
+
+
+def _set_session(task: Living) -> None:
+    result = task.arena.call(task.pid, "setsid")
+    if result < 0:
+        raise Refused("setsid failed", subject=task.image.subject, cause=str(result))
