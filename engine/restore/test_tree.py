@@ -67,7 +67,7 @@ def test_a_session_whose_leader_is_gone():
 def test_orphans_at_two_subreapers_have_one_ghost_below_both():
     inner = task(42, 41)
     found = told(task(), inner, task(50, 41, sid=49, pgid=49), task(51, 42, sid=49, pgid=49))
-    assert found == ["41 -> 42", "ghost 49 of 42", "49 -> 50 for 41", "49 -> 51 for 42"]
+    assert found == ["41 -> 42", "ghost 49 of 42", "49 -> 51 for 42", "49 -> 50 for 41"]
 
 
 def test_a_subreaper_that_left_the_session_may_have_been_born_in_it():
