@@ -30,7 +30,7 @@ def logger(name: str) -> logging.Logger:
 def start(stream: TextIO | None = None, *, verbosity: int = WARNINGS, criu: bool = False) -> None:
     """Send what the engine logs to a stream (stderr); a second call replaces the first."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(CriuFormatter() if criu else PlainFormatter())
+    handler.setFormatter(CriuFormatter(timed=verbosity >= INFO) if criu else PlainFormatter())
     root = logging.getLogger(ROOT)
     root.handlers[:] = [handler]
     root.propagate = False
@@ -68,24 +68,26 @@ class PlainFormatter(logging.Formatter):
 
 
 class CriuFormatter(logging.Formatter):
-    """As CRIU writes: seconds since the start, level, place, text."""
+    """As CRIU writes: seconds since the start (at -v3 and above), level, place, text."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, timed: bool = True) -> None:
         super().__init__()
+        self._timed = timed
         self._started_ns = time.monotonic_ns()
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; only errors have the word `Error`."""
         elapsed_us = (time.monotonic_ns() - self._started_ns) // 1000
-        stamp = f"({elapsed_us // 1_000_000:02d}.{elapsed_us % 1_000_000:06d})"
+        stamp = f"({elapsed_us // 1_000_000:02d}.{elapsed_us % 1_000_000:06d}) "
+        stamp = stamp if self._timed else ""
         text = _one_line(record)
         place = f"({record.module}:{record.lineno})"
         if record.levelno >= logging.ERROR:
-            return f"{stamp} Error {place}: {text}"
+            return f"{stamp}Error {place}: {text}"
         text = text.replace("Error", "error")
         if record.levelno >= logging.WARNING:
-            return f"{stamp} Warn  {place}: {text}"
-        return f"{stamp} {text}"
+            return f"{stamp}Warn  {place}: {text}"
+        return f"{stamp}{text}"
 
 
 def _one_line(record: logging.LogRecord) -> str:

@@ -626,6 +626,20 @@ def xstate_components() -> list[tuple[int, int, int]]:
     return found
 
 
+def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """Registers eax, ebx, ecx, edx of the CPUID instruction; zeros for an unknown leaf."""
+    answer = ffi.new("unsigned int[4]")
+    lib.seam_cpuid(leaf, subleaf, answer)
+    return answer[0], answer[1], answer[2], answer[3]
+
+
+def xstate_enabled() -> tuple[int, int]:
+    """(features that the kernel has enabled, bytes of their XSAVE area)."""
+    features = ffi.new("uint64_t *")
+    size: int = lib.seam_xsave_size(features)
+    return features[0], size
+
+
 def xstate_template() -> bytes:
     """An NT_X86_XSTATE area of this processor, everything in its initial state."""
     features = ffi.new("uint64_t *")

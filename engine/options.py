@@ -25,6 +25,9 @@ class After(Enum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    """They are ended."""
+    PAUSE = "pause"
+    """They are left stopped, as by SIGSTOP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,8 @@ class DumpOptions:
     """One tree to dump.
 
     ``pid`` is the root of the tree as seen from here. ``images_dir`` must not exist or be
-    an empty directory. ``freezer_cgroups`` are directories of a v1 freezer or of a v2
+    a directory without images; with ``replace`` images may be there, and are taken away once the
+    new ones are whole. ``freezer_cgroups`` are directories of a v1 freezer or of a v2
     cgroup which hold every task of the tree (and no task of ours): they are frozen before
     the tasks are stopped, so that no new task slips away. ``container`` says that the root
     is a container's init: its stdio may lead outside, its mounts are the runtime's, its
@@ -67,6 +71,11 @@ class DumpOptions:
     ghost_limit_bytes: int = 64 << 20
     timeout_s: float = 60.0
     external_files: Mapping[str, str] = field(default_factory=dict)
+    replace: bool = False
+    hold: bool = False
+    """The tasks stand still until the images are whole and `commit` has returned."""
+    work_dir: Path | None = None
+    """Where statistics go, if not into ``images_dir``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +122,19 @@ class RestoreOptions:
     """Restore a tree of the host from nothing: a new root task is created.
 
     It returns when the tree runs. A root that was not the leader of its session comes back in
-    the session of the caller.
+    the session of the caller. With ``sibling`` the root is a child of our parent. ``at_stage`` is
+    called with a stage and the root's pid, `post-restore` when all is made and nothing runs (what
+    it raises gives the restore up), and `pre-resume` when there is no way back.
     """
 
     images_dir: Path
     inherit: Mapping[str, int] = field(default_factory=dict)
     timeout_s: float = 60.0
+    sibling: bool = False
+    leave_stopped: bool = False
+    at_stage: Callable[[str, int], None] | None = None
+    work_dir: Path | None = None
+    """Where statistics go; None: there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ As for `torpor`, nothing is imported before it is needed: runtimes wait for this
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torpor.engine.errors import Error
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from torpor.engine.criu.parse import CommandLine
 
 FAILED = 1
+GIVEN_UP = 255
+"""Status for commands that CRIU itself has given up."""
+RUN = {
+    "dump": "dump:run",
+    "restore": "restore:run",
+    "check": "check:run",
+    "cpuinfo dump": "cpuinfo:run_dump",
+    "cpuinfo check": "cpuinfo:run_check",
+}
+"""Command → module of this package and function."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,29 +36,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except Error as error:
         from torpor.engine import logs
+        from torpor.engine.criu.parse import BadUsage
 
         if not logs.started():
             logs.start(sys.stderr, criu=True)
         logs.logger(__name__).error("%s", error)
-        return FAILED
+        return _usage(FAILED) if isinstance(error, BadUsage) else FAILED
     finally:
         _stop_log()
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from torpor.engine.criu import config
+    from torpor.engine.criu.options import GONE
     from torpor.engine.criu.parse import parse
 
-    line = parse(arguments)
+    line = parse(arguments, before=config.words(arguments))
     if line.flag("version"):
         return _version()
     if line.flag("help") or not line.command:
-        from torpor.engine.criu.usage import usage
+        return _usage(0 if line.flag("help") else FAILED)
+    if line.command in GONE:
+        sys.stderr.write(f"Error ({__name__.rpartition('.')[2]}): {GONE[line.command]}\n")
+        return GIVEN_UP
+    return command(line.command)(line)
 
-        sys.stdout.write(usage())
-        return 0 if line.flag("help") else FAILED
-    from torpor.engine.criu import commands
 
-    return commands.COMMANDS[line.command](line)
+def command(name: str) -> "Callable[[CommandLine], int]":
+    """The function of a command; only its module is imported."""
+    from importlib import import_module
+
+    module, _, function = RUN[name].partition(":")
+    run: Callable[[CommandLine], int] = getattr(
+        import_module(f"torpor.engine.criu.{module}"), function
+    )
+    return run
+
+
+def _usage(status: int) -> int:
+    from torpor.engine.criu.usage import usage
+
+    sys.stdout.write(usage())
+    return status
 
 
 def _version() -> int:
@@ -61,8 +90,3 @@ def _stop_log() -> None:
         from torpor.engine import logs
 
         logs.stop()
-
-
-def describe(line: "CommandLine") -> str:
-    """The command and its options, for the head of the log."""
-    return " ".join([line.command, *(f"--{key.replace('_', '-')}" for key in sorted(line.values))])

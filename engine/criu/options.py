@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from torpor.engine.text import parse_size
+
 
 class Fate(Enum):
     """What becomes of an option."""
@@ -31,8 +33,8 @@ class Takes(Enum):
 class Option:
     """One option. ``key`` is its name in what `parse` returns; ``why`` explains the fate.
 
-    ``refuses`` looks at the value of an option that is otherwise done or accepted, and says why
-    it is refused nevertheless.
+    ``wrong`` tells what is wrong with a value; ``refuses`` looks at the value of an option that is
+    otherwise done or accepted, and says why it is refused nevertheless.
     """
 
     long: str
@@ -40,6 +42,7 @@ class Option:
     takes: Takes = Takes.NOTHING
     fate: Fate
     why: str
+    wrong: Callable[[str], str | None] | None = None
     refuses: Callable[[str], str | None] | None = None
 
     @property
@@ -60,18 +63,50 @@ def _cgroups(mode: str) -> str | None:
     return "cgroups are left as they are; say --manage-cgroups=ignore"
 
 
-def _done(long: str, why: str, short: str = "", takes: Takes = Takes.NOTHING) -> Option:
-    return Option(long=long, short=short, takes=takes, fate=Fate.DONE, why=why)
+def _one_of(*choices: str) -> Callable[[str], str | None]:
+    def wrong(value: str) -> str | None:
+        return None if value in choices else f"one of {', '.join(choices)}"
+
+    return wrong
 
 
-def _accepted(long: str, why: str, short: str = "", takes: Takes = Takes.NOTHING) -> Option:
-    return Option(long=long, short=short, takes=takes, fate=Fate.ACCEPTED, why=why)
+def _number(value: str) -> str | None:
+    return None if value.isascii() and value.isdecimal() else "a number"
 
 
-def _refused(long: str, why: str, short: str = "", takes: Takes = Takes.NOTHING) -> Option:
-    return Option(long=long, short=short, takes=takes, fate=Fate.REFUSED, why=why)
+def _pid(value: str) -> str | None:
+    return None if not _number(value) and int(value) > 0 else "the pid of a task"
 
 
+def _size(value: str) -> str | None:
+    try:
+        parse_size(value)
+    except ValueError:
+        return "a size, such as 4096, 64K, 2M or 1G"
+    return None
+
+
+def _capabilities(value: str) -> str | None:
+    words = [word.removeprefix("^") for word in value.split(",")] if value else []
+    return None if set(words) <= set(CAPABILITIES) else f"some of {', '.join(CAPABILITIES)}"
+
+
+def _fate(fate: Fate) -> Callable[..., Option]:
+    def make(
+        long: str,
+        why: str,
+        short: str = "",
+        takes: Takes = Takes.NOTHING,
+        wrong: Callable[[str], str | None] | None = None,
+    ) -> Option:
+        return Option(long=long, short=short, takes=takes, fate=fate, why=why, wrong=wrong)
+
+    return make
+
+
+_done, _accepted, _refused = (_fate(fate) for fate in Fate)
+CAPABILITIES = ("cpu", "fpu", "ins", "all", "none")
+CGROUP_MODES = ("none", "props", "soft", "full", "strict", "ignore", "")
 VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
 LATER = "not yet"
 INCREMENTAL = "images of an earlier dump are not used yet"
@@ -83,24 +118,35 @@ TLS = "there is no page server to talk to"
 CGROUPS = "cgroups are left as they are"
 
 OPTIONS: Sequence[Option] = (
-    _done("tree", "root of the tree to dump", "t", VALUE),
+    _done("tree", "root of the tree to dump", "t", VALUE, _pid),
     _done("images-dir", "where the images are; the current directory if not given", "D", VALUE),
-    _done("work-dir", "where relative names of log and pid files start", "W", VALUE),
+    _done("work-dir", "where logs, pid files and statistics go, and scripts run", "W", VALUE),
     _done("leave-running", "the tasks run on after the dump", "R"),
+    _done("leave-stopped", "the tasks are stopped (SIGSTOP) after the dump or restore", "s"),
     _done("restore-detached", "return when the tree runs", "d"),
+    _done("daemon", "the same as -d, of `page-server`"),
+    _done("restore-sibling", "the root is made as a child of our parent; with -d only", "S"),
     _done("shell-job", "the tree belongs to a shell on a terminal", "j"),
     _done("tcp-close", "connections to the outside come back closed"),
     _done("freeze-cgroup", "freeze this cgroup first", takes=VALUE),
-    _done("ghost-limit", "largest deleted file to save", takes=VALUE),
-    _done("timeout", "give up after that many seconds; 10 if not given", takes=VALUE),
+    _done("ghost-limit", "largest deleted file to save; 1M if not given", "", VALUE, _size),
+    _done("timeout", "give up after that many seconds; 10 if not given", "", VALUE, _number),
     _done("inherit-fd", "a descriptor of the caller stands for one of the tree", takes=VALUE),
     _done("pidfile", "the pid of the restored root is written there", takes=VALUE),
     _done("log-file", "log, in CRIU's shape", "o", VALUE),
     _done("verbosity", "0 to 4", "v", OPTIONAL),
+    _done("action-script", "run at each stage, with CRTOOLS_SCRIPT_ACTION", takes=VALUE),
+    _done("exec-cmd", "after a restore, become the command behind `--`"),
+    _done("close", "close this descriptor before anything else", "", VALUE, _number),
+    _done("config", "read options from this file as well", takes=VALUE),
+    _done("no-default-config", "do not read /etc/criu/default.conf and ~/.criu/default.conf"),
+    _done("display-stats", "print the statistics at the end"),
+    _done("cpu-cap", "what of the processor is written on dump and compared on restore",
+          "", OPTIONAL, _capabilities),
     _done("feature", "of `check`: one of those listed below", takes=VALUE),
-    _done("extra", "of `check`: what torpor can do without as well"),
-    _done("experimental", "of `check`: the same as --extra"),
-    _done("all", "of `check`: the same as --extra"),
+    _done("extra", "of `check`: what some trees need as well"),
+    _done("experimental", "of `check`: what nothing needs yet as well"),
+    _done("all", "of `check`: --extra and --experimental"),
     _done("help", "", "h"),
     _done("version", "", "V"),
     _accepted("tcp-established", "connections inside the tree are always taken; with one to the "
@@ -114,19 +160,25 @@ OPTIONS: Sequence[Option] = (
     _accepted("link-remap", "the content of deleted files is saved, so no link is needed"),
     _accepted("evasive-devices", "devices are opened by their own path only"),
     _accepted("force-irmap", "paths of watches are always looked up"),
+    _accepted("irmap-scan-path", "a hint where to look; torpor looks everywhere", takes=VALUE),
     _accepted("ghost-fiemap", "another way to read deleted files; torpor has one way"),
+    _accepted("file-validation", "files are compared by size, time and build id in any case",
+              "", VALUE, _one_of("filesize", "buildid")),
     _accepted("skip-file-rwx-check", "permissions of files are not compared"),
     _accepted("unprivileged", "torpor never asks for more rights than a tree needs"),
     _accepted("weak-sysctls", "no sysctl is restored"),
     _accepted("allow-uprobes", "permits what is refused anyway"),
-    _accepted("no-default-config", "there is no default configuration file"),
     _accepted("network-lock", "no connection to the outside is kept, so nothing is locked",
-              takes=VALUE),
+              "", VALUE, _one_of("iptables", "nftables", "skip")),
+    _accepted("status-fd", "nothing waits for a signal of these commands", "", VALUE, _number),
+    _accepted("log-pid", "lines of all tasks are in the one log"),
+    _accepted("mntns-compat-mode", "another way to make mounts; torpor makes none"),
+    _accepted("cgroup-yard", "cgroups are left as they are", takes=VALUE),
+    _accepted("libdir", "where plugins would be; there are none", "L", VALUE),
+    _accepted("track-mem", "a dump compares pages with those of its parent"),
     Option(long="manage-cgroups", takes=OPTIONAL, fate=Fate.ACCEPTED, refuses=_cgroups,
+           wrong=_one_of(*CGROUP_MODES),
            why="only `none` and `ignore`: cgroups are left as they are"),
-    _refused("leave-stopped", "stopped tasks would be kept by nobody: use --leave-running and "
-             "SIGSTOP", "s"),
-    _refused("restore-sibling", "only for callers of the RPC, which is not there yet", "S"),
     _refused("root", MOUNTS, "r", VALUE),
     _refused("external", LATER, takes=VALUE),
     _refused("ext-mount-map", MOUNTS, "M", VALUE),
@@ -134,7 +186,6 @@ OPTIONS: Sequence[Option] = (
     _refused("enable-external-masters", MOUNTS),
     _refused("skip-mnt", MOUNTS, takes=VALUE),
     _refused("enable-fs", MOUNTS, takes=VALUE),
-    _refused("mntns-compat-mode", MOUNTS),
     _refused("lsm-mount-context", MOUNTS, takes=VALUE),
     _refused("empty-ns", NETWORK, takes=VALUE),
     _refused("veth-pair", NETWORK, takes=VALUE),
@@ -143,54 +194,46 @@ OPTIONS: Sequence[Option] = (
     _refused("cgroup-props", CGROUPS, takes=VALUE),
     _refused("cgroup-props-file", CGROUPS, takes=VALUE),
     _refused("cgroup-dump-controller", CGROUPS, takes=VALUE),
-    _refused("cgroup-yard", CGROUPS, takes=VALUE),
     _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),
-    _refused("track-mem", INCREMENTAL),
     _refused("prev-images-dir", INCREMENTAL, takes=VALUE),
     _refused("auto-dedup", INCREMENTAL),
-    _refused("pre-dump-mode", INCREMENTAL, takes=VALUE),
+    _refused("pre-dump-mode", INCREMENTAL, "", VALUE, _one_of("splice", "read")),
     _refused("lazy-pages", LAZY),
     _refused("page-server", SERVER),
     _refused("address", SERVER, takes=VALUE),
-    _refused("port", SERVER, takes=VALUE),
-    _refused("ps-socket", SERVER, takes=VALUE),
-    _refused("stream", SERVER),
-    _refused("daemon", "there is no service yet"),
-    _refused("status-fd", "there is no service yet", takes=VALUE),
+    _refused("port", SERVER, "", VALUE, _number),
+    _refused("ps-socket", SERVER, "", VALUE, _number),
+    _refused("stream", "criu-image-streamer is not spoken to; write to a directory"),
     _refused("tls", TLS),
     _refused("tls-cacert", TLS, takes=VALUE),
     _refused("tls-cacrl", TLS, takes=VALUE),
     _refused("tls-cert", TLS, takes=VALUE),
     _refused("tls-key", TLS, takes=VALUE),
     _refused("tls-no-cn-verify", TLS),
-    _refused("cpu-cap", "what the registers need of a processor is always checked, and only that",
-             takes=OPTIONAL),
-    _refused("file-validation", "there is one way only to check files", takes=VALUE),
-    _refused("irmap-scan-path", "paths of watches are looked up without hints", takes=VALUE),
-    _refused("action-script", LATER, takes=VALUE),
-    _refused("libdir", "CRIU's plugins cannot be loaded", "L", VALUE),
-    _refused("exec-cmd", "run the command after `criu restore -d`"),
-    _refused("close", "close the descriptor before", takes=VALUE),
-    _refused("config", "configuration files are not read yet", takes=VALUE),
-    _refused("log-pid", "there is one log"),
-    _refused("display-stats", "read stats-dump and stats-restore with crit, or `torpor show`"),
 )  # fmt: skip
+LONG: Mapping[str, Option] = {option.long: option for option in OPTIONS}
+SHORT: Mapping[str, Option] = {option.short: option for option in OPTIONS if option.short}
 
 COMMANDS: Mapping[str, str | None] = {
     "dump": None,
     "restore": None,
     "check": None,
+    "cpuinfo": None,
     "pre-dump": INCREMENTAL,
     "lazy-pages": LAZY,
     "page-server": SERVER,
     "dedup": INCREMENTAL,
     "service": "the RPC is not there yet",
     "swrk": "the RPC is not there yet",
-    "cpuinfo": "what the registers need of a processor is always checked at restore",
-    "exec": "CRIU itself has given it up",
-    "show": "CRIU itself has given it up; use `torpor show`",
 }
 """Command → None, or why it is refused."""
+
+GONE: Mapping[str, str] = {
+    "exec": 'The "exec" action is deprecated by the Compel library.',
+    "show": 'The "show" action is deprecated by the CRIT utility; use `crit decode -i FILE '
+    "--pretty` or `torpor show`.",
+}
+"""Commands that CRIU itself has given up, and what it says then."""
 
 CHECKS: Mapping[str, str] = {
     "clone3_set_tid": "clone3 with set_tid",

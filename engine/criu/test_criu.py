@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 
 from torpor.engine import logs
-from torpor.engine.criu import commands, options, usage
-from torpor.engine.criu.entry import main
+from torpor.engine.criu import asked as asking
+from torpor.engine.criu import options, usage
+from torpor.engine.criu.entry import RUN, command, main
 from torpor.engine.criu.options import OPTIONS, Fate, Takes
 from torpor.engine.criu.parse import parse
 from torpor.engine.errors import Error, Refused
 from torpor.engine.inherit import normal_name
 from torpor.engine.options import After, RestoreReport, TcpPolicy
 
-ERROR_LINE = re.compile(r"\(\d\d\.\d{6}\) Error \(\w+:\d+\): .+")
+ERROR_LINE = re.compile(r"(\(\d\d\.\d{6}\) )?Error \(\w+:\d+\): .+")
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_options_of_criu_are_understood(tmp_path):
             "dump.log",
         ]
     )
-    asked = commands.dump_options(line)
+    asked = asking.dump_options(line)
     assert (asked.pid, asked.images_dir, asked.after) == (41, tmp_path, After.CONTINUE)
     assert (asked.tcp, asked.shell_job, asked.timeout_s) == (TcpPolicy.CLOSE, True, 7)
     assert (asked.ghost_limit_bytes, asked.freezer_cgroups) == (2 << 20, (Path("/c"),))
@@ -66,13 +67,13 @@ def test_options_of_criu_are_understood(tmp_path):
 
 
 def test_what_is_not_said_is_as_with_criu(tmp_path):
-    asked = commands.dump_options(parse(["dump", "--tree", "41", "--images-dir", str(tmp_path)]))
+    asked = asking.dump_options(parse(["dump", "--tree", "41", "--images-dir", str(tmp_path)]))
     assert (asked.after, asked.tcp, asked.timeout_s) == (After.STOP, TcpPolicy.REFUSE, 10)
     assert asked.ghost_limit_bytes == 1 << 20
-    wanted = commands.restore_options(
-        parse(["restore", "-D", str(tmp_path), "-d", "--inherit-fd", "fd[5]:pipe[9]"])
+    wanted = asking.restore_options(
+        parse(["restore", "-D", str(tmp_path), "-d", "--inherit-fd", "fd[0]:pipe[9]"])
     )
-    assert wanted.inherit == {"pipe:[9]": 5}
+    assert wanted.inherit == {"pipe:[9]": 0}
 
 
 @pytest.mark.parametrize(
@@ -92,13 +93,48 @@ def test_verbosity(word, level):
 def test_flags_can_be_negated_and_words_come_in_any_order():
     assert not parse(["-R", "dump", "--no-leave-running"]).flag("leave_running")
     assert parse(["-t", "3", "dump"]).command == "dump"
-    assert parse(["dump", "--", "-R"]).words == ["-R"]
+    assert parse(["restore", "--exec-cmd", "--", "sh", "-R"]).program == ["sh", "-R"]
+
+
+def test_long_names_may_be_cut():
+    assert parse(["dump", "--leave-run", "--no-leave-run"]).values == {}
+    assert parse(["dump", "--ghost-l=5"]).last("ghost_limit") == "5"
+    with pytest.raises(Refused, match="ambiguous"):
+        parse(["dump", "--leave"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["dump", "-t"],
+        ["dump", "--nonsense"],
+        ["pony"],
+        ["dump", "-Z"],
+        ["dump", "more"],
+        ["cpuinfo"],
+        ["cpuinfo", "x"],
+        ["dump", "-R=1"],
+        ["restore", "--exec-cmd"],
+        ["restore", "--exec-cmd", "-d", "--", "true"],
+        ["dump", "--cpu-cap=x"],
+    ],
+)
+def test_what_is_no_command_line_prints_the_usage(words, capsys):
+    assert main(words) == 1
+    assert capsys.readouterr().out.startswith("\nUsage:\n")
+
+
+@pytest.mark.parametrize("word", ["show", "exec"])
+def test_commands_that_criu_has_given_up(word, capsys):
+    assert main([word]) == 255
+    assert "deprecated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.fate is Fate.REFUSED],
                          ids=lambda o: o.long)  # fmt: skip
 def test_a_refused_option_says_its_reason_before_anything_else(option, capsys):
-    words = [f"--{option.long}"] + (["x"] if option.takes is Takes.VALUE else [])
+    words = [f"--{option.long}"] + (["1"] if option.takes is Takes.VALUE else [])
     assert main(["dump", "-t", "1", *words]) == 1
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
@@ -109,15 +145,12 @@ def test_a_refused_option_says_its_reason_before_anything_else(option, capsys):
 @pytest.mark.parametrize(
     "words",
     [
-        ["dump", "--nonsense"],
-        ["dump", "-Z"],
-        ["pony"],
         ["swrk", "3"],
-        ["pre-dump", "-t", "1"],
-        ["dump", "-t"],
-        ["dump", "-R=1"],
-        ["dump", "--leave-running=1"],
         ["dump"],
+        ["dump", "-t", "1", "--timeout", "x"],
+        ["dump", "-t", "1", "--network-lock", "x"],
+        ["restore", "-S"],
+        ["restore", "--inherit-fd", "fd[99999]:pipe[3]"],
         ["dump", "-t", "one"],
         ["dump", "-t", "1", "-D", "/nonexistent"],
         ["check", "--feature", "x"],
@@ -161,15 +194,21 @@ def test_the_log_is_in_the_work_directory_and_has_the_error(tmp_path, monkeypatc
         == 1
     )
     lines = (tmp_path / "w" / "dump.log").read_text().splitlines()
-    assert [("Error" in text) for text in lines] == [False, False, True]
-    assert "task 41, fd 9 -> io_uring: ring state" in lines[2]
+    assert [("Error" in text) for text in lines] == [False, False, False, True, True]
+    assert "task 41, fd 9 -> io_uring: ring state" in lines[-2]
 
 
 def test_a_detached_restore_writes_the_pid_file_once(tmp_path, monkeypatch):
     from torpor.engine import api
 
     report = RestoreReport(pid=77, tasks=1, threads=1, memory_bytes=0, total_s=0, phases_s={})
-    monkeypatch.setattr(api, "restore", lambda _: report)
+
+    def make(wanted, progress):
+        for stage in ("post-restore", "pre-resume"):
+            wanted.at_stage(stage, report.pid)
+        return report
+
+    monkeypatch.setattr(api, "restore", make)
     words = ["restore", "-d", "-D", str(tmp_path), "--pidfile", "pid", "-o", "r.log", "-v3"]
     assert main(words) == 0
     assert (tmp_path / "pid").read_text() == "77"
@@ -181,7 +220,9 @@ def test_features_that_runtimes_ask_for_are_probed():
     from torpor.engine.kernel.features import FEATURES
 
     assert set(options.CHECKS.values()) <= {f.name for f in FEATURES}
-    assert set(commands.COMMANDS) == {name for name, why in options.COMMANDS.items() if not why}
+    taken = {name for name, why in options.COMMANDS.items() if not why}
+    assert {name.split()[0] for name in RUN} == taken
+    assert all(callable(command(name)) for name in RUN)
 
 
 def test_names_of_descriptors():

@@ -7,7 +7,7 @@ To refresh the page: `python -m torpor.engine.criu.usage > docs/criu-compat.md`.
 import sys
 from collections.abc import Iterator
 
-from torpor.engine.criu.options import CHECKS, COMMANDS, OPTIONS, Fate
+from torpor.engine.criu.options import CHECKS, COMMANDS, GONE, OPTIONS, Fate
 from torpor.engine.version import CRIU_VERSION
 
 INTRODUCTION = f"""\
@@ -24,15 +24,17 @@ that stands here.
 
 Differences to know:
 
-- A directory that holds images already is not dumped into.
-- `restore` without `-d` waits for the root and exits with its status.
-- Without `--log-file` the log goes to stderr.
+- Images that are in the directory already are taken away when the new ones are whole, not before;
+  other files stay. If a dump fails, nothing is left of it.
+- `restore` without `-d` passes SIGTERM, SIGINT, SIGHUP and SIGQUIT on to the root while it waits.
+- The log's lines are torpor's own; their shape, and the word `Error` for errors only, are CRIU's.
 """
 
 
 def usage() -> str:
     """Text of --help."""
-    lines = ["Usage:", *(f"  criu {name} [OPTIONS]" for name, why in COMMANDS.items() if not why)]
+    lines = ["", "Usage:"]
+    lines += [f"  criu {name} [OPTIONS]" for name, why in COMMANDS.items() if not why]
     for fate in (Fate.DONE, Fate.ACCEPTED):
         lines += ["", f"{fate.value.capitalize()}:"]
         lines += [f"  {o.text:<30} {o.why}".rstrip() for o in OPTIONS if o.fate is fate]
@@ -51,6 +53,8 @@ def _document() -> Iterator[str]:
     yield "| command | |\n|---|---|"
     for name, why in COMMANDS.items():
         yield f"| `{name}` | {'done' if why is None else f'refused: {why}'} |"
+    for name, text in GONE.items():
+        yield f"| `{name}` | gone from CRIU as well: {text} |"
     for fate in Fate:
         yield f"\n## Options: {fate.value}\n"
         yield "| option | |\n|---|---|"

@@ -8,8 +8,10 @@ tasks and threads are read again until nothing new appears.
 """
 
 import gc
+import os
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torpor.engine import native
@@ -48,6 +50,14 @@ class StoppedTree:
             except Error:
                 continue
         self.seized.clear()
+
+    def pause(self) -> None:
+        """Let every thread go into a stop, as by SIGSTOP."""
+        for task in self.tasks:
+            if task.tids:
+                with suppress(ProcessLookupError):
+                    os.kill(task.pid, signal.SIGSTOP)
+        self.release()
 
     def end(self) -> None:
         """Kill every task, the root last, and wait until they are gone."""

@@ -89,15 +89,13 @@ def dump_trees(
     """See `torpor.engine.api.dump`."""
     phase = Phases(progress, max(options.timeout_s for options in trees))
     dumps = [TreeDump(options=options) for options in trees]
-    hold = any(options.after is After.STOP for options in trees)
+    hold = any(options.after is not After.CONTINUE or options.hold for options in trees)
     with ExitStack() as cleanup:
         with phase("look"):
             may_read = may_read_filters()
             for dump in dumps:
                 preflight(dump.options, may_read)
-            images = [
-                cleanup.enter_context(NewImageDirectory.create(d.options.images_dir)) for d in dumps
-            ]
+            images = [cleanup.enter_context(_directory_for(d.options)) for d in dumps]
             captures = [cleanup.enter_context(_capture_for(d.options.pid)) for d in dumps]
         frozen_at = time.perf_counter()
         with stopped(trees) as trees_stopped:
@@ -122,7 +120,13 @@ def dump_trees(
                 if stop.options.after is After.STOP:
                     _free_ports(dumps[trees_stopped.index(stop)])
                     stop.end()
+                elif stop.options.after is After.PAUSE:
+                    stop.pause()
     return tuple(_report(dump, phase, frozen_s) for dump in dumps)
+
+
+def _directory_for(options: DumpOptions) -> NewImageDirectory:
+    return NewImageDirectory.create(options.images_dir, replace=options.replace)
 
 
 def _free_ports(dump: TreeDump) -> None:
@@ -291,7 +295,7 @@ def _write_all(
     with phase("sync"):
         for dump, out in zip(dumps, images, strict=True):
             path = out.finish()
-            write_stats(path, _stats(dump, phase, frozen_s))
+            write_stats(dump.options.work_dir or path, _stats(dump, phase, frozen_s))
             dump.image_bytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torpor.engine.images.directory import ImageDirectory
 from torpor.engine.images.failures import translated
-from torpor.engine.images.format import Writer
+from torpor.engine.images.format import Writer, read_entries
 from torpor.engine.images.kinds import BY_STEM
 from torpor.engine.images.proto import criu_pb2 as pb
 
@@ -76,6 +76,13 @@ def write_stats(directory: Path, stats: DumpStats | RestoreStats) -> None:
     name = "stats-dump" if isinstance(stats, DumpStats) else "stats-restore"
     with translated("write", str(directory / name)), (directory / name).open("wb") as stream:
         Writer(stream, name, BY_STEM[name]).add(stats.message())
+
+
+def read_stats(directory: Path, name: str) -> pb.stats_entry:
+    """The message of stats-dump or stats-restore in a directory."""
+    with translated("read", str(directory / name)), (directory / name).open("rb") as stream:
+        (entry,) = read_entries(stream, name, BY_STEM[name])
+    return pb.stats_entry.FromString(entry.message.SerializeToString())
 
 
 def read_dump_stats(images: ImageDirectory) -> DumpStats | None:

@@ -3,8 +3,10 @@
 
 A path that does not exist yet is written under `PATH.incomplete` and renamed. A directory that the
 caller made is written in place, with a marker file that is removed last; readers refuse it until
-then. Both hold a lock (flock) on the directory while they write: what a killed dump left
-behind has no lock and is cleared by the next one.
+then. Where whole images are to be replaced, the new ones are written in a directory inside, and
+moved at the end, with that marker: until then the old ones are as they were. All hold a lock
+(flock) on the directory while they write: what a killed dump left behind has no lock and is
+cleared by the next one.
 """
 
 import fcntl
@@ -33,6 +35,8 @@ from torpor.engine.images.manifest import Manifest
 
 CREATE_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_MODE = 0o600
+ASIDE = "torpor.new"
+"""Directory, inside another, of images that will replace others."""
 DIRECTORY_MODE = 0o700
 
 
@@ -51,13 +55,15 @@ class NewImageDirectory:
         self._facts: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._finished = False
+        self._replaced = -1
+        """Directory of the images that will be replaced."""
 
     @classmethod
     def create(cls, path: Path, *, replace: bool = False) -> Self:
         """Begin to write at `path`, which must not exist or be a directory without images.
 
-        `replace` clears images that a finished dump has left there. Files that are not images
-        (logs, what a runtime keeps there) stay.
+        With `replace`, images that a finished dump has left there are taken away once the new
+        ones are whole. Files that are not images (logs, what a runtime keeps there) stay.
 
         Raises: Refused when there are images; Denied, KernelError.
         """
@@ -84,13 +90,25 @@ class NewImageDirectory:
                     subject=str(path),
                     remedy="give a directory that is empty or does not exist",
                 )
+            if INVENTORY in names and INCOMPLETE not in names:
+                return cls._begin_aside(path, fd)
             # the marker comes before the first change, so that a crash leaves no half dump
-            os.close(os.open(INCOMPLETE, os.O_CREAT | os.O_CLOEXEC, FILE_MODE, dir_fd=fd))
+            _mark(fd)
             _clear(fd)
         except BaseException:
             os.close(fd)
             raise
         return cls(path, path, fd)
+
+    @classmethod
+    def _begin_aside(cls, path: Path, lock: int) -> Self:
+        place = path / ASIDE
+        place.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _clear(fd)
+        images = cls(path, place, fd)
+        images._replaced = lock
+        return images
 
     def create_file(self, name: str) -> int:
         """Descriptor of a new file, for raw bytes (pages); the caller closes it."""
@@ -151,8 +169,7 @@ class NewImageDirectory:
                 os.fsync(self.fd)
             self._appear(durable)
         self._finished = True
-        os.close(self.fd)
-        self.fd = -1
+        self._close()
         return self.path
 
     def abort(self) -> None:
@@ -169,8 +186,13 @@ class NewImageDirectory:
                 self._place.rmdir()
             else:
                 os.unlink(INCOMPLETE, dir_fd=self.fd)
-        os.close(self.fd)
-        self.fd = -1
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self.fd, self._replaced):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._replaced = -1
 
     def __enter__(self) -> Self:
         return self
@@ -204,6 +226,15 @@ class NewImageDirectory:
         finally:
             os.close(fd)
 
+    def _move_in(self) -> None:
+        """Take the old images away and put the new ones there."""
+        _mark(self._replaced)
+        _clear(self._replaced)
+        for name in os.listdir(self.fd):
+            os.rename(name, name, src_dir_fd=self.fd, dst_dir_fd=self._replaced)
+        self._place.rmdir()
+        os.unlink(INCOMPLETE, dir_fd=self._replaced)
+
     def _write_manifest(self, content: Manifest, durable: bool) -> None:
         fd = os.open(manifest.NAME, CREATE_FILE, FILE_MODE, dir_fd=self.fd)
         with os.fdopen(fd, "wb") as stream:
@@ -213,7 +244,10 @@ class NewImageDirectory:
                 os.fsync(stream.fileno())
 
     def _appear(self, durable: bool) -> None:
-        if self._place != self.path:
+        if self._replaced >= 0:
+            self._move_in()
+            parent = os.dup(self._replaced)
+        elif self._place != self.path:
             self._place.rename(self.path)
             parent = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         else:
@@ -224,6 +258,10 @@ class NewImageDirectory:
                 os.fsync(parent)
         finally:
             os.close(parent)
+
+
+def _mark(fd: int) -> None:
+    os.close(os.open(INCOMPLETE, os.O_CREAT | os.O_CLOEXEC, FILE_MODE, dir_fd=fd))
 
 
 def _lock(path: Path) -> int:

@@ -9,6 +9,7 @@ die with us until then (PTRACE_O_EXITKILL).
 """
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from importlib.resources import as_file, files
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
+from torpor.engine.images.stats import RestoreStats, write_stats
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.memory import areas as area_kinds
@@ -40,6 +42,7 @@ from torpor.engine.restore.spawn import ALL_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
 from torpor.engine.tasks.model import STOPPED, ThreadImage
 
+CLONE_PARENT = 0x8000
 GAVE_UP = 124
 SCRATCH_BELOW_STACK = 8192
 MASK64 = (1 << 64) - 1
@@ -62,7 +65,6 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
             choose=choose,
             path_map=dict(options.path_map),
             address_map=dict(options.address_map),
-            container=True,
             timeout_s=options.timeout_s,
         )
         return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
@@ -80,12 +82,15 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
             choose=None,
             path_map={},
             address_map={},
-            container=False,
             timeout_s=options.timeout_s,
+            host=options,
         )
-        return restore.run(None, stdio=(), inherit=options.inherit)
+        report = restore.run(None, stdio=(), inherit=options.inherit)
     finally:
         snapshot.close()
+    if options.work_dir is not None:
+        write_stats(options.work_dir, restore.stats(report))
+    return report
 
 
 class _Restore(Work):
@@ -99,9 +104,10 @@ class _Restore(Work):
         choose: spawn.ChoosePid | None,
         path_map: dict[str, str],
         address_map: dict[str, str],
-        container: bool,
         timeout_s: float,
+        host: RestoreOptions | None = None,
     ) -> None:
+        self.host, container = host, host is None
         self.snapshot, self.progress, self.choose = snapshot, progress, choose
         self.path_map, self.address_map, self.container = path_map, address_map, container
         self.contents: Contents = snapshot.contents
@@ -155,6 +161,9 @@ class _Restore(Work):
             self._build(root)
             with self.phase("verify"):
                 self.contents.verify()
+            if self.host is not None and self.host.at_stage is not None:
+                self.host.at_stage("post-restore", pid)
+                self.host.at_stage("pre-resume", pid)
             with self.phase("resume"):
                 self._let_go()
         except BaseException:
@@ -171,6 +180,14 @@ class _Restore(Work):
             warnings=tuple(self.warnings),
         )
 
+    def stats(self, report: RestoreReport) -> RestoreStats:
+        """What stats-restore tells."""
+        return RestoreStats(
+            forking_s=self.phases.get("tasks", 0.0),
+            restore_s=report.total_s,
+            pages_restored=report.memory_bytes // area_kinds.PAGE,
+        )
+
     def _spawn_seed(self, kept: list[int]) -> int:
         root = self.tree.root
         with as_file(files("torpor.engine.blobs").joinpath("torpor-placeholder")) as program:
@@ -181,6 +198,7 @@ class _Restore(Work):
                     set_tid=root.pid,
                     new_session=root.sid == root.pid,
                     kept=kept,
+                    flags=CLONE_PARENT if self.host is not None and self.host.sibling else 0,
                 )
             except KernelError as error:
                 raise KernelError(
@@ -376,8 +394,8 @@ class _Restore(Work):
             for thread in task.image.threads:
                 self._set_registers(task.tids[thread.tid], thread)
         for task in alive:
-            if task.image.state == STOPPED:
-                os.kill(task.pid, 19)
+            if task.image.state == STOPPED or (self.host is not None and self.host.leave_stopped):
+                os.kill(task.pid, signal.SIGSTOP)
             for thread in task.image.threads:
                 tid = task.tids[thread.tid]
                 native.set_sigmask(tid, thread.sigmask)

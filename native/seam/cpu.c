@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What the processor says of its XSAVE area: where each component lies. */
+/* What the processor says of itself: features, and where each part of its XSAVE area lies. */
 #include "seam_internal.h"
 
 #include <cpuid.h>
@@ -27,4 +27,11 @@ unsigned int seam_xsave_size(uint64_t *features)
 	__asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
 	*features = (uint64_t)high << 32 | low;
 	return ebx;
+}
+
+/* The answer in the order eax, ebx, ecx, edx; zeros for a leaf that there is not. */
+void seam_cpuid(unsigned int leaf, unsigned int subleaf, unsigned int *answer)
+{
+	answer[0] = answer[1] = answer[2] = answer[3] = 0;
+	__get_cpuid_count(leaf, subleaf, &answer[0], &answer[1], &answer[2], &answer[3]);
 }

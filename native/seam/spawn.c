@@ -108,7 +108,8 @@ int seam_spawn_seed(struct seam_spawn *spawn)
 	int32_t wanted = spawn->set_tid;
 	struct clone_request request = {
 		.flags = spawn->flags,
-		.exit_signal = SIGCHLD,
+		/* a sibling of ours has our exit signal (kernel/fork.c, copy_process) */
+		.exit_signal = spawn->flags & CLONE_PARENT ? 0 : SIGCHLD,
 		.set_tid = spawn->set_tid ? (uintptr_t)&wanted : 0,
 		.set_tid_size = spawn->set_tid ? 1 : 0,
 	};

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.functional.describe import describe, differences, stopped, tree
 from torpor.engine import api
-from torpor.engine.criu.commands import dump_options, restore_options
+from torpor.engine.criu.asked import dump_options, restore_options
 from torpor.engine.criu.parse import parse
 from torpor.engine.options import After, DumpReport
 

@@ -230,7 +230,7 @@ def test_the_criu_name_dumps_and_restores(counter, tmp_path):
 
 
 def test_the_criu_name_fails_as_criu_does(tmp_path):
-    done = run("dump", "-t", "4194303", "-D", tmp_path, "-o", "dump.log", module="criu")
+    done = run("dump", "-t", "4194303", "-D", tmp_path, "-v4", "-o", "dump.log", module="criu")
     assert done.returncode == 1
     lines = (tmp_path / "dump.log").read_text().splitlines()
     assert [text for text in lines if re.match(r"\(\d\d\.\d{6}\) Error \(\w+:\d+\): ", text)]

@@ -120,7 +120,8 @@ struct seam_spawn {
 };
 int seam_spawn_seed(struct seam_spawn *spawn);
 
-/* cpu.c: the XSAVE area of this processor. */
+/* cpu.c: this processor, and its XSAVE area. */
+void seam_cpuid(unsigned int leaf, unsigned int subleaf, unsigned int *answer);
 int seam_xsave_component(unsigned int number, unsigned int *offset, unsigned int *size);
 unsigned int seam_xsave_size(uint64_t *features);
 

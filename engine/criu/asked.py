@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From CRIU's options to the engine's."""
+
+from pathlib import Path
+
+from torpor.engine.criu.parse import CommandLine
+from torpor.engine.errors import Refused
+from torpor.engine.inherit import parse_inherit
+from torpor.engine.options import After, DumpOptions, RestoreOptions, TcpPolicy
+from torpor.engine.text import parse_size
+
+DEFAULT_TIMEOUT_S = 10.0
+CRIU_GHOST_LIMIT = 1 << 20
+
+
+def dump_options(line: CommandLine) -> DumpOptions:
+    """What `criu dump` asks of the engine."""
+    if not line.flag("tree"):
+        raise Refused("pid not specified", subject=f"criu {line.command}", remedy="give -t PID")
+    ghosts = line.last("ghost_limit")
+    return DumpOptions(
+        pid=line.number("tree"),
+        images_dir=Path(line.last("images_dir", ".")),
+        after=_after(line),
+        tcp=TcpPolicy.CLOSE if line.flag("tcp_close") else TcpPolicy.REFUSE,
+        shell_job=line.flag("shell_job"),
+        freezer_cgroups=tuple(Path(path) for path in line.all("freeze_cgroup")),
+        ghost_limit_bytes=parse_size(ghosts) if ghosts else CRIU_GHOST_LIMIT,
+        timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
+        replace=True,
+        hold=line.flag("action_script"),
+    )
+
+
+def restore_options(line: CommandLine) -> RestoreOptions:
+    """What `criu restore` asks of the engine."""
+    if line.flag("restore_sibling") and not line.flag("restore_detached"):
+        raise Refused("only makes sense with --restore-detached", subject="--restore-sibling",
+                      remedy="give -d as well")  # fmt: skip
+    return RestoreOptions(
+        images_dir=Path(line.last("images_dir", ".")),
+        inherit=_inherited(line),
+        sibling=line.flag("restore_sibling"),
+        leave_stopped=line.flag("leave_stopped"),
+    )
+
+
+def _after(line: CommandLine) -> After:
+    """As with criu, --leave-stopped counts more than --leave-running."""
+    if line.flag("leave_stopped"):
+        return After.PAUSE
+    return After.CONTINUE if line.flag("leave_running") else After.STOP
+
+
+def _inherited(line: CommandLine) -> dict[str, int]:
+    inherit: dict[str, int] = {}
+    for text in line.all("inherit_fd"):
+        try:
+            name, fd = parse_inherit(text)
+        except ValueError as error:
+            raise Refused("not of the form fd[N]:NAME", subject=f"--inherit-fd {text}") from error
+        if not Path(f"/proc/self/fd/{fd}").exists():
+            raise Refused("the descriptor is not open", subject=f"--inherit-fd {text}",
+                          remedy="open it in the caller of criu")  # fmt: skip
+        inherit[name] = fd
+    return inherit

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`criu dump`."""
+
+from dataclasses import replace
+
+from torpor.engine import logs
+from torpor.engine.cli.session import log_phases
+from torpor.engine.criu import session, statistics
+from torpor.engine.criu.asked import dump_options
+from torpor.engine.criu.parse import CommandLine
+from torpor.engine.criu.scripts import Scripts
+from torpor.engine.errors import Error, Refused
+from torpor.engine.options import DumpOptions, DumpReport, Progress
+from torpor.engine.text import count, duration, size
+
+SCRIPT_FAILED = 255
+
+log = logs.logger(__name__)
+
+
+class AfterDumpFailed(Refused):
+    """A script for the stage post-dump failed; the tasks run on."""
+
+
+def run(line: CommandLine) -> int:
+    """Dump one tree."""
+    asked = dump_options(line)
+    begun = session.begin(line)
+    scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
+                      images_dir=begun.images_dir)  # fmt: skip
+    asked = replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir)
+    try:
+        scripts.run("pre-dump", asked.pid)
+        report = _dump(asked, scripts)
+    except AfterDumpFailed as error:
+        session.tell_failure(error, "Dumping FAILED.")
+        return SCRIPT_FAILED
+    except Error as error:
+        session.tell_failure(error, "Dumping FAILED.")
+        return 1
+    if line.flag("cpu_cap"):
+        from torpor.engine.criu import cpuinfo
+
+        cpuinfo.write_if_wanted(begun.images_dir, line.last("cpu_cap"))
+    _tell(report)
+    if line.flag("display_stats"):
+        statistics.show_dump(begun.work_dir)
+    log.info("Dumping finished successfully")
+    return 0
+
+
+def _dump(asked: DumpOptions, scripts: Scripts) -> DumpReport:
+    from torpor.engine import api
+
+    def commit(_: object) -> None:
+        try:
+            scripts.run("post-dump", asked.pid)
+        except Refused as error:
+            raise AfterDumpFailed(
+                error.what, subject=error.subject, cause=error.cause, remedy=error.remedy
+            ) from error
+
+    (report,) = api.dump([asked], commit=commit if scripts.paths else None, progress=told)
+    return report
+
+
+def told(progress: Progress) -> None:
+    """A line of the log for each step."""
+    if progress.text:
+        log.debug("%s: %s", progress.phase, progress.text)
+    else:
+        log.info("phase %s began", progress.phase)
+
+
+def _tell(report: DumpReport) -> None:
+    log_phases("dump", report.phases_s, report.total_s)
+    for text in report.warnings:
+        log.warning("%s", text)
+    log.info("%s, %s, %s, %s dumped, frozen %s", count(report.tasks, "task"),
+             count(report.threads, "thread"), count(report.descriptors, "descriptor"),
+             size(report.memory_bytes), duration(report.frozen_s))  # fmt: skip

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`criu restore`.
+
+Facts (criu 4.2.1, tried): not detached, it waits for the root and exits with 0 however that ended.
+The pid file must not exist; it is written after the stage post-restore, before anything runs. The
+command of --exec-cmd replaces criu, and so is the parent of the root.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from torpor.engine import logs
+from torpor.engine.cli.session import log_phases, wait
+from torpor.engine.criu import session, statistics
+from torpor.engine.criu.asked import restore_options
+from torpor.engine.criu.dump import told
+from torpor.engine.criu.parse import BadUsage, CommandLine
+from torpor.engine.criu.scripts import Scripts
+from torpor.engine.criu.session import Session
+from torpor.engine.errors import Error, Refused
+from torpor.engine.images.failures import translated
+from torpor.engine.options import RestoreOptions, RestoreReport
+
+log = logs.logger(__name__)
+
+
+def run(line: CommandLine) -> int:
+    """Restore a tree."""
+    _check(line)
+    asked = restore_options(line)
+    begun = session.begin(line)
+    scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
+                      images_dir=begun.images_dir)  # fmt: skip
+    try:
+        report = _restore(asked, begun, scripts)
+    except Error as error:
+        session.tell_failure(error, "Restoring FAILED.")
+        return 1
+    log_phases("restore", report.phases_s, report.total_s)
+    for text in report.warnings:
+        log.warning("%s", text)
+    if line.flag("display_stats"):
+        statistics.show_restore(begun.work_dir)
+    log.info("Restore finished successfully. Tasks resumed.")
+    scripts.run_leniently("post-resume", report.pid)
+    if line.flag("exec_cmd"):
+        _become(line.program, begun.work_dir)
+    if not line.flag("restore_detached"):
+        wait(report.pid)
+    return 0
+
+
+def _check(line: CommandLine) -> None:
+    if not line.flag("exec_cmd"):
+        return
+    if not line.program:
+        raise BadUsage("requires a command", subject="--exec-cmd", remedy="write it behind `--`")
+    if line.flag("restore_detached"):
+        raise BadUsage("cannot be used together", subject="--restore-detached and --exec-cmd",
+                       remedy="leave out one of them")  # fmt: skip
+
+
+def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> RestoreReport:
+    from torpor.engine import api
+
+    pidfile = begun.pidfile
+    if pidfile is not None and pidfile.exists():
+        raise Refused("the pid file is there already", subject=str(pidfile),
+                      remedy="remove it")  # fmt: skip
+    if begun.line.last("cpu_cap", "none") != "none":
+        from torpor.engine.criu import cpuinfo
+
+        cpuinfo.check(begun.images_dir, begun.line.last("cpu_cap"))
+
+    def at_stage(stage: str, pid: int) -> None:
+        if stage == "pre-resume":
+            if pidfile is not None:
+                _write_pid(pidfile, pid)
+            scripts.run_leniently(stage, pid)
+        else:
+            scripts.run(stage, pid)
+
+    scripts.run("pre-restore")
+    return api.restore(
+        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
+        progress=told,
+    )
+
+
+def _write_pid(path: Path, pid: int) -> None:
+    with translated("write the pid", str(path)):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(fd, "w", encoding="ascii") as stream:
+            stream.write(f"{pid}")
+
+
+def _become(program: list[str], work_dir: Path) -> NoReturn:
+    """Execute the command of --exec-cmd in our place."""
+    os.chdir(work_dir)
+    with translated("execute", program[0]):
+        os.execvp(program[0], program)  # noqa: S606 - what the user asked for
