@@ -4,8 +4,8 @@
 Facts (criu 4.2.1, tried; arch/x86/include/asm/cpufeatures.h of Linux): `capability` has 19 words
 in Linux's order, each a register of CPUID but those that Linux makes up (2, 3, 5, 7, 8, 12, 16
 and 17), which we leave 0. A dump writes the file when --cpu-cap is given and not `none`; a restore
-with --cpu-cap compares, and fails without the file. `cpu` compares everything, `ins` that nothing of the
-image's instructions is missing here, `fpu` the same for parts of XSAVE.
+with --cpu-cap compares, and fails without the file. `cpu` compares everything, `ins` that nothing
+of the image's instructions is missing here, `fpu` the same for parts of XSAVE.
 """
 
 import io
