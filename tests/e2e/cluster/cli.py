@@ -68,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("down", help="take it down and check that nothing is left")
     verbs.add_parser("status", help="what runs, and how to use it")
     for name, text in (("kubectl", "kubectl"), ("helm", "helm"), ("lan", "a command here")):
-        sub = verbs.add_parser(name, help=f"{text} in the cluster's network", add_help=False)
+        sub = verbs.add_parser(
+            name, help=f"{text} in the cluster's network", add_help=False,
+            prefix_chars="\0",  # `kubectl -n shop ...`: what follows is not ours
+        )  # fmt: skip
         sub.add_argument("argv", nargs=argparse.REMAINDER)
     inside = verbs.add_parser("in", help="a command on a node")
     inside.add_argument("node")
