@@ -17,9 +17,11 @@ from signal import SIGTRAP
 from torpor.engine import native
 from torpor.engine.errors import Bug, Error, KernelError, Refused
 from torpor.engine.kernel.arch.x86_64 import MACHINE, SYSCALL_INSN, Regs, syscall_number
+from torpor.engine.kernel.remote import Remote
 from torpor.engine.memory.areas import TASK_SIZE
 from torpor.engine.program import encode as encoder
 from torpor.engine.program.ops import Op, Program
+from torpor.engine.tasks.signals import SIGSET_BYTES
 
 PAGE = 4096
 CODE_BYTES = PAGE
@@ -200,10 +202,18 @@ class Arena:
         if status >> 8 != SIGTRAP:
             raise _stopped(status, subject, name)
 
-    def unmap(self, tid: int, syscall_address: int, subject: str) -> None:
-        """Take it away again."""
-        result = step_syscall(tid, syscall_address, "munmap", self.base, self.size_bytes)
-        check(result, "munmap of the arena", subject)
+    def leave(self, tid: int, syscall_address: int, subject: str, trap: bytes | None) -> None:
+        """Take it away again; before, set the action of SIGTRAP (struct kernel_sigaction).
+
+        No step is used from here on: its forced SIGTRAP resets an action that ignores it.
+        """
+        calls: list[tuple[str, Sequence[int]]] = [("munmap", (self.base, self.size_bytes))]
+        with Remote.plain(tid, syscall_address, self.scratch, SCRATCH_BYTES) as remote:
+            if trap is not None:
+                remote.write(self.scratch, trap)
+                calls.insert(0, ("rt_sigaction", (SIGTRAP, self.scratch, 0, SIGSET_BYTES)))
+            for (name, _), result in zip(calls, remote.calls(calls), strict=True):
+                check(result, f"{name} at the end", subject)
 
 
 def _stopped(status: int, subject: str, name: str) -> Error:

@@ -11,7 +11,7 @@ from torpor.engine.errors import Refused
 from torpor.engine.options import Progress
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import spawn
-from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.tree import Fork, Ghost, NewSession, births
 from torpor.engine.restore.work import Work
 from torpor.engine.tasks.attributes import PR_SET_CHILD_SUBREAPER
@@ -77,7 +77,7 @@ def _adopt(parent: Living, value: int) -> None:
 
 def _clone(work: Work, maker: Living, by: int, want: int, flags: int) -> int:
     pid = spawn.fork(by, maker.syscall_address, maker.arena.scratch, want, flags, work.choose)
-    native.set_sigmask(pid, ALL_SIGNALS)
+    native.set_sigmask(pid, HELD_SIGNALS)
     return pid
 
 

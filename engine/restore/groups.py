@@ -7,7 +7,7 @@ from torpor.engine import native
 from torpor.engine.errors import Refused
 from torpor.engine.program.ops import Data, Op, Program
 from torpor.engine.restore import spawn, tree
-from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work
 from torpor.engine.tasks.attributes import plan_name
 from torpor.engine.tasks.model import TaskImage
@@ -52,7 +52,7 @@ def _group_of_ended(work: Work, group: int, members: list[TaskImage]) -> None:
         spawn.FORK_FLAGS,
         work.choose,
     )
-    native.set_sigmask(helper, ALL_SIGNALS)
+    native.set_sigmask(helper, HELD_SIGNALS)
     first.arena.call(helper, "setpgid", 0, 0)
     for member in members:
         _setpgid(work, work.living[member.pid], group)

@@ -38,8 +38,9 @@ from torpor.engine.restore import births, descriptors, groups, layout, segments,
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
-from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
+from torpor.engine.tasks import signals
 from torpor.engine.tasks.model import STOPPED, ThreadImage
 
 CLONE_PARENT = 0x8000
@@ -217,7 +218,7 @@ class _Restore(Work):
             native.seize(pid, options)
         native.interrupt(pid)
         native.wait_stop(pid)
-        native.set_sigmask(pid, ALL_SIGNALS)
+        native.set_sigmask(pid, HELD_SIGNALS)
         task = Living(image=root, memory_of=root, pid=pid, arena=Arena(base=0), syscall_address=0)
         task.syscall_address = find_syscall(pid, *special_areas(pid).code)
         task.tids[root.pid] = pid
@@ -390,7 +391,8 @@ class _Restore(Work):
     def _let_go(self) -> None:
         alive = self.alive()
         for task in alive:
-            task.arena.unmap(task.pid, task.syscall_address, task.image.subject)
+            trap = signals.ignored_trap(task.image.actions)
+            task.arena.leave(task.pid, task.syscall_address, task.image.subject, trap)
             for thread in task.image.threads:
                 self._set_registers(task.tids[thread.tid], thread)
         for task in alive:

@@ -45,7 +45,9 @@ MASK64 = (1 << 64) - 1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0001, 0.05
 LONGEST_PID_WAIT_S = 5.0
 """A probe of the runtime, say, may have a pid for a while that an old task is to get."""
-ALL_SIGNALS = (1 << 64) - 1
+HELD_SIGNALS = MASK64 & ~(1 << SIGTRAP - 1)
+"""What is blocked in a task while it is restored. Not the SIGTRAP of our steps: a forced signal
+that is blocked or ignored has its action reset (kernel/signal.c, force_sig_info_to_task)."""
 PID_REMEDY = (
     "restore where the old pids are free (a pid namespace of its own), or run with "
     "CAP_CHECKPOINT_RESTORE or the pid helper"

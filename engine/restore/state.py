@@ -9,7 +9,7 @@ from torpor.engine.errors import Error, KernelError
 from torpor.engine.kernel import proc
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, spawn
-from torpor.engine.restore.spawn import ALL_SIGNALS, Living
+from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
 from torpor.engine.tasks import creds
 from torpor.engine.tasks.attributes import Scheduling
@@ -49,7 +49,7 @@ def task_state(work: Work, task: Living) -> None:
             spawn.CLONE_THREAD_FLAGS,
             work.choose,
         )
-        native.set_sigmask(tid, ALL_SIGNALS)
+        native.set_sigmask(tid, HELD_SIGNALS)
         task.tids[thread.tid] = tid
     for thread in image.threads:
         tid = task.tids[thread.tid]

@@ -19,7 +19,8 @@ from torpor.engine.program.ops import Data, Op
 
 ACTION = struct.Struct("<QQQQ")
 SIGINFO_BYTES = 128
-SIGKILL, SIGSTOP = 9, 19
+SIGTRAP, SIGKILL, SIGSTOP = 5, 9, 19
+SIG_IGN = 1
 FIXED = (SIGKILL, SIGSTOP)
 SIGNAL_COUNT = 64
 SS_ONSTACK, SS_DISABLE = 1, 2
@@ -91,6 +92,14 @@ def decode_actions(task_core: Any) -> dict[int, Action]:  # noqa: ANN401
                 mask=entry.mask,
             )
     return found
+
+
+def ignored_trap(actions: Mapping[int, Action]) -> bytes | None:
+    """Struct kernel_sigaction of SIGTRAP when it is ignored: to be set after the last trap."""
+    action = actions.get(SIGTRAP)
+    if action is None or action.handler != SIG_IGN:
+        return None
+    return ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
 
 
 def plan_actions(actions: Mapping[int, Action]) -> list[Op]:

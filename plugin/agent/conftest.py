@@ -101,6 +101,7 @@ class RecordedEngine:
     ended: bool = False
     before = staticmethod(lambda: None)
     errors: list[BaseException] = field(default_factory=list)
+    taken_away: Path | None = None
 
     def dump(self, trees, *, while_frozen=None, commit=None, progress=None):
         self.calls.append("dump")
@@ -114,6 +115,9 @@ class RecordedEngine:
         if while_frozen:
             while_frozen()
         self.calls.append("thaw" if trees[0].after is After.CONTINUE else "held")
+        if self.taken_away:
+            shutil.rmtree(self.taken_away)
+            self.taken_away = None
         if self.errors:
             raise self.errors.pop(0)
         reports = tuple(

@@ -183,6 +183,9 @@ class Jobs:
         _log.info("%s %s began", prefix, kind)
         with metrics.running.labels(kind).track_inprogress():
             error = _outcome(work)
+        if error is not None and not folder.path.exists():
+            _log.error("%s %s lost its folder: the agent's volume goes: %s", prefix, kind, error)
+            raise error  # of this agent, not of the object: the next one takes it up, or we again
         folder.remove()
         if isinstance(error, NotFound):
             _log.info("%s %s was deleted meanwhile", prefix, kind)

@@ -20,6 +20,7 @@ from torpor.engine import api
 from torpor.engine.errors import Error, Refused
 from torpor.engine.version import VERSION
 from torpor.plugin.agent import staging
+from torpor.plugin.agent.alone import alone
 from torpor.plugin.agent.context import Context
 from torpor.plugin.agent.jobs import Jobs, sweep_stores
 from torpor.plugin.agent.metrics import Metrics
@@ -84,6 +85,7 @@ class Agent:
             for kind, act in work.items()
         ]
         self._stop = threading.Event()
+        self._began = False
 
     def start(self) -> None:
         """Clean up after a former life, then watch and work."""
@@ -94,6 +96,7 @@ class Agent:
             watcher.start()
         for loop in self._loops:
             loop.start()
+        self._began = True
         threading.Thread(
             target=sweep_stores,
             args=(self._context, self._stop, _SWEEP_EVERY_S),
@@ -119,7 +122,7 @@ class Agent:
     @property
     def healthy(self) -> bool:
         """False when a worker died: then only a restart helps."""
-        return all(loop.alive for loop in self._loops)
+        return not self._began or all(loop.alive for loop in self._loops)
 
     def _worker(
         self, kind: Kind, act: Callable[[JsonObject], float | None]
@@ -176,6 +179,8 @@ def run(context: Context, settings: Settings, stop: threading.Event) -> None:
         stack.callback(server.server_close)
         stack.callback(server.shutdown)
         stack.callback(agent.stop)
+        if not stack.enter_context(alone(settings.view.cgroups, stop.wait)):
+            return
         agent.start()
         _log.info(
             "agent of node %s works, %d stores are mounted", context.node_name, len(context.stores)

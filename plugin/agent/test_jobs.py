@@ -319,6 +319,20 @@ def test_a_job_of_a_former_life_is_done_again(world):
     assert list(world.context.staging.iterdir()) == []
 
 
+def test_an_agent_that_lost_its_volume_leaves_the_object_to_the_next(world):
+    _, jobs = take(world)
+    item = in_progress(world)
+    folder = JobFolder(world.context.staging, item["metadata"]["uid"])
+    world.engine.errors = [KernelError("cannot write", errno=2, subject="images")]
+    world.engine.taken_away = folder.path
+    with pytest.raises(KernelError):
+        jobs.checkpoint(item)
+    after = world.conditions(CHECKPOINTS, "cp")[1]
+    assert "KernelError" not in {one["reason"] for one in after.values()}
+    jobs.checkpoint(item)
+    assert world.conditions(CHECKPOINTS, "cp")[1]["Stored"]["status"] == "True"
+
+
 def test_too_many_lives(world):
     _, jobs = take(world)
     item = in_progress(world)

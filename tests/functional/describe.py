@@ -81,8 +81,9 @@ def describe(root: int) -> dict[str, str]:
     said: dict[str, str] = {}
     pids = tree(root)
     for pid in pids:
-        for name, text in _task(pid, names).items():
-            said[f"task {pid}: {name}"] = text
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
+            for name, text in _task(pid, names).items():
+                said[f"task {pid}: {name}"] = text
     said["tree"] = " ".join(str(pid) for pid in pids)
     return said
 
@@ -112,6 +113,8 @@ def stopped(root: int) -> dict[int, str]:
 
 def _task(pid: int, names: dict[str, str]) -> dict[str, str]:
     here = Path(f"/proc/{pid}")
+    if ")" not in _read(here / "stat"):  # it has ended meanwhile
+        return {}
     said = _stat(here)
     said |= _status(here)
     if _zombie(here):
@@ -141,12 +144,14 @@ def _threads(pid: int) -> list[int]:
 
 
 def _zombie(here: Path) -> bool:
-    return _read(here / "stat").rpartition(")")[2].split()[0] == "Z"
+    return _read(here / "stat").rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def _stat(here: Path) -> dict[str, str]:
     text = _read(here / "stat")
     words = text.rpartition(")")[2].split()
+    if len(words) < 50:
+        return {}
     fields = {"ppid": 1, "pgrp": 2, "session": 3, "tty": 4, "exit signal": 35}
     if words[0] == "Z":  # of a stopped task it says whether its parent has been told
         fields["exit code"] = 49

@@ -32,6 +32,8 @@ TREES = {
 CASES: tuple[Case, ...] = (
     Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
+    Case(state="SIGTRAP handled", program="tasks_trap", arguments=("handled",)),
+    Case(state="SIGTRAP ignored", program="tasks_trap", arguments=("ignored",)),
     Case(state="tree: sessions, groups, zombies", program="core_tree"),
     Case(state="name, arguments, environment, exe, cwd, umask", program="core_identity"),
     Case(state="tasks stopped by a signal", program="core_stopped"),

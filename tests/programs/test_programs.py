@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each program of the tables, moved twice."""
+
+import pytest
+
+from tests.programs import jobs, languages, servers, terminals
+from tests.programs.stage import play
+
+pytestmark = [pytest.mark.functional, pytest.mark.root, pytest.mark.programs]
+PROGRAMS = {**jobs.PROGRAMS, **languages.PROGRAMS, **servers.PROGRAMS, **terminals.PROGRAMS}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_moves_twice(tmp_path, name):
+    result = play(PROGRAMS[name], tmp_path, name)
+    assert result.verdict == "works"
