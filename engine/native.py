@@ -29,12 +29,14 @@ SIGINFO_BATCH = 64
 FILTER_ROOM = 4096 * 8
 SCAN_ROOM = 4096
 DEFAULT_TIMEOUT_S = 10.0
+TEXT_ROOM, TYPICAL_TEXT = 64 << 10, 2 << 10
 
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM = range(7)
 KCMP_EPOLL_TFD = 7
 KCMP_LESS = 1
 
 Address = int
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 def error_for(code: int, call: str, subject: str, *, cause: str = "") -> Error:
@@ -294,6 +296,99 @@ def seccomp_filters(tid: int) -> list[tuple[bytes, int]]:
         result = lib.seam_seccomp_flags(tid, len(found), flags)
         _check(result, "ptrace(SECCOMP_GET_METADATA)", tid)
         found.append((bytes(ffi.buffer(room, count * 8)), flags[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadFacts:
+    """What the kernel tells of a stopped thread, without asking the thread itself."""
+
+    tid: int
+    regs: Regs
+    mask: int
+    dispatch: int
+    """Mode of syscall user dispatch; 0 before Linux 6.4."""
+    rseq: tuple[int, int, int, int]
+    """As `rseq_config`; zeros before Linux 5.13."""
+    rseq_cs: int
+    """Address of the critical section that the rseq area names."""
+    robust: tuple[int, int]
+    affinity: bytes
+    nice: int
+    policy: int
+    priority: int
+    ioprio: int
+    code: bytes
+    """32 bytes before rip and two behind; empty when they cannot be read."""
+    xstate: bytes
+
+
+def ask_facts(tids: Sequence[int]) -> list[ThreadFacts]:
+    """Of many threads in one go."""
+    rows = ffi.new("struct seam_facts[]", len(tids))
+    rooms = _new_uncleared("char[]", max(XSTATE_ROOM * len(tids), 1))
+    for i, (row, tid) in enumerate(zip(rows, tids, strict=True)):
+        row.tid, row.xstate, row.xstate_room = tid, rooms + XSTATE_ROOM * i, XSTATE_ROOM
+    lib.seam_ask_facts(rows, len(tids))
+    return [_facts_of(row) for row in rows]
+
+
+def _facts_of(row: Any) -> ThreadFacts:  # noqa: ANN401
+    _check(row.error, "reading a stopped thread", row.tid)
+    rseq, robust = row.rseq, row.robust
+    return ThreadFacts(
+        tid=row.tid,
+        regs=Regs.unpack(ffi.buffer(row.regs)[:]),
+        mask=row.mask,
+        dispatch=row.dispatch,
+        rseq=(rseq[0], rseq[1], rseq[2], rseq[3]),
+        rseq_cs=row.rseq_cs,
+        robust=(robust[0], robust[1]),
+        affinity=ffi.buffer(row.affinity, row.affinity_size)[:],
+        nice=row.nice,
+        policy=row.policy,
+        priority=row.priority,
+        ioprio=row.ioprio,
+        code=ffi.buffer(row.code, row.code_size)[:],
+        xstate=ffi.buffer(row.xstate, row.xstate_size)[:],
+    )
+
+
+def get_regs_of(tids: Sequence[int]) -> list[Regs | None]:
+    """General registers of many threads; None for one that has none to show."""
+    words = ffi.new("uint64_t[]", max(Regs.WORDS * len(tids), 1))
+    results = ffi.new("int[]", max(len(tids), 1))
+    lib.seam_get_regs_of(ffi.new("int[]", list(tids)), len(tids), words, results)
+    size = 8 * Regs.WORDS
+    raw = ffi.buffer(words)[:]
+    return [
+        None if results[i] < 0 else Regs.unpack(raw[size * i : size * (i + 1)])
+        for i in range(len(tids))
+    ]
+
+
+def release(tid: int, regs: Regs | None) -> None:
+    """Detach a task at its event stop; with ``regs``, unless a signal is about to be handled."""
+    words = ffi.NULL if regs is None else ffi.from_buffer("uint64_t[]", regs.pack())
+    _check(lib.seam_release(tid, words), "ptrace(DETACH)", tid)
+
+
+def read_texts(paths: Sequence[str]) -> list[bytes | int]:
+    """Files of /proc, each whole or its -errno, in one go."""
+    names = [ffi.from_buffer(path.encode() + b"\0") for path in paths]
+    pointers = ffi.new("char *[]", names)
+    sizes = ffi.new("int64_t[]", max(len(paths), 1))
+    done = ffi.new("size_t *")
+    found: list[bytes | int] = []
+    room_size = TEXT_ROOM + len(paths) * TYPICAL_TEXT
+    while len(found) < len(paths):
+        room = _new_uncleared("char[]", room_size)
+        lib.seam_read_texts(pointers, len(paths), room, room_size, done, sizes)
+        raw, at = memoryview(ffi.buffer(room)), 0
+        for size in sizes[len(found) : done[0]]:
+            found.append(bytes(raw[at : at + size]) if size >= 0 else size)
+            at += max(size, 0)
+        room_size *= 2
+    return found
 
 
 def remote_calls(

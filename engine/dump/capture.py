@@ -6,9 +6,8 @@ into the task (`kernel/remote.py`), which leave no mark. Nothing is parsed here 
 needed to go on: captures are turned into images after the thaw.
 """
 
-import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -37,6 +36,7 @@ TEXTS = (
     "comm",
     "cgroup",
 )
+MAY_BE_MISSING = ("timers", "loginuid", "smaps", "limits", "cgroup")
 PR_GET_AUXV = 0x41555856
 PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 40, 2, 37
 PRCTL_VALUES = {"dumpable": 3, "keepcaps": 7, "securebits": 27, "thp_disable": 42}
@@ -79,18 +79,50 @@ class _Begun:
 def capture_tasks(tasks: Sequence[StoppedTask], may_read_filters: bool) -> list[Captured]:
     """Capture stopped tasks; the threads of all of them answer side by side."""
     zombies, begun = {}, []
-    for task in tasks:
-        texts = {name: _read(task.pid, name) for name in TEXTS}
+    for task, texts in zip(tasks, _texts(tasks), strict=True):
         if task.tids:
             begun.append(_begin(task, texts))
         else:
             zombies[task.pid] = _capture_zombie(task, texts)
-    answers = borrow.ask([(one.space, _questions(one)) for one in begun])
+    slacks = _slacks([tid for one in begun for tid in one.task.tids])
+    ask_slack = any(slack is None for slack in slacks.values())
+    answers = borrow.ask([(one.space, _questions(one, ask_slack)) for one in begun])
     found = {
-        one.task.pid: _finish(one, answered, may_read_filters)
+        one.task.pid: _finish(one, answered, slacks, ask_slack, may_read_filters)
         for one, answered in zip(begun, answers, strict=True)
     }
     return [zombies.get(task.pid) or found[task.pid] for task in tasks]
+
+
+def _texts(tasks: Sequence[StoppedTask]) -> list[dict[str, str]]:
+    """TEXTS of each task. Raises for what must be there."""
+    wanted = [(task.pid, name) for task in tasks for name in TEXTS]
+    found = [
+        text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else _without(name, text)
+        for (_, name), text in zip(wanted, proc.read_many(wanted), strict=True)
+    ]
+    size = len(TEXTS)
+    return [
+        dict(zip(TEXTS, found[at : at + size], strict=True)) for at in range(0, len(found), size)
+    ]
+
+
+def _without(name: str, error: Error) -> str:
+    if isinstance(error, Denied):
+        if name == "personality":
+            return ""
+    elif name in MAY_BE_MISSING:
+        return ""
+    raise error
+
+
+def _slacks(tids: Sequence[int]) -> dict[int, int | None]:
+    """Timer slack of threads; None where it may not be read (it takes CAP_SYS_NICE)."""
+    texts = proc.read_many([(tid, "timerslack_ns") for tid in tids])
+    return {
+        tid: int(text) if isinstance(text, bytes) else None
+        for tid, text in zip(tids, texts, strict=True)
+    }
 
 
 def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
@@ -110,25 +142,28 @@ def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
     )
 
 
-def _questions(one: _Begun) -> list[Question]:
+def _questions(one: _Begun, ask_slack: bool) -> list[Question]:
+    def of_thread(at: int) -> list[Call]:
+        return _thread_calls(at, ask_slack)
+
     leader = Question(
         tid=one.task.pid,
-        calls=lambda at: [*_thread_calls(at), *_leader_calls(at, one.signals)],
+        calls=lambda at: [*of_thread(at), *_leader_calls(at, one.signals)],
         answer_bytes=ACTIONS_AT + ACTION_BYTES * len(one.signals),
     )
     others = [
-        Question(tid=tid, calls=_thread_calls, answer_bytes=THREAD_BYTES)
-        for tid in one.task.tids[1:]
+        Question(tid=tid, calls=of_thread, answer_bytes=THREAD_BYTES) for tid in one.task.tids[1:]
     ]
     return [leader, *others]
 
 
-def _thread_calls(at: int) -> list[Call]:
+def _thread_calls(at: int, ask_slack: bool) -> list[Call]:
+    slack: list[Call] = [("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0))] if ask_slack else []
     return [
         ("sigaltstack", (0, at)),
         ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
         ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
-        ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
+        *slack,
     ]
 
 
@@ -145,9 +180,15 @@ def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
     ]
 
 
-def _finish(one: _Begun, answers: Sequence[Answer], may_read_filters: bool) -> Captured:
+def _finish(
+    one: _Begun,
+    answers: Sequence[Answer],
+    slacks: Mapping[int, int | None],
+    ask_slack: bool,
+    may_read: bool,
+) -> Captured:
     pid, leader = one.task.pid, answers[0]
-    brk, _, *prctl = leader.results[len(_thread_calls(0)) :]
+    brk, _, *prctl = leader.results[len(_thread_calls(0, ask_slack)) :]
     values = dict(zip(PRCTL_VALUES, prctl, strict=False))
     (values["subreaper"],) = struct.unpack_from("<i", leader.buffer, SUBREAPER_AT)
     timers = [t.timer_id for t in parse_timers(one.texts["timers"])]
@@ -157,8 +198,8 @@ def _finish(one: _Begun, answers: Sequence[Answer], may_read_filters: bool) -> C
         ns_pid=one.status.ns_pid[-1],
         texts=one.texts,
         links=_links(pid),
-        threads=tuple(_thread(pid, answer, may_read_filters) for answer in answers),
-        shared_pending=tuple(native.pending_signals(pid, True)),
+        threads=tuple(_thread(a, slacks[a.facts.tid], may_read) for a in answers),
+        shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
         sigactions=dict(
             zip(one.signals, _pieces(leader.buffer, ACTIONS_AT, ACTION_BYTES), strict=True)
         ),
@@ -205,55 +246,36 @@ def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:
     return Captured(task=task, capture=capture, vmas=(), areas=(), refused=(), segments={})
 
 
-def _read(pid: int, name: str) -> str:
-    try:
-        return proc.read_text(pid, name)
-    except Denied:
-        if name in ("personality",):
-            return ""
-        raise
-    except Error:
-        if name in ("timers", "loginuid", "smaps", "limits", "cgroup"):
-            return ""
-        raise
-
-
 def _links(pid: int) -> dict[str, str]:
     return {name: proc.read_link(pid, name) for name in ("exe", "cwd", "root")}
 
 
-def _thread(pid: int, answer: Answer, may_read_filters: bool) -> ThreadCapture:
+def _thread(answer: Answer, slack: int | None, may_read: bool) -> ThreadCapture:
     facts, raw = answer.facts, answer.buffer
-    tid = facts.tid
-    status = proc.read_text(pid, f"task/{tid}/status")
-    param = os.sched_getparam(tid)
+    asked, status = facts.asked, facts.status.decode("utf-8", "surrogateescape")
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, TID_ADDRESS_AT)
+    has_pending = proc.private_signals(facts.status) != 0
     return ThreadCapture(
-        tid=tid,
-        comm=proc.read_bytes(pid, f"task/{tid}/comm").rstrip(b"\n"),
+        tid=facts.tid,
+        comm=proc.thread_name(facts.status),
         status=status,
         regs=facts.restart.pack(),
         xstate=facts.xstate,
         sigmask=facts.mask,
-        pending=tuple(native.pending_signals(tid, False)),
-        rseq=facts.rseq,
-        robust=native.robust_list(tid),
+        pending=tuple(native.pending_signals(facts.tid, False)) if has_pending else (),
+        rseq=asked.rseq,
+        robust=asked.robust,
         altstack=raw[:ALTSTACK_BYTES],
         tid_address=tid_address if answer.results[1] >= 0 else 0,
         pdeathsig=pdeathsig,
-        policy=os.sched_getscheduler(tid),
-        priority=param.sched_priority,
-        nice=os.getpriority(os.PRIO_PROCESS, tid),
-        affinity=_affinity(tid),
-        ioprio=native.ioprio_get(tid),
-        timerslack_ns=max(answer.results[3], 0),
-        seccomp=_filters(tid, filter_count(status)[0], may_read_filters),
+        policy=asked.policy,
+        priority=asked.priority,
+        nice=asked.nice,
+        affinity=asked.affinity,
+        ioprio=asked.ioprio,
+        timerslack_ns=max(answer.results[3], 0) if slack is None else slack,
+        seccomp=_filters(facts.tid, filter_count(status)[0], may_read),
     )
-
-
-def _affinity(tid: int) -> bytes:
-    mask = sum(1 << cpu for cpu in os.sched_getaffinity(tid))
-    return mask.to_bytes((mask.bit_length() + 63) // 64 * 8, "little")
 
 
 def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture, ...]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torpor.engine import native
-from torpor.engine.errors import Error, Refused, Timeout, Vanished
+from torpor.engine.errors import Refused, Timeout, Vanished
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.freezer import frozen
 from torpor.engine.options import DumpOptions
@@ -44,11 +44,7 @@ class StoppedTree:
 
     def release(self) -> None:
         """Let every thread run on. Never raises."""
-        for tid in sorted(self.seized):
-            try:
-                ptrace.release(tid)
-            except Error:
-                continue
+        ptrace.release_all(sorted(self.seized))
         self.seized.clear()
 
     def pause(self) -> None:

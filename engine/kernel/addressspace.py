@@ -110,6 +110,12 @@ class AddressSpace:
             self._scratch = self._place(-(-size // PAGE) * PAGE)
         return self._scratch
 
+    def unused_bytes(self) -> int:
+        """Mapped stack below every stack pointer: for scratch that makes the stack no larger."""
+        start, end = self._current_stack()
+        pointers = [sp for sp in self._stack_pointers() if start <= sp < end]
+        return max(min(pointers, default=start) - start - CLEARANCE, 0)
+
     def forget_scratch(self) -> None:
         """The process ran: stack pointers may be anywhere when it is stopped again."""
         self._scratch = None
@@ -166,21 +172,22 @@ class AddressSpace:
 
     def _current_stack(self) -> tuple[int, int]:
         """It may have grown since it was found."""
-        for vma in proc.parse_maps(proc.read_text(self.pid, "maps")):
-            if vma.start < self._stack[1] <= vma.end:
-                return vma.start, vma.end
-        raise Vanished("has no stack any more", subject=f"task {self.pid}")
+        found = proc.area_with(proc.read_bytes(self.pid, "maps"), self._stack[1] - 1)
+        if found is None:
+            raise Vanished("has no stack any more", subject=f"task {self.pid}")
+        return found
 
     def _stack_pointers(self) -> Iterator[int]:
-        for tid in proc.threads(self.pid):
-            try:
-                yield native.get_regs(tid).rsp
-            except Vanished:
-                state = "X"
-                with suppress(Vanished):
-                    state = proc.parse_stat(proc.read_text(self.pid, f"task/{tid}/stat")).state
-                if state not in "ZX":
-                    raise Bug("a thread is not stopped", subject=f"task {tid}") from None
+        tids = proc.threads(self.pid)
+        for tid, regs in zip(tids, native.get_regs_of(tids), strict=True):
+            if regs is not None:
+                yield regs.rsp
+                continue
+            state = "X"
+            with suppress(Vanished):
+                state = proc.parse_stat(proc.read_text(self.pid, f"task/{tid}/stat")).state
+            if state not in "ZX":
+                raise Bug("a thread is not stopped", subject=f"task {tid}")
 
     def _grow(self, missing: int) -> int:
         """Let the stack grow down, as a deeper call would have done; returns its new start."""

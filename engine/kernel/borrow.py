@@ -17,8 +17,8 @@ from torpor.engine.kernel.arch import x86_64 as arch
 from torpor.engine.kernel.net import Facts, Net
 from torpor.engine.native import Borrowing
 
-SIDE_BY_SIDE = 8
-"""Nets in one process: a few pages each, far below what a stack has mapped unused."""
+FEWEST, MOST = 8, 24
+"""Nets in one process: as many as fit below its stack pointers, and at least a few."""
 WAVE = 64
 
 Call = tuple[str, Sequence[int]]
@@ -33,6 +33,24 @@ class Question:
     calls: Callable[[int], Sequence[Call]]
     answer_bytes: int
     """Of the buffer; it is as long, and read once the calls are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Questions to the threads of one process, and what was known of each before."""
+
+    space: AddressSpace
+    questions: Sequence[Question]
+    facts: Sequence[Facts]
+    rooms: Sequence[int]
+    """Bytes of scratch that each net takes."""
+
+    @property
+    def side_by_side(self) -> int:
+        """How many nets there may be at a time."""
+        if len(self.rooms) <= FEWEST:
+            return FEWEST
+        return min(max(self.space.unused_bytes() // max(self.rooms), FEWEST), MOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,42 +69,56 @@ def ask(processes: Sequence[tuple[AddressSpace, Sequence[Question]]]) -> list[li
     made; every thread stands as it did before.
     """
     answers: list[list[Answer]] = [[] for _ in processes]
-    for wave in _waves([len(questions) for _, questions in processes]):
+    asked = _asked(processes)
+    for wave in _waves([(len(one.questions), one.side_by_side) for one in asked]):
         spread = []
         for number, first, last in wave:
-            space, questions = processes[number]
-            space.verify()
-            spread += [(number, *one) for one in _place(space, questions[first:last])]
+            asked[number].space.verify()
+            spread += [(number, *one) for one in _place(asked[number], first, last)]
         done = native.borrow_all([borrowing for _, _, borrowing in spread])
         for (number, facts, _), (results, buffer) in zip(spread, done, strict=True):
             answers[number].append(Answer(facts=facts, results=results, buffer=buffer))
     return answers
 
 
-def _waves(counts: Sequence[int]) -> list[list[tuple[int, int, int]]]:
-    """Shares (process, first, last): of each process a few at a time, of all not too many."""
+def _asked(processes: Sequence[tuple[AddressSpace, Sequence[Question]]]) -> list[Asked]:
+    facts = iter(Facts.of([q.tid for _, questions in processes for q in questions]))
+    found = []
+    for space, questions in processes:
+        mine = [next(facts) for _ in questions]
+        rooms = [f.room(q.answer_bytes) for f, q in zip(mine, questions, strict=True)]
+        found.append(Asked(space=space, questions=questions, facts=mine, rooms=rooms))
+    return found
+
+
+def _waves(counts: Sequence[tuple[int, int]]) -> list[list[tuple[int, int, int]]]:
+    """Shares (process, first, last) of processes with so many threads, so many at a time.
+
+    Of all not too many.
+    """
     waves: list[list[tuple[int, int, int]]] = []
-    for first in range(0, max(counts, default=0), SIDE_BY_SIDE):
+    begun = [0] * len(counts)
+    while any(first < count for first, (count, _) in zip(begun, counts, strict=True)):
         wave: list[tuple[int, int, int]] = []
-        for number, count in enumerate(counts):
-            last = min(first + SIDE_BY_SIDE, count)
-            if last <= first:
-                continue
-            if sum(b - a for _, a, b in wave) + last - first > WAVE:
-                waves.append(wave)
-                wave = []
-            wave.append((number, first, last))
+        room = WAVE
+        for number, (count, most) in enumerate(counts):
+            first = begun[number]
+            last = min(first + most, count, first + room)
+            if first < last:
+                wave.append((number, first, last))
+                begun[number] = last
+                room -= last - first
         waves.append(wave)
     return waves
 
 
-def _place(space: AddressSpace, questions: Sequence[Question]) -> list[tuple[Facts, Borrowing]]:
-    facts = [Facts.of(question.tid) for question in questions]
-    rooms = [f.room(q.answer_bytes) for f, q in zip(facts, questions, strict=True)]
-    at = space.scratch(sum(rooms)).start
+def _place(asked: Asked, first: int, last: int) -> list[tuple[Facts, Borrowing]]:
+    rooms = asked.rooms[first:last]
+    at = asked.space.scratch(sum(rooms)).start
     found = []
-    for fact, question, room in zip(facts, questions, rooms, strict=True):
-        net = Net.of(fact, space, Scratch(at, room), question.answer_bytes)
+    for i, room in enumerate(rooms, first):
+        fact, question = asked.facts[i], asked.questions[i]
+        net = Net.of(fact, asked.space, Scratch(at, room), question.answer_bytes)
         found.append((fact, _borrowing(fact, net, question)))
         at += room
     return found

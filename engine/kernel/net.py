@@ -5,20 +5,19 @@ See `kernel.remote` for how it is spread, and why in that order.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torpor.engine import native
-from torpor.engine.errors import KernelError, Refused
-from torpor.engine.kernel import ptrace
+from torpor.engine.errors import Error, Refused
+from torpor.engine.kernel import proc
 from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
 from torpor.engine.kernel.arch import x86_64 as arch
 
 ALL_SIGNALS = (1 << 64) - 1
 SLACK = 1024
 """Between the buffer and the frame: what the gadget pops on its way, and the return chain."""
-WORD = struct.Struct("<Q")
 RSEQ_CS = struct.Struct("<IIQQQ")
-RSEQ_CS_OFFSET = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,27 +31,17 @@ class Facts:
     """The same for a frame or an image: an interrupted call is issued again."""
     mask: int
     xstate: bytes
-    rseq: tuple[int, int, int, int]
+    status: bytes
+    """Its text of /proc."""
+    asked: native.ThreadFacts
+    """Everything else that was asked together with it."""
 
     @classmethod
-    def of(cls, tid: int) -> "Facts":
+    def of(cls, tids: Sequence[int]) -> "list[Facts]":
         """Ask. Raises Refused for a thread that cannot be borrowed."""
-        _refuse_dispatch(tid)
-        found = native.get_regs(tid)
-        if found.cs != arch.USER_CS_64:
-            raise Refused(
-                "runs 32-bit code", subject=f"task {tid}", remedy="checkpoint 64-bit programs only"
-            )
-        rseq = _rseq_config(tid)
-        original = settle_rseq(tid, found, rseq)
-        return cls(
-            tid=tid,
-            original=original,
-            restart=ptrace.restart_registers(tid, original),
-            mask=native.get_sigmask(tid),
-            xstate=native.get_xstate(tid),
-            rseq=rseq,
-        )
+        asked = native.ask_facts(tids)
+        statuses = proc.read_many([(tid, "status") for tid in tids])
+        return [_facts(one, status) for one, status in zip(asked, statuses, strict=True)]
 
     def room(self, buffer_size: int) -> int:
         """Bytes of scratch that a net for it takes."""
@@ -108,19 +97,34 @@ class Net:
         )
 
 
-def settle_rseq(tid: int, regs: arch.Regs, rseq: tuple[int, int, int, int]) -> arch.Regs:
+def _facts(asked: native.ThreadFacts, status: bytes | Error) -> Facts:
+    if isinstance(status, Error):
+        raise status
+    _refuse(asked)
+    original = settle_rseq(asked)
+    pending = bool(proc.deliverable_signals(status))
+    return Facts(
+        tid=asked.tid,
+        original=original,
+        restart=arch.restart_registers(original, signal_pending=pending, code=asked.code),
+        mask=asked.mask,
+        xstate=asked.xstate,
+        status=status,
+        asked=asked,
+    )
+
+
+def settle_rseq(asked: native.ThreadFacts) -> arch.Regs:
     """Registers with a restartable sequence aborted, if the task stopped inside of one.
 
     The kernel would do it when the task goes on (it was preempted); once the registers have
     led elsewhere in between it cannot know any more. Source: kernel/rseq.c (v6.8).
     """
-    area, size = rseq[:2]
-    if not area or not size:
+    regs = asked.regs
+    if not asked.rseq_cs:
         return regs
-    (descriptor,) = WORD.unpack(native.read_memory(tid, area + RSEQ_CS_OFFSET, WORD.size))
-    if not descriptor:
-        return regs
-    _, _, start, length, abort = RSEQ_CS.unpack(native.read_memory(tid, descriptor, RSEQ_CS.size))
+    raw = native.read_memory(asked.tid, asked.rseq_cs, RSEQ_CS.size)
+    _, _, start, length, abort = RSEQ_CS.unpack(raw)
     if not 0 <= regs.rip - start < length:
         return regs
     aborted = regs.copy()
@@ -128,21 +132,13 @@ def settle_rseq(tid: int, regs: arch.Regs, rseq: tuple[int, int, int, int]) -> a
     return aborted
 
 
-def _rseq_config(tid: int) -> tuple[int, int, int, int]:
-    try:
-        return native.rseq_config(tid)
-    except KernelError:  # before Linux 5.13: not readable
-        return 0, 0, 0, 0
-
-
-def _refuse_dispatch(tid: int) -> None:
-    try:
-        mode = native.user_dispatch(tid)[0]
-    except KernelError:  # before Linux 6.4: not readable
-        return
-    if mode:
+def _refuse(asked: native.ThreadFacts) -> None:
+    subject = f"task {asked.tid}"
+    if asked.dispatch:
         raise Refused(
             "uses syscall user dispatch: its own code would see our calls",
-            subject=f"task {tid}",
+            subject=subject,
             remedy="checkpoint it while dispatch is off",
         )
+    if asked.regs.cs != arch.USER_CS_64:
+        raise Refused("runs 32-bit code", subject=subject, remedy="checkpoint 64-bit programs only")

@@ -6,12 +6,14 @@ that are not there are 0, flags and lists are empty. Names are decoded with surr
 Source: proc_pid_*(5), Documentation/filesystems/proc.rst (v6.18).
 """
 
+import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torpor.engine.errors import Denied, KernelError, Vanished
+from torpor.engine import native
+from torpor.engine.errors import Denied, Error, KernelError, Vanished
 
 RLIM_INFINITY = (1 << 64) - 1
 DELETED = " (deleted)"
@@ -30,6 +32,8 @@ _SMAPS_SIZE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
 _SMAPS_FLAGS = re.compile(r"^VmFlags:(.*)$", re.MULTILINE)
 _SMAPS_HEAD = re.compile(f"^{_MAPS_LINE.pattern}$", re.MULTILINE)
 _SIGNAL_MASKS = re.compile(rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)$", re.MULTILINE)
+_NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
+_NAME_ESCAPE = re.compile(rb"\\([n\\])")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -42,12 +46,17 @@ def read_bytes(pid: int | str, name: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.readall()
-    except (FileNotFoundError, ProcessLookupError):
-        raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
-    except PermissionError as error:
-        raise _denied(path, error) from None
     except OSError as error:
-        raise _failed("read", path, error) from None
+        raise _error(pid, path, error) from None
+
+
+def read_many(names: Sequence[tuple[int, str]]) -> list[bytes | Error]:
+    """/proc/PID/NAME of many (pid, name) in one go: what `read_bytes` gives or raises."""
+    paths = [f"/proc/{pid}/{name}" for pid, name in names]
+    return [
+        found if isinstance(found, bytes) else _error(pid, path, OSError(-found, ""))
+        for (pid, _), path, found in zip(names, paths, native.read_texts(paths), strict=True)
+    ]
 
 
 def read_text(pid: int | str, name: str) -> str:
@@ -93,6 +102,14 @@ def children(pid: int) -> list[int]:
         except Vanished:  # a thread that ended; its children are its siblings' now
             continue
     return sorted(found)
+
+
+def _error(pid: int | str, path: str, error: OSError) -> Error:
+    if error.errno in (errno.ENOENT, errno.ESRCH):
+        return Vanished("is gone", subject=f"task {pid}", cause=f"no {path}")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _denied(path, error)
+    return _failed("read", path, error)
 
 
 def _denied(path: str, error: OSError) -> Denied:
@@ -262,6 +279,18 @@ def deliverable_signals(status: bytes) -> int:
     return (private | shared) & ~blocked
 
 
+def thread_name(status: bytes) -> bytes:
+    """The name of the thread, from a status text (proc_task_name escapes newline and backslash)."""
+    found = _NAME.search(status)
+    return _NAME_ESCAPE.sub(lambda m: b"\n" if m[1] == b"n" else b"\\", found[1] if found else b"")
+
+
+def private_signals(status: bytes) -> int:
+    """Mask of signals that wait for this thread alone, from a status text."""
+    found = _SIGNAL_MASKS.search(status)
+    return int(found[1], 16) if found else 0
+
+
 # ---- maps and smaps
 
 
@@ -322,6 +351,19 @@ class Vma:
 def parse_maps(text: str) -> list[Vma]:
     """/proc/PID/maps."""
     return [_vma(match) for match in map(_MAPS_LINE.fullmatch, text.split("\n")) if match]
+
+
+def area_with(maps: bytes, address: int) -> tuple[int, int] | None:
+    """The range of /proc/PID/maps that an address is in; no other line is looked at closely."""
+    lines = maps.split(b"\n")
+    low, high = 0, len(lines) - 1  # after the last newline there is nothing
+    while low < high:
+        middle = (low + high) // 2
+        start, end = (int(word, 16) for word in lines[middle].split(b" ", 1)[0].split(b"-"))
+        if start <= address < end:
+            return start, end
+        low, high = (low, middle) if address < start else (middle + 1, high)
+    return None
 
 
 def parse_smaps(text: str) -> list[Vma]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from enum import IntEnum, IntFlag
 
 from torpor.engine import native
-from torpor.engine.errors import Error, KernelError, Timeout, Vanished
+from torpor.engine.errors import Error, Timeout, Vanished
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch import x86_64 as arch
 
@@ -81,32 +81,22 @@ def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[in
 def release(tid: int) -> None:
     """Detach a task at its event stop; the call that the stop interrupted goes on."""
     regs = native.get_regs(tid)
-    fresh = arch.resume_registers(regs)
-    if fresh is not regs and not deliverable_signals(tid):
-        native.set_regs(tid, fresh)
-    native.detach(tid)
-
-
-def restart_registers(tid: int, regs: arch.Regs) -> arch.Regs:
-    """Registers for an image (or a frame): an interrupted call is issued again."""
-    code = b""
-    with suppress(KernelError):
-        size = arch.CODE_BEFORE + arch.CODE_AFTER
-        code = native.read_memory(tid, regs.rip - arch.CODE_BEFORE, size)
-    pending = bool(deliverable_signals(tid))
-    return arch.restart_registers(regs, signal_pending=pending, code=code)
+    native.release(tid, _other(regs))
 
 
 def release_all(tids: Iterable[int]) -> None:
-    """Release every task that still is there."""
-    for tid in tids:
-        with suppress(Vanished):
-            release(tid)
+    """Release every task that still is there; errors of one keep none of the others."""
+    wanted = list(tids)
+    for tid, regs in zip(wanted, native.get_regs_of(wanted), strict=True):
+        if regs is not None:
+            with suppress(Error):
+                native.release(tid, _other(regs))
 
 
-def deliverable_signals(tid: int) -> int:
-    """Mask of signals which are pending and not blocked."""
-    return proc.deliverable_signals(proc.read_bytes(tid, "status"))
+def _other(regs: arch.Regs) -> arch.Regs | None:
+    """Registers to go on with that are not those which the task has."""
+    fresh = arch.resume_registers(regs)
+    return None if fresh is regs else fresh
 
 
 def reap(tids: Iterable[int]) -> None:

@@ -76,7 +76,7 @@ class Remote:
 
         Raises Refused for a task that cannot be borrowed; then nothing was touched.
         """
-        facts = Facts.of(tid)
+        (facts,) = Facts.of([tid])
         scratch = space.scratch(facts.room(buffer_size))
         net = Net.of(facts, space, scratch, buffer_size)
         remote = cls(tid, buffer=net.buffer, buffer_size=buffer_size)

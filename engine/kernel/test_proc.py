@@ -171,3 +171,38 @@ def test_what_may_not_be_read_is_denied(tmp_path):
             os._exit(0)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_area_with_an_address():
+    maps = fixture("maps").encode()
+    for vma in proc.parse_maps(maps.decode()):
+        assert proc.area_with(maps, vma.start) == (vma.start, vma.end)
+        assert proc.area_with(maps, vma.end - 1) == (vma.start, vma.end)
+    assert proc.area_with(maps, 0) is None
+    assert proc.area_with(b"", 4096) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [(b"plain", b"plain"), (b"a\\nb", b"a\nb"), (b"a\\\\nb", b"a\\nb"), (b"fix ) t", b"fix ) t")],
+)
+def test_thread_name(shown, name):
+    assert proc.thread_name(b"Name:\t" + shown + b"\nUmask:\t0022\n") == name
+
+
+def test_many_files_in_one_go():
+    mine = os.getpid()
+    maps, gone, none = proc.read_many([(mine, "maps"), (1 << 30, "maps"), (mine, "nothing")])
+    assert b"[stack]" in maps
+    assert isinstance(gone, Vanished)
+    assert isinstance(none, Vanished)
+    assert proc.read_many([]) == []
+
+
+def test_a_text_larger_than_the_room(monkeypatch):
+    monkeypatch.setattr("torpor.engine.native.TEXT_ROOM", 64)
+    monkeypatch.setattr("torpor.engine.native.TYPICAL_TEXT", 0)
+    first, second = proc.read_many([(os.getpid(), "status"), (os.getpid(), "cmdline")])
+    assert first.startswith(b"Name:")
+    assert first.endswith(b"\n")
+    assert second == Path("/proc/self/cmdline").read_bytes()

@@ -234,8 +234,13 @@ static int read_mem(int mem, char *local, const struct iovec *remote, size_t cou
 
 static int64_t work(struct job *job, unsigned int threads, void (*run)(void *, unsigned int))
 {
+	uint64_t bytes = 0;
 	int result;
 
+	for (size_t i = 0; i < job->count && bytes <= job->piece_size; i++)
+		bytes += job->runs[i * job->words + 1];
+	if (bytes <= job->piece_size)
+		threads = 1; /* another one costs more than it takes over */
 	pthread_mutex_init(&job->lock, NULL);
 	result = run_threads(threads, run, job);
 	pthread_mutex_destroy(&job->lock);

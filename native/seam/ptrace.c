@@ -216,6 +216,14 @@ int seam_stop_all(const int *tids, size_t count, uint64_t options, int64_t timeo
 	return 0;
 }
 
+/* Let a task go from its event stop, with other registers unless a signal is to be handled. */
+int seam_release(int tid, const uint64_t *regs)
+{
+	int result = regs && !signal_is_due(tid) ? seam_set_regs(tid, regs, WORDS_OF_REGS) : 0;
+
+	return result < 0 ? result : seam_resume(PTRACE_DETACH, tid, 0);
+}
+
 int seam_event_message(int tid, uint64_t *message)
 {
 	return request(PTRACE_GETEVENTMSG, tid, NULL, message);

@@ -38,6 +38,29 @@ int seam_user_dispatch(int tid, uint64_t *values);
 int seam_seccomp_filter(int tid, unsigned int index, void *instructions);
 int seam_seccomp_flags(int tid, unsigned int index, uint64_t *flags);
 
+int seam_release(int tid, const uint64_t *regs);
+
+/* facts.c: what is asked of many stopped threads at once. */
+struct seam_facts {
+	int tid;
+	int error; /* out: of the first question without an answer */
+	uint64_t regs[27], mask, dispatch;
+	uint64_t rseq[4], rseq_cs;
+	uint64_t robust[2];
+	uint64_t affinity[128];
+	int affinity_size, nice, policy, priority, ioprio;
+	int code_size; /* 0: not readable */
+	char code[34]; /* 32 bytes before rip, two behind */
+	int xstate_room, xstate_size;
+	char *xstate;
+};
+void seam_ask_facts(struct seam_facts *threads, size_t count);
+void seam_get_regs_of(const int *tids, size_t count, uint64_t *regs, int *results);
+
+/* Files read whole, one behind the other in room; *done is the first that is still to be read. */
+int seam_read_texts(const char *const *paths, size_t count, char *room, size_t size, size_t *done,
+		    int64_t *sizes);
+
 /* remote.c: system calls run by a stopped task.  A call is 7 words: number and
  * six arguments.  base holds the registers for everything else. */
 int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size_t count,
