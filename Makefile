@@ -28,7 +28,7 @@ docs: dev  ## bring the generated parts of docs/ up to date
 	$(BIN)/python tools/docs.py
 	$(BIN)/python -m torpor.engine.criu.usage > docs/criu-compat.md
 
-.PHONY: unit functional faults compat programs e2e
+.PHONY: unit functional faults compat states programs e2e
 unit: dev  ## unit tests, no root needed
 	$(BIN)/python tools/run_tests.py unit
 functional: dev  ## live workloads of this machine: dump, kill, restore, check
@@ -37,6 +37,8 @@ faults: dev  ## kill -9 of the engine, truncated images, full disks
 	$(BIN)/python tools/run_tests.py faults
 compat: dev  ## crosswise with Debian's criu
 	$(BIN)/python tools/run_tests.py compat
+states: dev  ## docs/states.md from the reports of `make functional compat`
+	$(BIN)/python -m tests.functional.catalogue.table
 programs: dev  ## real programs with clients, moved twice; writes docs/programs.md
 	$(BIN)/python tools/run_tests.py programs; status=$$?; $(BIN)/python -m tests.programs.table && exit $$status
 e2e: dev  ## the real two-node cluster

@@ -18,7 +18,7 @@ def test_every_blocked_call_is_listed():
 
 
 @pytest.mark.parametrize("attempt", range(3))
-@pytest.mark.parametrize("after", list(After), ids=lambda after: after.value)
+@pytest.mark.parametrize("after", [After.STOP, After.CONTINUE], ids=lambda after: after.value)
 @pytest.mark.parametrize("name", NEVER_AT_REST)
 def test_busy(start, name, after, attempt):
     live = start(name)
