@@ -112,6 +112,24 @@ class FdView(Protocol):
     def file_content(self, limit_bytes: int) -> bytes:
         """Whole content by pread, for memfds and unlinked files; Refused above the limit."""
 
+    def data_ranges(self) -> "Sequence[tuple[int, int]]":
+        """(start, end) of what is data in a regular file, by lseek(SEEK_DATA)."""
+
+    def read_range(self, offset: int, size_bytes: int) -> bytes:
+        """Content by pread, shorter at the end of the file."""
+
+    def times_ns(self) -> tuple[int, int]:
+        """atime and mtime."""
+
+    def xattrs(self) -> Mapping[str, bytes]:
+        """Extended attributes that can be read; none of what is open with O_PATH."""
+
+    def symlink_target(self) -> str:
+        """What a symbolic link (O_PATH, O_NOFOLLOW) leads to."""
+
+    def other_name(self, folder: str) -> str | None:
+        """Another path of the same inode inside the task's root, looked for around ``folder``."""
+
     def path_stat(self, path: str) -> "tuple[int, int] | None":
         """(st_dev, st_ino) of a path inside the task's root, not following a last symlink."""
 
@@ -162,6 +180,10 @@ class DumpContext:
     """CLOCK_REALTIME when the tree was frozen; 0 when not known."""
     same_netns: bool = True
     """The tree is in our own network namespace."""
+    link_remap: bool = False
+    """Files without the name that they were opened by may be given another."""
+    links: "list[tuple[FdView, str]]" = field(default_factory=list)
+    """Names to make while the tree is frozen: a kind asks, the dump does it."""
     cache: dict[str, Any] = field(default_factory=dict)
     """For what a kind reads once for all its objects (a sock_diag dump)."""
 

@@ -58,6 +58,7 @@ class DumpOptions:
     the tasks are stopped, so that no new task slips away. ``container`` says that the root
     is a container's init: its stdio may lead outside, its mounts are the runtime's, its
     own seccomp filters (``runtime_seccomp_filters`` of them) come back by the runtime.
+    ``link_remap`` permits to give a name to an open file that has lost the one it was opened by.
     """
 
     pid: int
@@ -69,6 +70,7 @@ class DumpOptions:
     runtime_seccomp_filters: int = 0
     freezer_cgroups: tuple[Path, ...] = ()
     ghost_limit_bytes: int = 64 << 20
+    link_remap: bool = False
     timeout_s: float = 60.0
     external_files: Mapping[str, str] = field(default_factory=dict)
     replace: bool = False

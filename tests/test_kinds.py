@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REFUSING = ("refused", "other sockets")
 """Kinds that only refuse: they have no type and nothing to run."""
 HELPERS = {
-    "common", "ghost", "later", "locks", "table", "address", "options", "tcp", "udp", "unix_plan",
+    "common", "ghost", "later", "locks", "revive", "table", "address", "options", "tcp", "udp",
+    "unix_plan",
 }  # fmt: skip
 KINDS = {kind.name: kind for kind in FILE_KINDS}
 

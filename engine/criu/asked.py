@@ -27,6 +27,7 @@ def dump_options(line: CommandLine) -> DumpOptions:
         freezer_cgroups=tuple(Path(path) for path in line.all("freeze_cgroup")),
         ghost_limit_bytes=parse_size(ghosts) if ghosts else CRIU_GHOST_LIMIT,
         timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
+        link_remap=line.flag("link_remap"),
         replace=True,
         hold=line.flag("action_script"),
     )

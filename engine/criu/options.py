@@ -157,7 +157,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("ext-unix-sk", "permits what is refused anyway: a Unix socket whose peer is outside",
               "x", OPTIONAL),
     _accepted("file-locks", "locks of the tree are always taken", "l"),
-    _accepted("link-remap", "the content of deleted files is saved, so no link is needed"),
+    _done("link-remap", "files that lost the name they were opened by, but have another, get one "
+          "until they are restored; without, their other name is looked for"),
     _accepted("evasive-devices", "devices are opened by their own path only"),
     _accepted("force-irmap", "paths of watches are always looked up"),
     _accepted("irmap-scan-path", "a hint where to look; torpor looks everywhere", takes=VALUE),

@@ -2,6 +2,7 @@
 """From captures to the tree of an image: parsing, after the thaw or for a preview."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torpor.engine.capture import TaskCapture, ThreadCapture
 from torpor.engine.dump.capture import Captured
@@ -27,17 +28,19 @@ LIMITS = (
         what="a task whose main thread has ended while others live",
         remedy="keep the main thread alive",
     ),
-    Limit(
-        case="deleted-directory",
-        what="a working or root directory that was deleted",
-        remedy="change to a directory that exists",
-    ),
 )
 BY_CASE = {limit.case: limit for limit in LIMITS}
 
 
-def assemble(captured: Sequence[Captured], shared: Shared, runtime_filters: int) -> Tree:
+def assemble(
+    captured: Sequence[Captured],
+    shared: Shared,
+    runtime_filters: int,
+    directories: Mapping[tuple[int, str], int] | None = None,
+) -> Tree:
     """The tree; ``shared`` tells which tasks have tables in common.
+
+    ``directories`` are the files that stand for removed directories, by task and name.
 
     Raises:
         Findings: everything that cannot be taken, not only the first.
@@ -47,7 +50,13 @@ def assemble(captured: Sequence[Captured], shared: Shared, runtime_filters: int)
     tasks = [_task(c, inside, shared, runtime_filters, refused) for c in captured]
     if refused:
         raise Findings(tuple(refused))
-    return Tree(tasks=tuple(tasks))
+    gone = directories or {}
+    return Tree(
+        tasks=tuple(
+            replace(t, cwd_file=gone.get((t.pid, "cwd")), root_file=gone.get((t.pid, "root")))
+            for t in tasks
+        )
+    )
 
 
 def _task(
@@ -113,11 +122,6 @@ def _links(capture: TaskCapture) -> list[Refused]:
     found = []
     if capture.links["exe"].endswith(" (deleted)"):
         found.append(refuse(LIMITS[0], capture.subject, capture.links["exe"]))
-    found += [
-        refuse(LIMITS[2], capture.subject, f"{name} {capture.links[name]}")
-        for name in ("cwd", "root")
-        if capture.links[name].endswith(" (deleted)")
-    ]
     return found
 
 

@@ -51,6 +51,8 @@ class TreeDump:
     taken: pages.PagesTaken | None = None
     shared: sharing.Shared = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    links: list[tuple[int, str]] = field(default_factory=list)
+    """(pid, path in its root) of names that were made for this dump."""
     image_bytes: int = 0
 
 
@@ -98,6 +100,8 @@ def dump_trees(
             images = [cleanup.enter_context(_directory_for(d.options)) for d in dumps]
             captures = [cleanup.enter_context(_capture_for(d.options.pid)) for d in dumps]
         frozen_at = time.perf_counter()
+        links = cleanup.enter_context(ExitStack())
+        links.callback(_remove_links, dumps)
         with stopped(trees) as trees_stopped:
             phase.seconds["stop"] = time.perf_counter() - frozen_at
             for dump, stop, capture in zip(dumps, trees_stopped, captures, strict=True):
@@ -116,6 +120,7 @@ def dump_trees(
             if commit is not None:
                 with phase("commit"):
                     commit(tuple(_report(dump, phase, frozen_s) for dump in dumps))
+            links.pop_all()
             for stop in trees_stopped:
                 if stop.options.after is After.STOP:
                     _free_ports(dumps[trees_stopped.index(stop)])
@@ -127,6 +132,14 @@ def dump_trees(
 
 def _directory_for(options: DumpOptions) -> NewImageDirectory:
     return NewImageDirectory.create(options.images_dir, replace=options.replace)
+
+
+def _remove_links(dumps: Sequence[TreeDump]) -> None:
+    """Names that were made for a dump which has failed."""
+    for dump in dumps:
+        for pid, path in dump.links:
+            with suppress(Error):
+                fdview.remove_name(pid, path)
 
 
 def _free_ports(dump: TreeDump) -> None:
@@ -231,13 +244,21 @@ def _take(
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
     if refused:
         raise Findings(tuple(refused))
+    for view, path in dump.files.links:
+        fdview.add_name(view.pid, view.fd, path)
+        dump.links.append((view.pid, path))
     with phase("memory"):
         dump.taken = pages.take(alive, capture)
 
 
 def _check(dump: TreeDump) -> None:
     """Make the tree of the captures; the tasks may run on already."""
-    dump.tree = assemble(dump.captured, dump.shared, dump.options.runtime_seccomp_filters)
+    dump.tree = assemble(
+        dump.captured,
+        dump.shared,
+        dump.options.runtime_seccomp_filters,
+        dump.files.directories,
+    )
     tree_shape.check(dump.tree)
 
 
@@ -257,6 +278,7 @@ def _descriptors(
         tcp=dump.options.tcp,
         container=dump.options.container,
         ghost_limit_bytes=dump.options.ghost_limit_bytes,
+        link_remap=dump.options.link_remap,
         warn=dump.warnings.append,
         tasks={c.task.pid: c.capture.ns_pid for c in alive},
         realtime_ns=time.time_ns(),
@@ -269,6 +291,10 @@ def _descriptors(
             [group[0].task.pid for group in groups], netns_socket=sockets.get
         ) as views,
     ):
+        directories = {
+            (view.ns_pid, view.name): view
+            for view in views.removed_directories([c.task.pid for c in alive])
+        }
         number = {c.capture.ns_pid: i for i, c in enumerate(dump.captured, codec.FIRST_ID)}
         tables = [
             Table(
@@ -278,7 +304,7 @@ def _descriptors(
             )
             for group in groups
         ]
-        return table.collect_tables(tables, FILE_KINDS, context)
+        return table.collect_tables(tables, FILE_KINDS, context, directories)
 
 
 def mapped_memfds(alive: Sequence[Captured]) -> set[int]:

@@ -83,7 +83,6 @@ def test_filters_of_the_runtime_are_left_to_it():
     ("more", "case"),
     [
         ({"links": {"exe": "/bin/x (deleted)", "cwd": "/", "root": "/"}}, "deleted-exe"),
-        ({"links": {"exe": "/bin/x", "cwd": "/gone (deleted)", "root": "/"}}, "deleted-directory"),
     ],
 )
 def test_limits(more, case):

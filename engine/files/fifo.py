@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.files import ghost as ghosts
-from torpor.engine.files import regular
+from torpor.engine.files import regular, revive
 from torpor.engine.files.common import (
     AT_FDCWD,
     NOBODY,
@@ -39,9 +39,10 @@ from torpor.engine.files.common import (
     status_flags,
     subject,
 )
-from torpor.engine.files.ghost import Ghost, Opening
+from torpor.engine.files.ghost import Ghost
 from torpor.engine.files.pipe import DEFAULT_BYTES, PACKETS, PIECE_BYTES, POLLERR, POLLHUP
 from torpor.engine.files.regular import Regular
+from torpor.engine.files.revive import Opening
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -65,7 +66,7 @@ SHARED = Limit(
     what="a task outside of the tree has the other side of the fifo open",
     remedy="checkpoint that task as well, or have it close the fifo",
 )
-LIMITS = (SHARED, PACKETS, ghosts.NO_GHOST, regular.UNREACHABLE, OWNER_OUTSIDE)
+LIMITS = (SHARED, PACKETS, regular.UNREACHABLE, OWNER_OUTSIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +201,7 @@ def _plan_fifo(openings: Mapping[FileId, Fifo], context: PlanContext) -> list[Op
         asked = [Opening(fd=spare, flags=int(O.RDWR), subject=what)] + [
             Opening(fd=context.fd(i), flags=f, subject=what) for i, f in flags.items()
         ]
-        ops = ghosts.plan(state.ghost, path, asked, linkable=False)
+        ops = revive.plan(state.ghost, path, asked, spare + 1)
     else:
         ops = _open(path, int(O.RDWR), spare, what)
         for i, f in flags.items():

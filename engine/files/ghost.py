@@ -1,106 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ghosts: files that are open but have no name any more. Content travels in the images.
+"""Ghosts: files that are open but whose name is gone. Content travels in the images.
 
 Facts:
 - The kernel keeps the name that the file had (`/dir/name (deleted)`), its inode with st_nlink
   0, and its content; all can be read from outside (readlink, fstat, pread).
+- Only what lseek(SEEK_DATA) calls data is read and written: holes stay holes, and the limit
+  counts data.
+- A file with another name left is no copy but that very inode: it comes back by a hard link from
+  the other name (``link``). With --link-remap that name is made at the dump, as CRIU does it, and
+  removed by the restore; without, names are looked for near the old one, and nothing is left.
 - A file that was created by O_TMPFILE keeps that bit in its flags, and may still be linked; one
   that was created and unlinked may not (linkat gives ENOENT).
-- What cannot be set back: inode number, ctime, the number in the name of an O_TMPFILE.
+- What cannot be set back: inode number, ctime, the number in the name of an O_TMPFILE, and whether
+  an O_TMPFILE was made with O_EXCL (it may be linked then).
 
-How one comes back, without a condition in the program: it is written under a side name in its
-directory and then renamed to the old name with RENAME_NOREPLACE. The result (0, or an error
-when somebody has that name) is the argument of F_DUPFD, which gives a descriptor of the
-directory only for 0; what goes through that descriptor happens only when the name was ours.
-So a file that has taken the name is never touched.
-Probed on v6.18: F_DUPFD with a negative number gives EINVAL, with an O_PATH descriptor it works.
+How one comes back: `revive.py`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
-from torpor.engine.files.common import AT_FDCWD, F, FileType, O, bad_image, file_type
+from torpor.engine.files.common import FileType, bad_image, file_type, path_bytes
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import DumpContext, FdView, ImageSink, ImageSource, Limit, refuse
-from torpor.engine.program.ops import Data, Expect, Op, Slot
 
 DELETED = " (deleted)"
 BLOCK_BYTES = 4096
-PIECE_BYTES = 1 << 20
-RENAME_NOREPLACE = 1
-AT_REMOVEDIR = 0x200
+PIECE_BYTES = 1 << 18
+"""What one operation of a restore program can carry, and more."""
+MICROSECOND_NS = 1000
+SECOND_NS = 1_000_000_000
 
 TOO_LARGE = Limit(
     case="ghost-too-large",
     what="an unlinked file is larger than the limit for ghosts",
     remedy="raise --ghost-limit, or have the program close or truncate the file",
 )
-NO_GHOST = Limit(
-    case="ghost-type",
-    what="an unlinked symbolic link, device or socket file is open",
-    remedy="close it before the checkpoint",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ghost:
-    """``path`` is the old name; ``missing`` of its parent directories are gone too."""
+    """``path`` is the old name; ``missing`` of its parent directories may be gone too.
+
+    ``link`` is another name of the same inode: then nothing else is kept of it. ``times_ns`` are
+    atime and mtime.
+    """
 
     number: int
     path: str
     mode: int
-    uid: int
-    gid: int
+    uid: int = 0
+    gid: int = 0
     size: int = 0
     chunks: tuple[tuple[int, bytes], ...] = ()
     missing: int = 0
     dev: int = 0
     ino: int = 0
+    rdev: int = 0
+    times_ns: tuple[int, int] | None = None
+    target: str = ""
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    link: str | None = None
 
     @property
-    def is_directory(self) -> bool:
-        """A directory that was removed while it was open."""
-        return file_type(self.mode) == FileType.DIRECTORY
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """One description of a ghost: open flags, and the number it shall have."""
-
-    fd: int
-    flags: int
-    subject: str
+    def type(self) -> int:
+        """Type bits of the mode."""
+        return file_type(self.mode)
 
 
 def take(view: FdView, context: DumpContext, path: str) -> Ghost:
     """The ghost of an unlinked file, read once for all its descriptions."""
+    return once(view, context, lambda number: _read(view, context, path, number))
+
+
+def once(view: FdView, context: DumpContext, make: Callable[[int], Ghost]) -> Ghost:
+    """One ghost for each inode; ``make`` gets its number."""
     known: dict[tuple[int, int], Ghost] = context.cache.setdefault("ghosts", {})
     key = (view.st_dev, view.st_ino)
     if key not in known:
-        known[key] = _read(view, context, path, len(known) + 1)
+        known[key] = make(len(known) + 1)
     return known[key]
 
 
 def _read(view: FdView, context: DumpContext, path: str, number: int) -> Ghost:
     kind = file_type(view.st_mode)
-    if kind not in (FileType.REGULAR, FileType.DIRECTORY, FileType.FIFO):
-        raise refuse(NO_GHOST, view.subject)
-    content = b""
-    if kind == FileType.REGULAR:
-        if view.st_size > context.ghost_limit_bytes:
-            raise refuse(
-                TOO_LARGE, view.subject,
-                f"{view.st_size} bytes, the limit is {context.ghost_limit_bytes}",
-            )  # fmt: skip
-        content = view.file_content(context.ghost_limit_bytes)
-    parents = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
-    missing = next((i for i, p in enumerate(parents) if view.path_stat(p)), len(parents))
+    is_file = kind == FileType.REGULAR
     return Ghost(
         number=number, path=path, mode=view.st_mode, uid=view.st_uid, gid=view.st_gid,
-        size=len(content), chunks=tuple(split(content)), missing=missing,
-        dev=view.st_dev & 0xFFFFFFFF, ino=view.st_ino,
+        size=view.st_size if is_file else 0,
+        chunks=_content(view, context) if is_file else (), missing=missing(view, path),
+        dev=view.st_dev & 0xFFFFFFFF, ino=view.st_ino, rdev=view.st_rdev,
+        times_ns=view.times_ns(), target=view.symlink_target() if kind == FileType.LINK else "",
+        xattrs=view.xattrs(),
     )  # fmt: skip
+
+
+def _content(view: FdView, context: DumpContext) -> tuple[tuple[int, bytes], ...]:
+    ranges = view.data_ranges()
+    total = sum(end - start for start, end in ranges)
+    if total > context.ghost_limit_bytes:
+        raise refuse(
+            TOO_LARGE, view.subject, f"{total} bytes, the limit is {context.ghost_limit_bytes}"
+        )
+    return tuple(
+        piece
+        for start, end in ranges
+        for piece in pieces(start, view.read_range(start, end - start))
+    )
+
+
+def missing(view: FdView, path: str) -> int:
+    """How many of the parent directories of a path are not there."""
+    parents = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "/"]
+    return next((i for i, p in enumerate(parents) if view.path_stat(p)), len(parents))
+
+
+def pieces(offset: int, data: bytes) -> Iterable[tuple[int, bytes]]:
+    """(offset, bytes) of at most PIECE_BYTES each."""
+    for start in range(0, len(data), PIECE_BYTES):
+        yield offset + start, data[start : start + PIECE_BYTES]
 
 
 def split(content: bytes) -> Iterable[tuple[int, bytes]]:
@@ -125,13 +146,27 @@ def encode(ghost: Ghost, images: ImageSink) -> None:
     entry = pb.ghost_file_entry(
         uid=ghost.uid, gid=ghost.gid, mode=ghost.mode, dev=ghost.dev, ino=ghost.ino
     )
-    if file_type(ghost.mode) == FileType.REGULAR:
+    if ghost.type in (FileType.CHARACTER, FileType.BLOCK):
+        entry.rdev = ghost.rdev & 0xFFFFFFFF
+    if ghost.type == FileType.REGULAR:
         entry.chunks, entry.size = True, ghost.size
+    if ghost.type == FileType.LINK:
+        entry.symlnk_target = path_bytes(ghost.target)
+    for time_ns, message in zip(ghost.times_ns or (), (entry.atim, entry.mtim), strict=False):
+        message.tv_sec = time_ns // SECOND_NS
+        message.tv_usec = time_ns % SECOND_NS // MICROSECOND_NS
     images.add(name, entry)
     for offset, data in ghost.chunks:
         images.add(name, pb.ghost_chunk_entry(off=offset, len=len(data)), data)
-    if ghost.missing:
-        images.extra("ghost", f"{ghost.number:x}", {"missing": ghost.missing})
+    images.extra("ghost", f"{ghost.number:x}", _extra(ghost))
+
+
+def _extra(ghost: Ghost) -> dict[str, Any]:
+    return {
+        "missing": ghost.missing,
+        "times_ns": ghost.times_ns,
+        "xattrs": {name: b64encode(value).decode() for name, value in ghost.xattrs.items()},
+    }
 
 
 def decode(number: int, path: str, images: ImageSource) -> Ghost:
@@ -141,7 +176,7 @@ def decode(number: int, path: str, images: ImageSource) -> Ghost:
     if not entries:
         bad_image("is missing or empty", f"{name}.img")
     head, payload = entries[0]
-    chunks = [(c.off, data) for c, data in entries[1:]]
+    chunks = [piece for c, data in entries[1:] for piece in pieces(c.off, data)]
     size = head.size
     if not head.chunks:
         chunks, size = list(split(payload)), len(payload)
@@ -151,136 +186,19 @@ def decode(number: int, path: str, images: ImageSource) -> Ghost:
     extra = images.extra("ghost", f"{number:x}") or {}
     return Ghost(
         number=number, path=path, mode=head.mode, uid=head.uid, gid=head.gid, size=size,
-        chunks=tuple(chunks), missing=int(extra.get("missing", 0)), dev=head.dev, ino=head.ino,
+        chunks=tuple(chunks), dev=head.dev, ino=head.ino, rdev=head.rdev,
+        missing=int(extra.get("missing", len(PurePosixPath(path).parents) - 1)),
+        times_ns=_times(head, extra),
+        target=head.symlnk_target.decode("utf-8", "surrogateescape"),
+        xattrs={key: b64decode(value) for key, value in (extra.get("xattrs") or {}).items()},
     )  # fmt: skip
 
 
-def plan(ghost: Ghost, path: str, openings: Sequence[Opening], *, linkable: bool) -> list[Op]:
-    """Create the file at ``path``, open it as often as asked, remove its name."""
-    builder = _Builder(ghost, path)
-    if linkable and len(openings) == 1 and openings[0].flags & O.ACCMODE:
-        return builder.as_tmpfile(openings[0])
-    return builder.as_unlinked(openings)
-
-
-class _Builder:
-    """Operations of one ghost. Its slots carry the ghost's number."""
-
-    def __init__(self, ghost: Ghost, path: str) -> None:
-        self.ghost = ghost
-        name = PurePosixPath(path)
-        self.folders = [str(p) for p in name.parents if str(p) != "/"][: ghost.missing][::-1]
-        self.parent = Data.path(str(name.parent))
-        self.base = Data.path(name.name)
-        self.side = Data.path(f".torpor-ghost-{ghost.number:x}")
-        self.what = f"{path}{DELETED}"
-        self.ops: list[Op] = []
-
-    def slot(self, name: str) -> Slot:
-        return Slot(f"ghost{self.ghost.number:x}.{name}")
-
-    def add(self, call: str, *args: int | Data | Slot, into: str = "", note: str = "",
-            expect: Expect = Expect.OK, want: int = 0, remedy: str = "") -> None:  # fmt: skip
-        self.ops.append(
-            Op(call=call, args=args, subject=self.what, note=note, expect=expect, want=want,
-               remedy=remedy, yields=self.slot(into) if into else None)
-        )  # fmt: skip
-
-    def as_tmpfile(self, opening: Opening) -> list[Op]:
-        """An O_TMPFILE, which the program may still want to link."""
-        self._folders()
-        made = self.slot("file")
-        access = opening.flags & O.ACCMODE
-        self.add("openat", AT_FDCWD, self.parent, O.TMPFILE | O.DIRECTORY | access, 0o600,
-                 into="file", remedy="the directory must exist and take O_TMPFILE")  # fmt: skip
-        self._fill(made)
-        self._attributes(made)
-        self.add("dup3", made, opening.fd, 0, expect=Expect.EQUAL, want=opening.fd)
-        self.add("close", made)
-        if opening.flags & (O.APPEND | O.NONBLOCK | O.DIRECT | O.NOATIME):
-            kept = opening.flags & (O.APPEND | O.NONBLOCK | O.DIRECT | O.NOATIME)
-            self.add("fcntl", opening.fd, F.SETFL, kept)
-        self._no_folders()
-        return self.ops
-
-    def as_unlinked(self, openings: Sequence[Opening]) -> list[Op]:
-        """A file that was created, opened and unlinked."""
-        self._folders()
-        folder, at, made = self.slot("folder"), self.slot("at"), self.slot("file")
-        any_ = Expect.ANY
-        self.add("openat", AT_FDCWD, self.parent, O.PATH | O.DIRECTORY, 0, into="folder",
-                 remedy="create the directory before the restore")  # fmt: skip
-        self._create(folder)
-        self._fill(made)
-        self.add("renameat2", folder, self.side, folder, self.base, RENAME_NOREPLACE,
-                 into="named", expect=any_, note="0 when the old name is free")  # fmt: skip
-        self.add("fcntl", folder, F.DUPFD, self.slot("named"), into="at", expect=any_,
-                 note="the directory, only when the file has its old name")  # fmt: skip
-        for opening in openings:
-            self._open(opening)
-        self._attributes(made)
-        removal = AT_REMOVEDIR if self.ghost.is_directory else 0
-        self.add("unlinkat", at, self.base, removal, expect=any_)
-        self.add("unlinkat", folder, self.side, removal, expect=any_)
-        self.add("close", made)
-        self.add("close", folder)
-        self.add("close", at, expect=any_)
-        self._no_folders()
-        return self.ops
-
-    def _create(self, folder: Slot) -> None:
-        remedy = f"the directory must be writable and without {self.side.text}"
-        kind = file_type(self.ghost.mode)
-        flags = int(O.RDWR | O.CREAT | O.EXCL | O.NOFOLLOW)
-        if kind == FileType.DIRECTORY:
-            self.add("mkdirat", folder, self.side, 0o700, remedy=remedy)
-            flags = int(O.DIRECTORY | O.NOFOLLOW)
-        elif kind == FileType.FIFO:
-            self.add("mknodat", folder, self.side, FileType.FIFO | 0o600, 0, remedy=remedy)
-            flags = int(O.RDWR | O.NONBLOCK | O.NOFOLLOW)
-        self.add("openat", folder, self.side, flags, 0o600, into="file", remedy=remedy)
-
-    def _fill(self, made: Slot) -> None:
-        remedy = "make room on the file system"
-        for offset, data in self.ghost.chunks:
-            self.add("pwrite64", made, Data(data), len(data), offset, expect=Expect.EQUAL,
-                     want=len(data), remedy=remedy)  # fmt: skip
-        if file_type(self.ghost.mode) == FileType.REGULAR and self.ghost.size:
-            self.add("ftruncate", made, self.ghost.size)
-
-    def _attributes(self, made: Slot) -> None:
-        self.add("fchown", made, self.ghost.uid, self.ghost.gid,
-                 remedy="restore with CAP_CHOWN, or as the user that owned the file")  # fmt: skip
-        self.add("fchmod", made, self.ghost.mode & 0o7777)
-
-    def _open(self, opening: Opening) -> None:
-        """By whichever name it has; exactly one of the two calls succeeds."""
-        one, other = self.slot("one"), self.slot("other")
-        any_ = Expect.ANY
-        self.add("openat", self.slot("at"), self.base, opening.flags, 0, into="one", expect=any_)
-        self.add("openat", self.slot("folder"), self.side, opening.flags, 0, into="other",
-                 expect=any_)  # fmt: skip
-        for made in (one, other):
-            self.add("dup3", made, opening.fd, 0, expect=any_)
-            self.add("close", made, expect=any_)
-        self.add("fcntl", opening.fd, F.GETFD, note=f"is open: {opening.subject}",
-                 remedy="the file system must allow the flags it was opened with")  # fmt: skip
-
-    def _folders(self) -> None:
-        """Parents that were gone as well: created when they are not there."""
-        for i, folder in enumerate(self.folders):
-            self.add("mkdirat", AT_FDCWD, Data.path(folder), 0o700, into=f"made{i}",
-                     expect=Expect.ANY)  # fmt: skip
-
-    def _no_folders(self) -> None:
-        """Remove those that we created."""
-        if not self.folders:
-            return
-        self.add("openat", AT_FDCWD, Data.path("/"), O.PATH | O.DIRECTORY, 0, into="root")
-        for i, folder in reversed(list(enumerate(self.folders))):
-            self.add("fcntl", self.slot("root"), F.DUPFD, self.slot(f"made{i}"), into="at",
-                     expect=Expect.ANY)  # fmt: skip
-            self.add("unlinkat", self.slot("at"), Data.path(folder.lstrip("/")), AT_REMOVEDIR,
-                     expect=Expect.ANY)  # fmt: skip
-            self.add("close", self.slot("at"), expect=Expect.ANY)
-        self.add("close", self.slot("root"))
+def _times(head: Any, extra: Mapping[str, Any]) -> tuple[int, int] | None:  # noqa: ANN401
+    exact = extra.get("times_ns")
+    if exact:
+        return int(exact[0]), int(exact[1])
+    if not head.HasField("atim") or not head.HasField("mtim"):
+        return None
+    both = [t.tv_sec * SECOND_NS + t.tv_usec * MICROSECOND_NS for t in (head.atim, head.mtim)]
+    return both[0], both[1]

@@ -57,7 +57,7 @@ from torpor.engine.kind import (
 from torpor.engine.program.ops import Data, Expect, Op, Slot, move, place
 
 DEFAULT_BYTES = 65536
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 POLLERR, POLLHUP = 8, 16
 
 OUTSIDE = Limit(

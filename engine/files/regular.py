@@ -8,8 +8,9 @@ Facts (probed on v6.18):
   kernel; O_LARGEFILE, O_DIRECTORY, O_NOFOLLOW, O_PATH and the bit of O_TMPFILE are.
 - A directory's position is a cookie of its file system; lseek(2) takes it back.
 - st_nlink 0: the file has no name at all, it becomes a ghost (`ghost.py`). st_nlink > 0 and
-  another inode or nothing at the path: its other names cannot be found from outside. To copy it
-  would cut the link, so that is done for read-only descriptions only, with a warning.
+  another inode or nothing at the path: it has other names. With --link-remap it is given one more
+  for the time of the checkpoint; without, one is looked for. To copy it would cut the link, so
+  that is done for read-only descriptions only, with a warning.
 - The size is kept; lseek(fd, size - 1, SEEK_HOLE) fails with ENXIO when the file is shorter.
   Longer is taken: others may have appended. Files of pseudo file systems are not checked.
 - What cannot be set back: atime, read-ahead state, a write lease.
@@ -19,9 +20,11 @@ Source: fs/open.c, do_dentry_open; fs/d_path.c (v6.18).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from torpor.engine.files import ghost as ghosts
+from torpor.engine.files import revive
 from torpor.engine.files.common import (
     AT_FDCWD,
     NOBODY,
@@ -42,7 +45,8 @@ from torpor.engine.files.common import (
     read_owner,
     subject,
 )
-from torpor.engine.files.ghost import DELETED, Ghost, Opening
+from torpor.engine.files.ghost import DELETED, Ghost
+from torpor.engine.files.revive import REMAP_PREFIX, Opening
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -93,20 +97,22 @@ SEEK_SET, SEEK_HOLE = 0, 4
 
 LINKED_ELSEWHERE = Limit(
     case="unlinked-with-other-names",
-    what="it is open for writing under a name that is gone, but has other names",
-    remedy="have the program open the file by the name that is left, or close it",
+    what="it is open under a name that is gone, and its other names are not found",
+    remedy="give it a name for the checkpoint (--link-remap), or have the program close it",
 )
 UNREACHABLE = Limit(
     case="unreachable-path",
     what="its path does not lead to it",
     remedy="unmount what covers it, or have the program close it",
 )
-LIMITS = (LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, ghosts.NO_GHOST, OWNER_OUTSIDE)
+LIMITS = (LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, OWNER_OUTSIDE)
+NAME_ID = 0x20000000
+"""Added to the number of a ghost with another name: the id of the REG entry of that name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regular:
-    """``size`` None: not checked. ``linked_from``: a second name that CRIU gave it."""
+    """``size`` None: not checked."""
 
     path: str
     flags: int
@@ -116,7 +122,6 @@ class Regular:
     owner: Owner = NOBODY
     ghost: Ghost | None = None
     tmpfile: bool = False
-    linked_from: str | None = None
 
 
 class RegularKind(Base[Regular]):
@@ -150,19 +155,11 @@ class RegularKind(Base[Regular]):
         state = replace(state, path=path)
         if is_named:
             return replace(state, tmpfile=False, flags=_without_tmpfile_directory(state))
-        if view.st_nlink:
-            self._cut(view, context)
+        linked = _linked(view, context, path) if view.st_nlink else None
         return replace(
-            state, ghost=ghosts.take(view, context, path), size=None,
+            state, ghost=linked or ghosts.take(view, context, path), size=None,
             flags=_without_tmpfile_directory(state),
         )  # fmt: skip
-
-    def _cut(self, view: FdView, context: DumpContext) -> None:
-        if not view.link.endswith(DELETED):
-            raise refuse(UNREACHABLE, view.subject)
-        if view.flags & O.ACCMODE or file_type(view.st_mode) != FileType.REGULAR:
-            raise refuse(LINKED_ELSEWHERE, view.subject, f"{view.st_nlink} names are left")
-        context.warn(f"{view.subject}: comes back as a copy of its own; it has other names now")
 
     def encode(self, states: Mapping[FileId, Regular], images: ImageSink) -> None:
         """reg_file_entry, remap-fpath and ghost-file-N."""
@@ -173,12 +170,10 @@ class RegularKind(Base[Regular]):
                 images.extra("regular", str(file_id), {"tmpfile": True})
             if state.ghost is None:
                 continue
-            remap = pb.remap_file_path_entry(orig_id=file_id, remap_id=state.ghost.number)
-            remap.remap_type = pb.GHOST
-            images.add("remap-fpath", remap)
+            _encode_remap(file_id, state.ghost, images)
             if state.ghost.number not in written:
                 written.add(state.ghost.number)
-                ghosts.encode(state.ghost, images)
+                _encode_ghost(state.ghost, images)
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Regular]:
         """All REG entries but those of procfs and devices; also of mapped files, exe, cwd."""
@@ -193,10 +188,11 @@ class RegularKind(Base[Regular]):
         """Open by path, create and unlink ghosts, then set positions."""
         ops: list[Op] = []
         held = created(states, context)
-        by_ghost: dict[int, list[FileId]] = {}
+        by_ghost: dict[tuple[int, str | None], list[FileId]] = {}
         for file_id, state in held.items():
             if state.ghost is not None:
-                by_ghost.setdefault(state.ghost.number, []).append(file_id)
+                key = state.ghost.number, state.ghost.link
+                by_ghost.setdefault(key, []).append(file_id)
             else:
                 what = subject(context, file_id, state.path)
                 ops += open_ops(state, context.fd(file_id), mapped(state.path, context), what)
@@ -214,6 +210,60 @@ class RegularKind(Base[Regular]):
 def is_memfd(view: FdView) -> bool:
     """Whether a descriptor was made by memfd_create(2)."""
     return view.link.startswith("/memfd:") and view.link.endswith(DELETED) and not view.st_nlink
+
+
+def _linked(view: FdView, context: DumpContext, path: str) -> Ghost | None:
+    """The ghost of a file with another name; None when it must be copied."""
+    if not view.link.endswith(DELETED):
+        raise refuse(UNREACHABLE, view.subject)
+
+    def make(number: int) -> Ghost:
+        return Ghost(number=number, path=path, mode=view.st_mode,
+                     missing=ghosts.missing(view, path), dev=view.st_dev & 0xFFFFFFFF,
+                     ino=view.st_ino, link=_other_name(view, context, path, number))  # fmt: skip
+
+    ghost = ghosts.once(view, context, make)
+    if ghost.link is not None or ghost.chunks:
+        return ghost
+    if view.flags & O.ACCMODE or file_type(view.st_mode) != FileType.REGULAR:
+        raise refuse(LINKED_ELSEWHERE, view.subject, f"{view.st_nlink} names are left")
+    context.warn(f"{view.subject}: comes back as a copy of its own; it has other names now")
+    context.cache["ghosts"].pop((view.st_dev, view.st_ino))
+    return None
+
+
+def _other_name(view: FdView, context: DumpContext, path: str, number: int) -> str | None:
+    """One that is made for the checkpoint when that is permitted, or one that is found."""
+    folder = str(PurePosixPath(path).parent)
+    if context.link_remap and view.path_stat(folder) is not None:
+        name = next(
+            name for i in range(number, 1 << 30)
+            if view.path_stat(name := str(PurePosixPath(folder, f"{REMAP_PREFIX}{i}"))) is None
+        )  # fmt: skip
+        context.links.append((view, name))
+        return name
+    return view.other_name(folder)
+
+
+def _encode_remap(file_id: FileId, ghost: Ghost, images: ImageSink) -> None:
+    """CRIU removes the other name after its restore, so it is told only of one made for it."""
+    remap = pb.remap_file_path_entry(orig_id=file_id, remap_id=ghost.number)
+    remap.remap_type = pb.GHOST
+    if ghost.link is not None:
+        images.extra("regular", f"{file_id} link", [ghost.number, ghost.link, ghost.missing])
+        if not revive.is_remap(ghost.link):
+            return
+        remap.remap_id, remap.remap_type = NAME_ID + ghost.number, pb.LINKED
+    images.add("remap-fpath", remap)
+
+
+def _encode_ghost(ghost: Ghost, images: ImageSink) -> None:
+    if ghost.link is None:
+        ghosts.encode(ghost, images)
+    elif revive.is_remap(ghost.link):
+        name = Regular(path=ghost.link, flags=0, mode=ghost.mode)
+        number = FileId(NAME_ID + ghost.number)
+        images.add("files", pb.file_entry(type=pb.REG, id=number, reg=entry(number, name)))
 
 
 def locate(view: FdView) -> tuple[str, bool]:
@@ -263,19 +313,29 @@ def parse(file_id: FileId, message: Any, images: ImageSource) -> Regular:  # noq
 def with_remaps(states: Mapping[FileId, Regular], images: ImageSource) -> dict[FileId, Regular]:
     """The states with what remap-fpath.img says of their names."""
     result = dict(states)
+    for file_id, state in states.items():
+        kept = images.extra("regular", f"{file_id} link")
+        if kept:
+            number, link, missing = kept
+            ghost = Ghost(number=number, path=state.path, mode=state.mode or 0, link=link,
+                          missing=missing)  # fmt: skip
+            result[file_id] = replace(state, ghost=ghost, size=None)
     for remap, _ in images.entries("remap-fpath"):
         file_id = FileId(remap.orig_id)
-        state = result.get(file_id)
-        if state is None:
+        named = result.get(file_id)
+        if named is None or named.ghost is not None:
             continue
         if remap.remap_type == pb.GHOST:
-            ghost = ghosts.decode(remap.remap_id, state.path, images)
-            result[file_id] = replace(state, ghost=ghost, size=None)
+            ghost = ghosts.decode(remap.remap_id, named.path, images)
         elif remap.remap_type == pb.LINKED:
-            other = result.get(FileId(remap.remap_id))
+            other = states.get(FileId(remap.remap_id))
             if other is None:
                 bad_image("names a file that is not there", f"remap-fpath.img, file {file_id}")
-            result[file_id] = replace(state, linked_from=other.path)
+            ghost = Ghost(number=remap.remap_id, path=named.path, mode=named.mode or 0,
+                          link=other.path)  # fmt: skip
+        else:
+            continue
+        result[file_id] = replace(named, ghost=ghost, size=None)
     return result
 
 
@@ -292,19 +352,11 @@ def owner_kind(message: Any) -> str:  # noqa: ANN401
 def open_ops(state: Regular, fd: int, path: str, what: str) -> list[Op]:
     """Open a named file at number ``fd``; memory uses it for mapped files as well."""
     remedy = f"{path} must be there as it was at the checkpoint"
-    ops = []
-    if state.linked_from is not None:
-        ops.append(
-            Op(call="linkat", args=(AT_FDCWD, Data.path(state.linked_from), AT_FDCWD,
-                                    Data.path(path), 0), subject=what, remedy=remedy)
-        )  # fmt: skip
     flags = state.flags | O.NOCTTY
-    ops += place(
+    ops = place(
         Op(call="openat", args=(AT_FDCWD, Data.path(path), flags, 0), subject=what, remedy=remedy,
            yields=Slot(f"open{fd}")), fd,
     )  # fmt: skip
-    if state.linked_from is not None:
-        ops.append(Op(call="unlinkat", args=(AT_FDCWD, Data.path(path), 0), subject=what))
     if _is_checked(state) and state.size:
         ops.append(
             Op(call="lseek", args=(fd, state.size - 1, SEEK_HOLE), subject=what,
@@ -339,11 +391,13 @@ def _ghost_ops(
     ghost = states[ids[0]].ghost
     assert ghost is not None
     openings = [
-        Opening(fd=context.fd(i), flags=states[i].flags, subject=subject(context, i, ghost.path))
+        Opening(fd=context.fd(i), flags=states[i].flags, tmpfile=states[i].tmpfile,
+                subject=subject(context, i, ghost.path))
         for i in ids
-    ]
-    linkable = any(states[i].tmpfile for i in ids)
-    return ghosts.plan(ghost, mapped(ghost.path, context), openings, linkable=linkable)
+    ]  # fmt: skip
+    if ghost.link is not None:
+        ghost = replace(ghost, link=mapped(ghost.link, context))
+    return revive.plan(ghost, mapped(ghost.path, context), openings, context.spare_fd)
 
 
 def _position(state: Regular, fd: int, what: str) -> list[Op]:

@@ -68,6 +68,10 @@ class Collected:
     holders: dict[FileId, list[Holder]] = field(default_factory=dict)
     states: dict[str, dict[FileId, Any]] = field(default_factory=dict)
     locks: list[Lock] = field(default_factory=list)
+    directories: dict[tuple[int, str], FileId] = field(default_factory=dict)
+    """(task, "cwd" or "root") → the directory, where it was removed."""
+    links: list[tuple[FdView, str]] = field(default_factory=list)
+    """Names that the kinds want made (`DumpContext.links`)."""
     refusals: list[Refused] = field(default_factory=list)
     first_free_id: int = 1
 
@@ -82,23 +86,30 @@ class Collected:
             raise Findings(tuple(self.refusals))
 
 
-def collect_tables(tables: Sequence[Table], kinds: Kinds, context: DumpContext) -> Collected:
-    """Group, identify and collect. Fills ``context.views`` and ``context.holders``."""
+def collect_tables(
+    tables: Sequence[Table],
+    kinds: Kinds,
+    context: DumpContext,
+    directories: Mapping[tuple[int, str], FdView] | None = None,
+) -> Collected:
+    """Group, identify and collect. Fills ``context.views`` and ``context.holders``.
+
+    ``directories`` are removed working and root directories, by task and name.
+    """
     found = Collected()
     _group(tables, found)
     context.views, context.holders = found.views, found.holders
     for file_id, view in found.views.items():
-        kind = next((k for k in kinds if k.matches(view)), None)
-        if kind is None:
-            found.refusals.append(_nobody(view))
-            continue
-        collected = _caught(found, kind.collect, view, context)
-        if collected is not None:
-            found.states.setdefault(kind.name, {})[file_id] = collected
+        _collect(found, file_id, view, kinds, context)
+    for key, view in (directories or {}).items():
+        file_id = found.directories[key] = FileId(found.first_free_id)
+        found.first_free_id += 1
+        _collect(found, file_id, view, kinds, context)
     for kind in kinds:
         states = found.states.get(kind.name)
         if states:
             found.refusals += kind.check(states, context)
+    found.links = context.links
     for table in tables:
         by_fd = {p.fd: p.file_id for p in found.entries[table.number]}
         locked, refused = locks.collect(table.tasks[0], table.views, by_fd)
@@ -168,10 +179,31 @@ def holders_of(placements: Mapping[int, Sequence[Placed]]) -> dict[FileId, list[
     return result
 
 
-def service_base(placements: Mapping[int, Sequence[Placed]], least: int = 64) -> int:
-    """First number that no task of the tree uses; the soft limit of files must allow for it."""
-    highest = max((p.fd for placed in placements.values() for p in placed), default=-1)
-    return -(-(highest + 1) // least) * least or least
+def service_base(
+    placements: Mapping[int, Sequence[Placed]],
+    least: int = 64,
+    *,
+    needed: int = 0,
+    limit: int | None = None,
+) -> int:
+    """First of ``needed`` numbers, from ``least`` on, that no task of the tree uses.
+
+    Above all of them; when that does not fit below ``limit``, the first gap that is wide enough.
+    """
+    used = sorted({p.fd for placed in placements.values() for p in placed})
+    above = _rounded(used[-1] + 1 if used else 0, least)
+    if limit is None or above + needed <= limit:
+        return above
+    start = least
+    for fd in used:
+        if fd - start >= needed:
+            break
+        start = max(start, _rounded(fd + 1, least))
+    return start
+
+
+def _rounded(number: int, step: int) -> int:
+    return -(-number // step) * step or step
 
 
 def placement(
@@ -197,6 +229,18 @@ def _place(one: Placed, service: int) -> Op:
         subject=f"fd {one.fd}", expect=Expect.EQUAL, want=one.fd,
         remedy="raise the limit of open files (RLIMIT_NOFILE)",
     )  # fmt: skip
+
+
+def _collect(
+    found: Collected, file_id: FileId, view: FdView, kinds: Kinds, context: DumpContext
+) -> None:
+    kind = next((k for k in kinds if k.matches(view)), None)
+    if kind is None:
+        found.refusals.append(_nobody(view))
+        return
+    collected = _caught(found, kind.collect, view, context)
+    if collected is not None:
+        found.states.setdefault(kind.name, {})[file_id] = collected
 
 
 def _group(tables: Sequence[Table], found: Collected) -> None:

@@ -94,29 +94,36 @@ def test_one_ghost_for_two_descriptions():
         "openat($ghost1.folder, '.torpor-ghost-1', 0x200c2, 384) → ghost1.file",
         "pwrite64($ghost1.file, <5 bytes>, 5, 0)",
         "ftruncate($ghost1.file, 5)",
-        "renameat2($ghost1.folder, '.torpor-ghost-1', $ghost1.folder, 'x', 1) → ghost1.named",
-        "fcntl($ghost1.folder, 0, $ghost1.named) → ghost1.at",
-        "openat($ghost1.at, 'x', 2, 0) → ghost1.one",
-        "openat($ghost1.folder, '.torpor-ghost-1', 2, 0) → ghost1.other",
+        "dup3($ghost1.file, 600, 0)",
+        "openat(-100, '/proc/self/fd/600', 258, 0) → ghost1.one",
         "dup3($ghost1.one, 513, 0)",
         "close($ghost1.one)",
-        "dup3($ghost1.other, 513, 0)",
-        "close($ghost1.other)",
-        "fcntl(513, 1)",
-        "openat($ghost1.at, 'x', 0, 0) → ghost1.one",
-        "openat($ghost1.folder, '.torpor-ghost-1', 0, 0) → ghost1.other",
+        "openat(-100, '/proc/self/fd/600', 256, 0) → ghost1.one",
         "dup3($ghost1.one, 514, 0)",
         "close($ghost1.one)",
-        "dup3($ghost1.other, 514, 0)",
-        "close($ghost1.other)",
-        "fcntl(514, 1)",
-        "fchown($ghost1.file, 7, 8)",
+        "fchownat($ghost1.file, '', 7, 8, 0x1000)",
         "fchmod($ghost1.file, 416)",
-        "unlinkat($ghost1.at, 'x', 0)",
-        "unlinkat($ghost1.folder, '.torpor-ghost-1', 0)",
+        "utimensat($ghost1.file, '', <32 bytes>, 0x1000)",
+        "renameat2($ghost1.folder, '.torpor-ghost-1', $ghost1.folder, 'x', 1) → ghost1.named",
+        "renameat2($ghost1.folder, '.torpor-ghost-1', $ghost1.folder, 'x', 2) → ghost1.swapped",
+        "fcntl($ghost1.folder, 0, $ghost1.named) → ghost1.ours",
+        "fcntl($ghost1.folder, 0, $ghost1.swapped) → ghost1.theirs",
+        "fcntl($ghost1.folder, 0, 0) → ghost1.rest",
+        "fcntl($ghost1.file, 0, $ghost1.swapped) → ghost1.blind",
+        "dup3($ghost1.blind, $ghost1.rest, 0)",
+        "unlinkat($ghost1.ours, 'x', 0)",
+        "unlinkat($ghost1.theirs, 'x', 0)",
+        "renameat2($ghost1.theirs, '.torpor-ghost-1', $ghost1.theirs, 'x', 1)",
+        "unlinkat($ghost1.rest, '.torpor-ghost-1', 0)",
+        "close($ghost1.ours)",
+        "close($ghost1.theirs)",
+        "close($ghost1.rest)",
+        "close($ghost1.blind)",
+        "fcntl(513, 1)",
+        "fcntl(514, 1)",
+        "close(600)",
         "close($ghost1.file)",
         "close($ghost1.folder)",
-        "close($ghost1.at)",
         "lseek(514, 3, 0)",
     ]
 
@@ -150,10 +157,9 @@ def test_a_raw_ghost_of_criu_is_read():
 @pytest.mark.parametrize(
     ("view", "case"),
     [
-        (gone(st_nlink=1), "unlinked-with-other-names"),
+        (gone(st_nlink=1, st_size=5), "unlinked-with-other-names"),
         (RecordedFd(link="/covered", paths={"/covered": (9, 9)}), "unreachable-path"),
-        (gone(st_size=1 << 21), "ghost-too-large"),
-        (gone(st_mode=0o120777, flags=O.PATH), "ghost-type"),
+        (gone(st_size=1 << 21, ranges=[(0, 1 << 21)]), "ghost-too-large"),
         (
             RecordedFd(fcntl_buffers={16: b"\1\0\0\0\x99\0\0\0"}),
             "signal-owner-outside",
@@ -172,6 +178,48 @@ def test_a_reader_of_a_file_with_other_names_gets_a_copy():
     state = KIND.collect(gone(st_nlink=1, flags=0), dump_context(warn=warnings.append))
     assert state.ghost.chunks == ((0, b"bytes"),)
     assert "other names" in warnings[0]
+
+
+def test_another_name_is_found_or_made():
+    view = gone(st_nlink=1, others={"/tmp/work": "/tmp/work/other"})
+    state = KIND.collect(view, dump_context())
+    assert (state.ghost.link, state.ghost.chunks) == ("/tmp/work/other", ())
+    back, images = through_images({FileId(1): state})
+    assert back[FileId(1)].ghost.link == "/tmp/work/other"
+    assert not list(images.entries("remap-fpath"))
+    context = dump_context(link_remap=True)
+    state = KIND.collect(gone(st_nlink=1), context)
+    assert context.links[0][1] == state.ghost.link == "/tmp/work/link_remap.1"
+    back, images = through_images({FileId(1): state})
+    assert [remap.remap_type for remap, _ in images.entries("remap-fpath")] == [pb.LINKED]
+    plan = describe(back, plan_context(1))
+    assert "linkat(-100, '/tmp/work/link_remap.1', $ghost1.folder" in plan[1]
+    assert any("unlinkat(-100, '/tmp/work/link_remap.1', 0)" in text for text in plan)
+
+
+def test_what_else_a_ghost_has():
+    state = KIND.collect(
+        gone(times=(1_000_000_005, 2_000_000_007), attributes={"user.a": b"1"}, ranges=[(2, 4)]),
+        dump_context(),
+    )
+    assert state.ghost.chunks == ((2, b"te"),)
+    back, _ = through_images({FileId(1): state})
+    assert back == {FileId(1): state}
+    plan = "\n".join(describe(back, plan_context(1)))
+    assert "utimensat($ghost1.file" in plan
+    assert "fsetxattr($ghost1.file, 'user.a'" in plan
+
+
+@pytest.mark.parametrize("kind", [0o120777, 0o140755, 0o020600])
+def test_ghosts_that_are_held_by_path_only(kind):
+    state = KIND.collect(
+        gone(st_mode=kind, flags=O.PATH | O.NOFOLLOW, st_rdev=0x103, target="else/where"),
+        dump_context(),
+    )
+    back, _ = through_images({FileId(1): state})
+    assert back[FileId(1)].ghost.target == ("else/where" if kind == 0o120777 else "")
+    made = describe(back, plan_context(1))[1]
+    assert made.startswith(("symlinkat('else/where'", "mknodat("))
 
 
 def test_a_name_that_ends_like_a_deleted_one():

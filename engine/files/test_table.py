@@ -64,6 +64,13 @@ def test_tables_come_back_from_images():
     assert table.service_base({}) == 64
 
 
+def test_service_numbers_are_in_a_gap_when_there_is_no_room_above():
+    used = {1: [Placed(fd=fd, file_id=1) for fd in (3, 70, 900, 1023)]}
+    assert table.service_base(used, needed=50, limit=1100) == 1024
+    assert table.service_base(used, needed=50, limit=1024) == 128
+    assert table.service_base(used, needed=800, limit=1024) == 1024
+
+
 def test_placement():
     placed = [Placed(fd=0, file_id=1), Placed(fd=7, file_id=2, cloexec=True)]
     plan = PlanContext(fds={1: 64, 2: 65}, holders={}, spare_fd=66)

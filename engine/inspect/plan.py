@@ -84,8 +84,8 @@ class _Planner:
         self.opened: dict[int, set[int]] = {}
         self.memory_of = {self.tree.root.pid: self.tree.root}
         self.files = descriptors.plan(
-            snapshot, stdio=(0, 1, 2), inherit={}, path_map={}, address_map={}, new_container=False,
-            warn=self.warnings.append,
+            snapshot, descriptors.Seed(stdio=(0, 1, 2)), path_map={}, address_map={},
+            new_container=False, warn=self.warnings.append,
         )  # fmt: skip
         used = [(a.start, a.end) for t in self.tree.tasks for a in (t.memory or _NOTHING).areas
                 if a.end <= areas.TASK_SIZE]  # fmt: skip

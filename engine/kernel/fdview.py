@@ -20,6 +20,7 @@ from typing import Self
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Refused, Vanished
 from torpor.engine.kernel import fdcalls, netlink, watches
+from torpor.engine.kernel.filefacts import FileFacts
 from torpor.engine.kind import FdView, Message
 
 NetnsSocket = Callable[[int, int], int]
@@ -28,6 +29,7 @@ close. The dump makes it by an injected socket(2) and pidfd_getfd."""
 
 CONTENT_STEP = 1 << 20
 READ_SIZE = 1 << 16
+DIRECTORIES = ("cwd", "root")
 HEADER_LINES = ("pos", "flags", "mnt_id", "ino")
 
 
@@ -51,12 +53,17 @@ class TaskFiles:
         return self._opened["pidfd"]
 
     def directory(self, name: str) -> int:
-        """O_PATH descriptor of /proc/PID/root or cwd."""
+        """O_PATH descriptor of /proc/PID/cwd, or of the root that its paths start from.
+
+        That is the root of its mount namespace, for a chroot does not change what /proc tells.
+        """
         if name not in self._opened:
-            with _translated(f"task {self.ns_pid}", f"/proc/{self.pid}/{name}"):
-                self._opened[name] = os.open(
-                    f"/proc/{self.pid}/{name}", os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
-                )
+            path = f"/proc/{self.pid}/{name}"
+            with _translated(f"task {self.ns_pid}", path):
+                fd = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
+                if name == "root" and os.readlink(path) != "/":
+                    fd = _topmost(fd)
+            self._opened[name] = fd
         return self._opened[name]
 
     def netlink_socket(self, protocol: int) -> int:
@@ -84,7 +91,7 @@ class TaskFiles:
         self._netlink.clear()
 
 
-class LiveFd:
+class LiveFd(FileFacts):
     """One descriptor. Attributes are those of `FdView`."""
 
     __slots__ = (
@@ -101,15 +108,17 @@ class LiveFd:
         path = f"/proc/{task.pid}/fd/{fd}"
         with _translated(f"task {task.ns_pid}, fd {fd}", path):
             self.link = os.readlink(path)
-            status = os.stat(path)
+            self._take(os.stat(path))
             text = _read(f"/proc/{task.pid}/fdinfo/{fd}")
-        self.st_mode, self.st_dev, self.st_ino = status.st_mode, status.st_dev, status.st_ino
-        self.st_rdev, self.st_size, self.st_nlink = status.st_rdev, status.st_size, status.st_nlink
-        self.st_uid, self.st_gid = status.st_uid, status.st_gid
         head, self.info = _parse_fdinfo(text)
         self.pos = int(head.get("pos", "0"))
         self.flags = int(head.get("flags", "0"), 8)
         self.mnt_id = int(head.get("mnt_id", "-1"))
+
+    def _take(self, status: os.stat_result) -> None:
+        self.st_mode, self.st_dev, self.st_ino = status.st_mode, status.st_dev, status.st_ino
+        self.st_rdev, self.st_size, self.st_nlink = status.st_rdev, status.st_size, status.st_nlink
+        self.st_uid, self.st_gid = status.st_uid, status.st_gid
 
     @property
     def subject(self) -> str:
@@ -294,6 +303,36 @@ class LiveFd:
         return os.open(self.path, flags | os.O_CLOEXEC)
 
 
+class LiveDirectory(LiveFd):
+    """The working or root directory of a task, as if it were open with O_PATH."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, task: TaskFiles, name: str) -> None:
+        self.task, self.name = task, name
+        self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, -1
+        self._copy, self._magic, self.info = -1, None, ()
+        with _translated(self.subject, self.path):
+            self.link = os.readlink(self.path)
+            self._take(os.stat(self.path))
+        self.pos, self.flags, self.mnt_id = 0, os.O_PATH | os.O_DIRECTORY, -1
+
+    @property
+    def subject(self) -> str:
+        """`task 41, cwd -> /tmp/x (deleted)`."""
+        return f"task {self.ns_pid}, {self.name} -> {getattr(self, 'link', '')}"
+
+    @property
+    def path(self) -> str:
+        """The link in /proc."""
+        return f"/proc/{self.pid}/{self.name}"
+
+    @property
+    def is_gone(self) -> bool:
+        """It was removed."""
+        return not self.st_nlink
+
+
 class Views:
     """The descriptors of several tasks. A context manager: all copies are closed at its end."""
 
@@ -307,6 +346,15 @@ class Views:
     def of(self, pid: int) -> Sequence[LiveFd]:
         """All of a task, by number."""
         return tuple(self._views[pid].values())
+
+    def removed_directories(self, pids: Iterable[int]) -> Iterator[LiveDirectory]:
+        """Working and root directories of tasks that were removed."""
+        for pid in pids:
+            task = self.tasks.setdefault(pid, TaskFiles(pid))
+            for name in DIRECTORIES:
+                view = LiveDirectory(task, name)
+                if view.is_gone:
+                    yield view
 
     def get(self, pid: int, fd: int) -> LiveFd:
         """One of them."""
@@ -355,10 +403,34 @@ def free_port(pid: int, fd: int, *, reset: bool) -> None:
         task.close()
 
 
+def add_name(pid: int, fd: int, path: str) -> None:
+    """Give a descriptor's file a further name in the task's root (linkat(2), AT_SYMLINK_FOLLOW)."""
+    with _translated(f"pid {pid}, fd {fd}", path):
+        new = f"/proc/{pid}/root{path}"
+        os.link(f"/proc/{pid}/fd/{fd}", new, src_dir_fd=-1, follow_symlinks=True)
+
+
+def remove_name(pid: int, path: str) -> None:
+    """Take such a name away."""
+    with _translated(f"pid {pid}", path):
+        os.unlink(f"/proc/{pid}/root{path}")
+
+
 def descriptors(pid: int) -> list[int]:
     """Numbers of a task's descriptors, sorted."""
     with _translated(f"task {pid}", f"/proc/{pid}/fd"):
         return sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+
+
+def _topmost(fd: int) -> int:
+    """The root of a directory's mount namespace: what has itself as its parent."""
+    while True:
+        above = os.open("..", os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY, dir_fd=fd)
+        is_top = os.path.samestat(os.fstat(above), os.fstat(fd))
+        os.close(fd)
+        fd = above
+        if is_top:
+            return fd
 
 
 def same_netns(pid: int) -> bool:

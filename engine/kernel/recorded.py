@@ -61,6 +61,13 @@ class RecordedFd:
     content: bytes = b""
     paths: Mapping[str, tuple[int, int]] | None = None
     """None: the link itself is there, and nothing else."""
+    ranges: Sequence[tuple[int, int]] | None = None
+    """None: all of the content is data."""
+    times: tuple[int, int] = (0, 0)
+    attributes: Mapping[str, bytes] = field(default_factory=dict)
+    target: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Folder → another name of the file."""
     netlinks: Mapping[tuple[int, int, bytes], bytes] = field(default_factory=dict)
     targets: Sequence[tuple[int, int, int, int]] = ()
     target_descriptions: Mapping[tuple[int, int], object] = field(default_factory=dict)
@@ -125,6 +132,32 @@ class RecordedFd:
         if len(self.content) > limit_bytes:
             raise Refused("file is too large", subject=self.subject)
         return self.content
+
+    def data_ranges(self) -> Sequence[tuple[int, int]]:
+        """As recorded; see ``ranges``."""
+        if self.ranges is not None:
+            return self.ranges
+        return [(0, len(self.content))] if self.content else []
+
+    def read_range(self, offset: int, size_bytes: int) -> bytes:
+        """As recorded."""
+        return self.content[offset : offset + size_bytes]
+
+    def times_ns(self) -> tuple[int, int]:
+        """As recorded."""
+        return self.times
+
+    def xattrs(self) -> Mapping[str, bytes]:
+        """As recorded."""
+        return self.attributes
+
+    def symlink_target(self) -> str:
+        """As recorded."""
+        return self.target
+
+    def other_name(self, folder: str) -> str | None:
+        """As recorded."""
+        return self.others.get(folder)
 
     def path_stat(self, path: str) -> tuple[int, int] | None:
         """As recorded; see ``paths``."""

@@ -2,8 +2,9 @@
 """Programs for everything of a task that is neither memory nor descriptors."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from torpor.engine.kind import FileId
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import AT_FDCWD, O_CLOEXEC
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot
@@ -14,7 +15,7 @@ from torpor.engine.tasks.model import Memory, TaskImage, ThreadImage
 
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 NO_EXE_FD = 0xFFFFFFFF
-O_WRONLY = 1
+O_WRONLY, O_PATH = 1, 0o10000000
 MM_MAP = struct.Struct("<11QQII")
 
 Warn = Callable[[str], None]
@@ -23,28 +24,58 @@ Warn = Callable[[str], None]
 def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
     """What belongs to the whole task: directories, memory markers, signal actions."""
     program = Program("task")
-    if task.root != "/":
-        program.add(
-            Op(
-                call="chroot",
-                args=(Data.path(task.root),),
-                subject="root directory",
-                remedy="chroot needs CAP_SYS_CHROOT",
-            )
-        )
-    program.add(
-        Op(
-            call="chdir",
-            args=(Data.path(task.cwd),),
-            subject="working directory",
-            remedy="the directory must be there as before",
-        ),
-        Op(call="umask", args=(task.umask,), subject="umask"),
-    )
+    program.add(Op(call="umask", args=(task.umask,), subject="umask"))
     program.extend(areas.plan_final(memory.areas, opened))
     program.add(memory_markers(memory), _personality(task.personality))
     program.extend(signals.plan_actions(task.actions))
+    if task.fs_of is None and task.cwd_file is None and task.root_file is None:
+        program.add(_chdir(task))
+        if task.root != "/":
+            program.add(_chroot(task.root))
     return program
+
+
+def removed_directories(task: TaskImage, fds: Mapping[FileId, int]) -> list[Op]:
+    """Go to directories that have no name, by the service numbers at which they are open."""
+    if task.fs_of is not None or (task.cwd_file is None and task.root_file is None):
+        return []
+    here = Slot("cwd")
+    ops = [_chdir(task) if task.cwd_file is None else _fchdir(fds[FileId(task.cwd_file)])]
+    if task.root_file is not None:
+        flags = O_PATH | O_CLOEXEC
+        ops += [
+            Op(call="openat", args=(AT_FDCWD, Data.path("."), flags, 0), yields=here),
+            _fchdir(fds[FileId(task.root_file)]),
+            _chroot("."),
+            _fchdir(here),
+            Op(call="close", args=(here,)),
+        ]
+    elif task.root != "/":
+        ops.append(_chroot(task.root))
+    return ops
+
+
+def _chdir(task: TaskImage) -> Op:
+    return Op(
+        call="chdir",
+        args=(Data.path(task.cwd),),
+        subject="working directory",
+        remedy="the directory must be there as before",
+    )
+
+
+def _fchdir(fd: int | Slot) -> Op:
+    return Op(call="fchdir", args=(fd,), subject="removed directory")
+
+
+def _chroot(path: str) -> Op:
+    """Last: other paths of the images are those of the root before it."""
+    return Op(
+        call="chroot",
+        args=(Data.path(path),),
+        subject="root directory",
+        remedy="chroot needs CAP_SYS_CHROOT",
+    )
 
 
 def _personality(wanted: int) -> Op:

@@ -7,16 +7,29 @@ numbers and closes the service range (engine/kind.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torpor.engine.files import table
 from torpor.engine.files.table import Placed
 from torpor.engine.kind import PlanContext
 from torpor.engine.program.ops import Expect, Op, Program
-from torpor.engine.restore.load import Snapshot
+from torpor.engine.restore import build
+from torpor.engine.restore.load import Snapshot, directories_of
 
 RLIMIT_NOFILE = 7
 RESERVED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
+    """What the seed has at the start: ``stdio`` and ``inherit`` are numbers that it has open.
+
+    ``limit`` is the number of descriptors that it may have, None when that is not known.
+    """
+
+    stdio: Sequence[int] = ()
+    inherit: Mapping[str, int] = field(default_factory=dict)
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,35 +37,31 @@ class Descriptors:
     """The plan of all descriptors of a tree."""
 
     base: int
+    highest: int
+    """First number that is never used, neither by a task nor on the way."""
     context: PlanContext
     create: Program
     late: Mapping[int, Sequence[Op]]
     locks: Mapping[int, Sequence[Op]]
     """File locks: taken last, for closing any descriptor of a file drops a task's locks on it."""
 
-    @property
-    def highest(self) -> int:
-        """First number above the service range."""
-        return self.context.spare_fd + RESERVED
-
 
 def plan(
     snapshot: Snapshot,
+    seed: Seed,
     *,
-    stdio: Sequence[int],
-    inherit: Mapping[str, int],
     path_map: Mapping[str, str],
     address_map: Mapping[str, str],
     new_container: bool,
     warn: Callable[[str], None],
 ) -> Descriptors:
-    """Number everything and let the kinds plan.
-
-    ``stdio`` and ``inherit`` are numbers that the seed has open at the start.
-    """
-    base = max(table.service_base(snapshot.tables), max((*stdio, *inherit.values(), 2)) + 1)
+    """Number everything and let the kinds plan."""
+    stdio, inherit = seed.stdio, seed.inherit
     holders = table.holders_of(snapshot.tables)
-    ids = sorted(holders)
+    ids = sorted({*holders, *directories_of(snapshot.tree)})
+    needed = len(stdio) + len(inherit) + len(ids) + RESERVED
+    least = max(64, max((*stdio, *inherit.values(), 2)) + 1)
+    base = table.service_base(snapshot.tables, least, needed=needed, limit=seed.limit)
     moved = base + len(stdio) + len(inherit)
     context = PlanContext(
         fds={number: moved + i for i, number in enumerate(ids)},
@@ -84,10 +93,18 @@ def plan(
     for kind, states in snapshot.states:
         for one in kind.late(states, context):
             late.setdefault(one.task, []).append(one.op)
+    for task in snapshot.tree.tasks:
+        ops = build.removed_directories(task, context.fds)
+        if ops:
+            late.setdefault(task.pid, []).extend(ops)
     locks: dict[int, list[Op]] = {}
     for one in table.late_locks(snapshot.locks):
         locks.setdefault(one.task, []).append(one.op)
-    return Descriptors(base=base, context=context, create=program, late=late, locks=locks)
+    used = max((h.fd for held in holders.values() for h in held), default=0)
+    return Descriptors(
+        base=base, highest=max(used + 1, context.spare_fd + RESERVED), context=context,
+        create=program, late=late, locks=locks,
+    )  # fmt: skip
 
 
 def placement(

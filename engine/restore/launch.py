@@ -152,8 +152,11 @@ class _Restore(Work):
             numbers = {name: i + 3 for i, name in enumerate(kept)}
             self.plan = descriptors.plan(
                 self.snapshot,
-                stdio=stdio if seed is not None else (0, 1, 2),
-                inherit=numbers if seed is None else {},
+                descriptors.Seed(
+                    stdio=stdio if seed is not None else (0, 1, 2),
+                    inherit=numbers if seed is None else {},
+                    limit=descriptor_limits(root.pid)[1],
+                ),
                 path_map=self.path_map,
                 address_map=self.address_map,
                 new_container=self.container,
@@ -372,8 +375,7 @@ class _Restore(Work):
     # ---- tasks
 
     def _raise_descriptor_limit(self, root: Living) -> None:
-        limits = proc.parse_limits(proc.read_text(root.pid, "limits"))
-        soft, hard = limits[descriptors.RLIMIT_NOFILE]
+        soft, hard = descriptor_limits(root.pid)
         if self.plan.highest > hard:
             raise Refused(
                 f"{self.plan.highest} descriptors are needed while restoring",
@@ -419,6 +421,11 @@ class _Restore(Work):
             os.kill(pid, 9)
         except ProcessLookupError:
             return
+
+
+def descriptor_limits(pid: int) -> tuple[int, int]:
+    """Soft and hard RLIMIT_NOFILE of a live task."""
+    return proc.parse_limits(proc.read_text(pid, "limits"))[descriptors.RLIMIT_NOFILE]
 
 
 def special_areas(pid: int) -> Group:

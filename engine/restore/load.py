@@ -65,7 +65,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL) -> Snapshot:
             source=source,
             tree=tree,
             tables=tables,
-            states=_states(source, tables),
+            states=_states(source, tables, directories_of(tree)),
             locks=table.decode_locks(source),
             contents=Contents(images),
         )
@@ -102,10 +102,16 @@ def processor_components() -> tuple[Component, ...]:
     )
 
 
+def directories_of(tree: Tree) -> set[FileId]:
+    """Files that stand for removed working and root directories."""
+    both = {number for t in tree.tasks for number in (t.cwd_file, t.root_file)}
+    return {FileId(number) for number in both if number is not None}
+
+
 def _states(
-    source: Source, tables: Mapping[int, Sequence[Placed]]
+    source: Source, tables: Mapping[int, Sequence[Placed]], directories: set[FileId]
 ) -> list[tuple[Any, Mapping[FileId, Any]]]:
-    wanted = {one.file_id for placed in tables.values() for one in placed}
+    wanted = {one.file_id for placed in tables.values() for one in placed} | directories
     states: list[tuple[Any, Mapping[FileId, Any]]] = []
     found: set[FileId] = set()
     for kind in FILE_KINDS:

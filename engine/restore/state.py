@@ -37,9 +37,9 @@ def place_descriptors(work: Work) -> None:
 def task_state(work: Work, task: Living) -> None:
     """The task's own settings, its threads and theirs."""
     image, memory = task.image, memory_of(task)
+    _loginuid(work, task)
     program = build.task_program(image, memory, task.opened)
     task.arena.run(task.pid, program, image.subject)
-    _loginuid(work, task)
     for thread in image.threads[1:]:
         tid = spawn.fork(
             task.pid,

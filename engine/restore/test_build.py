@@ -42,7 +42,17 @@ def test_personality_comes_after_protection():
 
 def test_a_root_of_its_own():
     program = build.task_program(task(root="/jail", cwd="/jail/srv"), memory(), set())
-    assert calls(program)[:3] == ["chroot", "chdir", "umask"]
+    assert calls(program)[-2:] == ["chdir", "chroot"]
+
+
+def test_removed_directories():
+    one = task(root="/jail", root_file=7, cwd="/srv", cwd_file=8)
+    assert "chdir" not in calls(build.task_program(one, memory(), set()))
+    ops = build.removed_directories(one, {7: 100, 8: 101})
+    assert [(op.call, op.args[0]) for op in ops if op.call == "fchdir"][:2] == [
+        ("fchdir", 101), ("fchdir", 100),
+    ]  # fmt: skip
+    assert build.removed_directories(task(), {}) == []
 
 
 def test_threads_need_no_right():

@@ -15,13 +15,15 @@ def snapshot(tables):
     view = RecordedFd(link="anon_inode:[eventfd]", flags=O.RDWR, info=("eventfd-count: 5",))
     state = KIND.collect(view, dump_context())
     ids = {one.file_id for placed in tables.values() for one in placed}
-    return SimpleNamespace(tables=tables, states=[(KIND, dict.fromkeys(ids, state))], locks=())
+    return SimpleNamespace(tables=tables, states=[(KIND, dict.fromkeys(ids, state))], locks=(),
+                           tree=SimpleNamespace(tasks=()))  # fmt: skip
 
 
 def plan(tables, **more):
-    values = {"stdio": (), "inherit": {}, "path_map": {}, "address_map": {},
-              "new_container": False, "warn": lambda _: None} | more  # fmt: skip
-    return descriptors.plan(snapshot(tables), **values)
+    return descriptors.plan(
+        snapshot(tables), descriptors.Seed(**more), path_map={}, address_map={},
+        new_container=False, warn=lambda _: None,
+    )  # fmt: skip
 
 
 def placed(fd, file_id, cloexec=False):

@@ -104,8 +104,8 @@ def encode_tree(
         images.add(
             f"fs-{task.pid}",
             pb.fs_entry(
-                cwd_id=paths.id(task.cwd, 0o200000, images),
-                root_id=paths.id(task.root, 0o200000, images),
+                cwd_id=task.cwd_file or paths.id(task.cwd, 0o200000, images),
+                root_id=task.root_file or paths.id(task.root, 0o200000, images),
                 umask=task.umask,
             ),
         )
@@ -380,6 +380,7 @@ class _TaskReader:
             )
         self.ids = core.ids if core.HasField("ids") else self.one(f"ids-{entry.pid}")
         fs = self.one(f"fs-{entry.pid}")
+        removed = {remap.orig_id for remap, _ in self.images.entries("remap-fpath")}
         plain, posix = timers.decode(tc.timers)
         return TaskImage(
             pid=entry.pid,
@@ -393,6 +394,8 @@ class _TaskReader:
             memory=self.memory(),
             cwd=self.path(fs.cwd_id),
             root=self.path(fs.root_id),
+            cwd_file=fs.cwd_id if fs.cwd_id in removed else None,
+            root_file=fs.root_id if fs.root_id in removed else None,
             umask=fs.umask,
             personality=tc.personality,
             subreaper=tc.child_subreaper,

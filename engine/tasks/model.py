@@ -90,6 +90,9 @@ class TaskImage:
     memory: Memory | None = None
     cwd: str = "/"
     root: str = "/"
+    cwd_file: int | None = None
+    """The file that stands for the working directory when that was removed; so with the root."""
+    root_file: int | None = None
     umask: int = 0o22
     personality: int = 0
     subreaper: bool = False

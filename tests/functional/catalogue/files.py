@@ -3,4 +3,74 @@
 
 from tests.functional.catalogue.case import Case
 
-CASES: tuple[Case, ...] = ()
+OTHER_USER = "may not read the limits of another user's task without CAP_SYS_RESOURCE"
+
+FLAGS = (
+    Case(state="all open flags", program="files_flags", arguments=("flags",),
+         criu="does not give all flags back"),
+    Case(state="made by O_CREAT, O_EXCL, O_TRUNC", program="files_flags",
+         arguments=("created_exclusive",)),
+    Case(state="O_PATH of every type", program="files_flags", arguments=("path_only",),
+         criu="asks an O_PATH fifo for its content"),
+    Case(state="positions", program="files_flags", arguments=("positions",)),
+    Case(state="shared by dup and fork", program="files_flags", arguments=("sharing",)),
+    Case(state="mode and user forbid another open", program="files_flags",
+         arguments=("not_permitted",), criu=OTHER_USER),
+    Case(state="of running programs", program="files_flags", arguments=("running_program",)),
+    Case(state="renamed while open", program="files_flags", arguments=("renamed",)),
+    Case(state="odd and long names", program="files_flags", arguments=("odd_names",)),
+    Case(state="position in a directory", program="files_flags",
+         arguments=("directory_position",)),
+    Case(state="numbers up to the limit", program="files_flags", arguments=("numbers",),
+         criu="has no room for its own descriptors above the highest"),
+)  # fmt: skip
+
+GONE = (
+    Case(state="deleted, shared by descriptors and tasks", program="files_gone",
+         arguments=("plain",)),
+    Case(state="deleted, empty or write-only", program="files_gone", arguments=("empty",)),
+    Case(state="deleted, 7 GiB of holes", program="files_gone", arguments=("sparse",)),
+    Case(state="deleted, above the default limit", program="files_gone", arguments=("large",),
+         options=("--ghost-limit", "4M")),
+    Case(state="deleted, zeros written", program="files_gone", arguments=("written_zeros",)),
+    Case(state="deleted, the name taken by another", program="files_gone",
+         arguments=("name_taken",)),
+    Case(state="three deleted of one name", program="files_gone", arguments=("two_of_one_name",)),
+    Case(state="deleted, another name is left", program="files_gone", arguments=("linked_near",),
+         criu="takes it with --link-remap only"),
+    Case(state="deleted, another name is left elsewhere", program="files_gone",
+         arguments=("linked_far",), criu="takes it with --link-remap only"),
+    Case(state="deleted, another name is left, with --link-remap", program="files_gone",
+         arguments=("remapped",), options=("--link-remap",)),
+    Case(state="deleted with its directories", program="files_gone", arguments=("parent_gone",),
+         criu="leaves the directories it makes"),
+    Case(state="deleted, its directory renamed", program="files_gone",
+         arguments=("parent_renamed",)),
+    Case(state="deleted directory", program="files_gone", arguments=("directory",),
+         criu="does not take a removed directory whose name is a file now"),
+    Case(state="deleted working directory", program="files_gone", arguments=("cwd",)),
+    Case(state="deleted working directory that is open", program="files_gone",
+         arguments=("cwd_and_descriptor",),
+         criu="removes the directory that has the name now"),
+    Case(state="O_TMPFILE", program="files_gone", arguments=("tmpfile",),
+         changes={r"fd \d+$": "the inode number is the name of an O_TMPFILE"},
+         criu="brings it back without the right to be linked"),
+    Case(state="deleted fifo", program="files_gone", arguments=("fifo",)),
+    Case(state="deleted symbolic link", program="files_gone", arguments=("symlink",)),
+    Case(state="deleted socket and device", program="files_gone",
+         arguments=("socket_and_device",), criu="takes an O_PATH socket for a socket"),
+    Case(state="deleted with extended attributes", program="files_gone",
+         arguments=("attributes",), criu="loses them"),
+    Case(state="deleted on tmpfs", program="files_gone", arguments=("on_tmpfs",),
+         options=("--link-remap",)),
+    Case(state="two hundred deleted", program="files_gone", arguments=("many",)),
+)  # fmt: skip
+
+ROOTS = (
+    Case(state="a root of its own", program="files_roots", arguments=("chroot",)),
+    Case(state="removed root directory", program="files_roots", arguments=("removed_root",)),
+    Case(state="working directory outside of the root", program="files_roots",
+         arguments=("outside_root",)),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a file whose name is gone comes back: operations that make it, name it, open it, unname it.
+
+A program has no conditions, and a file that has taken the name must stay. So the file is made under
+a side name in its directory, which is renamed to the old one with RENAME_NOREPLACE; when somebody
+has that name the two are exchanged, and exchanged back right after. The results (0, or an error)
+are arguments of F_DUPFD, which gives a descriptor of the directory only for 0: what goes through
+that descriptor happens only in that case. The name that the kernel tells of the file afterwards
+(`/dir/name (deleted)`) is the one that it had when it was removed.
+
+Facts (probed on v6.18): F_DUPFD with a negative number gives EINVAL, with an O_PATH descriptor it
+works. A file is opened again by /proc/self/fd/N whatever its name is, but not with O_NOFOLLOW.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from torpor.engine.files.common import AT_FDCWD, SETTABLE, F, FileType, O
+from torpor.engine.files.ghost import DELETED, SECOND_NS, Ghost
+from torpor.engine.program.ops import Data, Expect, Op, Slot
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+AT_REMOVEDIR, AT_EMPTY_PATH = 0x200, 0x1000
+NEEDS_PATH_ONLY = (FileType.LINK, FileType.SOCKET, FileType.CHARACTER, FileType.BLOCK)
+REMAP_PREFIX = "link_remap."
+TIMESPECS = struct.Struct("<4q")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """One description of a ghost: open flags, and the number it shall have."""
+
+    fd: int
+    flags: int
+    subject: str
+    tmpfile: bool = False
+
+
+def plan(ghost: Ghost, path: str, openings: Sequence[Opening], spare_fd: int) -> list[Op]:
+    """Create the file at ``path``, open it as often as asked, remove its name.
+
+    ``spare_fd`` is a number that is free for the moment.
+    """
+    builder = _Builder(ghost, path, spare_fd)
+    first = next((o for o in openings if o.tmpfile and o.flags & O.ACCMODE), None)
+    if first is not None and ghost.link is None:
+        return builder.as_tmpfile(first, openings)
+    return builder.as_unlinked(openings)
+
+
+class _Builder:
+    """Operations of one ghost. Its slots carry the ghost's number."""
+
+    def __init__(self, ghost: Ghost, path: str, spare_fd: int) -> None:
+        self.ghost, self.spare = ghost, spare_fd
+        name = PurePosixPath(path)
+        self.folders = [str(p) for p in name.parents if str(p) != "/"][: ghost.missing][::-1]
+        self.parent = Data.path(str(name.parent))
+        self.base = Data.path(name.name)
+        self.side = Data.path(f".torpor-ghost-{ghost.number:x}")
+        self.what = f"{path}{DELETED}"
+        self.ops: list[Op] = []
+
+    def slot(self, name: str) -> Slot:
+        return Slot(f"ghost{self.ghost.number:x}.{name}")
+
+    def add(self, call: str, *args: int | Data | Slot, into: str = "", note: str = "",
+            expect: Expect = Expect.OK, want: int = 0, remedy: str = "") -> None:  # fmt: skip
+        self.ops.append(
+            Op(call=call, args=args, subject=self.what, note=note, expect=expect, want=want,
+               remedy=remedy, yields=self.slot(into) if into else None)
+        )  # fmt: skip
+
+    def attempt(self, call: str, *args: int | Data | Slot, into: str = "", note: str = "") -> None:
+        """An operation that may fail."""
+        self.add(call, *args, into=into, note=note, expect=Expect.ANY)
+
+    def as_tmpfile(self, first: Opening, openings: Sequence[Opening]) -> list[Op]:
+        """An O_TMPFILE, which the program may still want to link."""
+        self._folders()
+        made = self.slot("file")
+        access = first.flags & O.ACCMODE
+        self.add("openat", AT_FDCWD, self.parent, O.TMPFILE | O.DIRECTORY | access, 0o600,
+                 into="file", remedy="the directory must exist and take O_TMPFILE")  # fmt: skip
+        self._fill(made)
+        self.add("dup3", made, first.fd, 0, expect=Expect.EQUAL, want=first.fd)
+        for opening in openings:
+            if opening is not first:
+                self._reopen(opening, first.fd)
+        self._attributes(made)
+        self.add("close", made)
+        if first.flags & SETTABLE & ~O.ASYNC:
+            self.add("fcntl", first.fd, F.SETFL, first.flags & SETTABLE & ~O.ASYNC)
+        self._no_folders()
+        return self.ops
+
+    def as_unlinked(self, openings: Sequence[Opening]) -> list[Op]:
+        """A file that was opened, and whose name is gone."""
+        self._folders()
+        folder, made = self.slot("folder"), self.slot("file")
+        self.add("openat", AT_FDCWD, self.parent, O.PATH | O.DIRECTORY, 0, into="folder",
+                 remedy="create the directory before the restore")  # fmt: skip
+        self._create(folder)
+        self._fill(made)
+        self.add("dup3", made, self.spare, 0, expect=Expect.EQUAL, want=self.spare)
+        by_name = [o for o in openings if o.flags & O.NOFOLLOW]
+        for opening in openings:
+            if opening not in by_name:
+                self._reopen(opening, self.spare)
+        self._attributes(made)
+        self._unname(folder, made, by_name)
+        for opening in openings:
+            self.add("fcntl", opening.fd, F.GETFD, note=f"is open: {opening.subject}",
+                     remedy="the file system must allow the flags it was opened with")  # fmt: skip
+        self.add("close", self.spare)
+        self.add("close", made)
+        self.add("close", folder)
+        self._no_folders()
+        return self.ops
+
+    def _create(self, folder: Slot) -> None:
+        remedy = f"the directory must be writable and without {self.side.text}"
+        kind, mode = self.ghost.type, self.ghost.mode
+        path_only = int(O.PATH | O.NOFOLLOW)
+        flags = int(O.RDWR | O.CREAT | O.EXCL | O.NOFOLLOW)
+        if self.ghost.link is not None:
+            self.add("linkat", AT_FDCWD, Data.path(self.ghost.link), folder, self.side, 0,
+                     remedy=f"{self.ghost.link} must be there as at the checkpoint")  # fmt: skip
+            flags = path_only
+        elif kind == FileType.DIRECTORY:
+            self.add("mkdirat", folder, self.side, 0o700, remedy=remedy)
+            flags = int(O.DIRECTORY | O.NOFOLLOW)
+        elif kind == FileType.FIFO:
+            self.add("mknodat", folder, self.side, FileType.FIFO | 0o600, 0, remedy=remedy)
+            flags = int(O.RDWR | O.NONBLOCK | O.NOFOLLOW)
+        elif kind == FileType.LINK:
+            self.add("symlinkat", Data.path(self.ghost.target), folder, self.side, remedy=remedy)
+            flags = path_only
+        elif kind in NEEDS_PATH_ONLY:
+            self.add("mknodat", folder, self.side, mode, self.ghost.rdev, remedy=remedy)
+            flags = path_only
+        self.add("openat", folder, self.side, flags, 0o600, into="file", remedy=remedy)
+
+    def _fill(self, made: Slot) -> None:
+        if self.ghost.type != FileType.REGULAR or self.ghost.link is not None:
+            return
+        for offset, data in self.ghost.chunks:
+            self.add("pwrite64", made, Data(data), len(data), offset, expect=Expect.EQUAL,
+                     want=len(data), remedy="make room on the file system")  # fmt: skip
+        if self.ghost.size:
+            self.add("ftruncate", made, self.ghost.size)
+
+    def _attributes(self, made: Slot) -> None:
+        """Owner, mode, times; after it was opened, for they may forbid that."""
+        ghost = self.ghost
+        if ghost.link is not None:
+            return
+        self.add("fchownat", made, Data.path(""), ghost.uid, ghost.gid, AT_EMPTY_PATH,
+                 remedy="restore with CAP_CHOWN, or as the user that owned the file")  # fmt: skip
+        if ghost.type not in NEEDS_PATH_ONLY:
+            self.add("fchmod", made, ghost.mode & 0o7777)
+            for name, value in ghost.xattrs.items():
+                self.add("fsetxattr", made, Data.path(name), Data(value), len(value), 0,
+                         remedy="the file system must take extended attributes")  # fmt: skip
+        if ghost.times_ns is not None:
+            both = [part for t in ghost.times_ns for part in divmod(t, SECOND_NS)]
+            self.attempt("utimensat", made, Data.path(""), Data(TIMESPECS.pack(*both)),
+                         AT_EMPTY_PATH)  # fmt: skip
+
+    def _unname(self, folder: Slot, made: Slot, by_name: Sequence[Opening]) -> None:
+        """Give it the old name, open it by that where it must be, remove the name."""
+        named, swapped = self.slot("named"), self.slot("swapped")
+        ours, theirs, rest = self.slot("ours"), self.slot("theirs"), self.slot("rest")
+        removal = AT_REMOVEDIR if self.ghost.type == FileType.DIRECTORY else 0
+        self.attempt("renameat2", folder, self.side, folder, self.base, RENAME_NOREPLACE,
+                     into="named", note="0 when the old name is free")  # fmt: skip
+        self.attempt("renameat2", folder, self.side, folder, self.base, RENAME_EXCHANGE,
+                     into="swapped", note="0 when somebody has it")  # fmt: skip
+        self.attempt("fcntl", folder, F.DUPFD, named, into="ours")
+        self.attempt("fcntl", folder, F.DUPFD, swapped, into="theirs")
+        self.add("fcntl", folder, F.DUPFD, 0, into="rest", note="for the side name")
+        self.attempt("fcntl", made, F.DUPFD, swapped, into="blind")
+        self.attempt("dup3", self.slot("blind"), rest, 0, note="that name is not ours after a swap")
+        for opening in by_name:
+            for at, name in ((ours, self.base), (theirs, self.base), (rest, self.side)):
+                self.attempt("openat", at, name, opening.flags, 0, into="one")
+                self.attempt("dup3", self.slot("one"), opening.fd, 0)
+                self.attempt("close", self.slot("one"))
+        self.attempt("unlinkat", ours, self.base, removal)
+        self.attempt("unlinkat", theirs, self.base, removal)
+        self.attempt("renameat2", theirs, self.side, theirs, self.base, RENAME_NOREPLACE)
+        self.attempt("unlinkat", rest, self.side, removal)
+        for made_here in ("ours", "theirs", "rest", "blind"):
+            self.attempt("close", self.slot(made_here))
+        if self.ghost.link is not None and is_remap(self.ghost.link):
+            self.add("unlinkat", AT_FDCWD, Data.path(self.ghost.link), 0, expect=Expect.ANY,
+                     note="made at the checkpoint")  # fmt: skip
+
+    def _reopen(self, opening: Opening, source: int) -> None:
+        self.add("openat", AT_FDCWD, Data.path(f"/proc/self/fd/{source}"),
+                 opening.flags & ~int(O.ASYNC) | O.NOCTTY, 0, into="one",
+                 note=opening.subject, remedy="the file system must allow the flags it was opened "
+                 "with, and /proc must be mounted")  # fmt: skip
+        self.add("dup3", self.slot("one"), opening.fd, 0, expect=Expect.EQUAL, want=opening.fd)
+        self.add("close", self.slot("one"))
+
+    def _folders(self) -> None:
+        """Parents that were gone as well: created when they are not there."""
+        for i, folder in enumerate(self.folders):
+            self.attempt("mkdirat", AT_FDCWD, Data.path(folder), 0o700, into=f"made{i}")
+
+    def _no_folders(self) -> None:
+        """Remove those that we created."""
+        if not self.folders:
+            return
+        self.add("openat", AT_FDCWD, Data.path("/"), O.PATH | O.DIRECTORY, 0, into="root")
+        for i, folder in reversed(list(enumerate(self.folders))):
+            self.attempt("fcntl", self.slot("root"), F.DUPFD, self.slot(f"made{i}"), into="at")
+            self.attempt("unlinkat", self.slot("at"), Data.path(folder.lstrip("/")), AT_REMOVEDIR)
+            self.attempt("close", self.slot("at"))
+        self.add("close", self.slot("root"))
+
+
+def is_remap(path: str) -> bool:
+    """Whether a name was made by a dump with --link-remap, and is to be removed again."""
+    return PurePosixPath(path).name.startswith(REMAP_PREFIX)
