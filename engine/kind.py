@@ -173,6 +173,10 @@ class DumpContext:
     ghost_limit_bytes: int
     views: Mapping[FileId, FdView] = field(default_factory=dict)
     holders: Mapping[FileId, Sequence[Holder]] = field(default_factory=dict)
+    mapped: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """Inode number of a memfd → ranges of it that the tasks map: memory takes these."""
+    loose: dict[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
+    """Inode number of a memfd → (offset, bytes) of what nobody maps."""
     warn: Callable[[str], None] = lambda _: None
     tasks: Mapping[int, int] = field(default_factory=dict)
     """Every task of the tree: its pid as seen from here → its pid inside."""

@@ -15,7 +15,7 @@ import errno
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torpor.engine.dump.buffers import Capture, Slice
@@ -42,6 +42,8 @@ class Part:
     """Others have the same pages copy-on-write."""
     bytes_at: Slice | None = None
     """Where the bytes are once they were taken."""
+    data: bytes = b""
+    """Or the bytes themselves: of a memfd, where nobody maps it."""
 
     @property
     def size_bytes(self) -> int:
@@ -74,10 +76,15 @@ class PagesTaken:
         return sum(s.size_bytes for s in self.segments)
 
 
-def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
-    """Scan and copy while the tasks are stopped."""
+def take(
+    captured: Sequence[Captured], capture: Capture, loose: Mapping[int, Sequence[tuple[int, bytes]]]
+) -> PagesTaken:
+    """Scan and copy while the tasks are stopped.
+
+    ``loose`` is shared memory that was read from its file: id → (offset, bytes).
+    """
     taken = PagesTaken()
-    shared: dict[int, list[tuple[int, Area]]] = {}
+    shared: dict[int, list[tuple[int, Area]]] = {shared_id: [] for shared_id in loose}
     for item in captured:
         part = Part(
             pid=item.task.pid,
@@ -89,11 +96,13 @@ def take(captured: Sequence[Captured], capture: Capture) -> PagesTaken:
             if area.shared and area.backing is not Backing.FILE_SHARED:
                 shared.setdefault(area.shared_id, []).append((item.task.pid, area))
     for shared_id, places in sorted(shared.items()):
-        taken.segments.append(
-            Segment(name=f"pagemap-shmem-{shared_id}", parts=_shared_parts(places))
-        )
+        parts = [*_shared_parts(places), *map(_loose_part, loose.get(shared_id, ()))]
+        parts.sort(key=lambda part: part.runs[0] - part.shift if part.runs else 0)
+        taken.segments.append(Segment(name=f"pagemap-shmem-{shared_id}", parts=parts))
     for segment in taken.segments:
         for part in segment.parts:
+            if part.data:
+                continue
             part.bytes_at = capture.read(part.pid, part.runs, forked=part.forked)
     return taken
 
@@ -105,6 +114,12 @@ def _has_common_pages(vma: Vma) -> bool:
         and ANONYMOUS.search(vma.details) is not None
         and COMMON.search(vma.details) is not None
     )
+
+
+def _loose_part(piece: tuple[int, bytes]) -> Part:
+    offset, data = piece
+    padded = data + bytes(-len(data) % PAGE)
+    return Part(pid=0, runs=array("Q", [offset, len(padded)]), data=padded)
 
 
 def _shared_parts(places: Sequence[tuple[int, Area]]) -> list[Part]:
@@ -178,11 +193,15 @@ def write(taken: PagesTaken, images: NewImageDirectory) -> int:
         try:
             for part in segment.parts:
                 place = part.bytes_at
+                if part.data:
+                    with translated("write", f"pages-{number}.img"):
+                        os.pwrite(fd, part.data, offset)
+                    offset += len(part.data)
                 if place is not None and place.size_bytes:
                     with translated("write", f"pages-{number}.img"):
                         place.buffer.write_file(fd, place.start, place.size_bytes, offset)
                     offset += place.size_bytes
-                    if len(segment.parts) == 1:
+                    if len(segment.parts) == 1:  # the file is all of this slice
                         digest = place.buffer.digest(place.start, place.size_bytes)
                         images.digested(f"pages-{number}", digest)
         finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from torpor.engine.dump import pages, sharing
+from torpor.engine.dump import mapped, pages, sharing
 from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
@@ -48,6 +48,8 @@ class TreeDump:
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)
+    loose: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
+    """Content of memfds that no task maps (see `DumpContext`)."""
     taken: pages.PagesTaken | None = None
     shared: sharing.Shared = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -248,7 +250,7 @@ def _take(
         fdview.add_name(view.pid, view.fd, path)
         dump.links.append((view.pid, path))
     with phase("memory"):
-        dump.taken = pages.take(alive, capture)
+        dump.taken = pages.take(alive, capture, dump.loose)
 
 
 def _check(dump: TreeDump) -> None:
@@ -283,7 +285,7 @@ def _descriptors(
         tasks={c.task.pid: c.capture.ns_pid for c in alive},
         realtime_ns=time.time_ns(),
         same_netns=fdview.same_netns(dump.options.pid),
-        cache={"memory.memfds": mapped_memfds(alive)},
+        mapped=mapped.ranges(alive),
     )
     with (
         NetnsSockets(alive) as sockets,
@@ -304,12 +306,12 @@ def _descriptors(
             )
             for group in groups
         ]
-        return table.collect_tables(tables, FILE_KINDS, context, directories)
-
-
-def mapped_memfds(alive: Sequence[Captured]) -> set[int]:
-    """Inode numbers of the memfds whose content is kept as memory."""
-    return {a.shared_id for c in alive for a in c.areas if a.backing is areas.Backing.MEMFD}
+        nameless = mapped.find(alive)
+        opened = mapped.open_all(nameless, views)
+        found = table.collect_tables(tables, FILE_KINDS, context, directories, opened)
+    mapped.number(alive, nameless, found.mapped)
+    dump.loose = context.loose
+    return found
 
 
 def _write_all(
@@ -335,10 +337,7 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
         ),
     )
     table.encode_tables(dump.files, FILE_KINDS, out)
-    memfds = {
-        state.inode_id: int(number) for number, state in dump.files.states.get("memfd", {}).items()
-    }
-    codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id, memfds)
+    codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
     segments = {
         number: sysv.parse(number, raw) for c in dump.captured for number, raw in c.segments.items()
     }

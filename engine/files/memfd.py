@@ -6,19 +6,19 @@ Facts (probed on v6.18):
   memory. One may be opened again by /proc/PID/fd/N with other flags.
 - Seals by F_GET_SEALS; without MFD_ALLOW_SEALING there is F_SEAL_SEAL from the start. All are added
   at once, after the content. F_SEAL_WRITE cannot be added while somebody could write through
-  a mapping, and nobody can map for writing afterwards: so it is added before anything is mapped.
+  a mapping, and nobody can map for writing afterwards: so it is added before anything is mapped;
+  F_SEAL_FUTURE_WRITE lets old mappings be, so it is added after all are there.
 - The mode is 0777, or 0666 with MFD_NOEXEC_SEAL.
-- The content is kept here, unless the dump says that memory keeps all of it (pagemap-shmem-INODE):
-  it then puts the inode into ``context.cache["memory.memfds"]``, and the seals are added late.
+- The content is kept as memory (pagemap-shmem-INODE), whether it is mapped or not; the restore
+  writes it through a descriptor of its own before anything is mapped, and adds the seals.
 - What cannot be set back: the inode number.
 
 Source: mm/memfd.c, memfd_add_seals (v6.18).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torpor.engine.files import ghost as ghosts
 from torpor.engine.files.common import (
     AT_FDCWD,
     NOBODY,
@@ -35,7 +35,7 @@ from torpor.engine.files.common import (
     read_owner,
     subject,
 )
-from torpor.engine.files.ghost import DELETED, Ghost
+from torpor.engine.files.ghost import DELETED
 from torpor.engine.files.regular import is_memfd
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
@@ -55,31 +55,21 @@ from torpor.engine.program.ops import Data, Expect, Op, Slot, move, place
 PREFIX = "/memfd:"
 HUGETLBFS_MAGIC = 0x958458F6
 MFD_ALLOW_SEALING = 2
-SEAL_WRITE = 8
 KNOWN_SEALS = 0x3F
+FUTURE_WRITE = 0x10
 USUAL_MODE = 0o777
-CONTENT_NUMBER = 0x40000000
-"""Added to the id of the first description: number of the ghost file with the content."""
 
 HUGE = Limit(
     case="memfd-hugetlb",
     what="a memfd of reserved huge pages (MFD_HUGETLB)",
     remedy="use transparent huge pages instead",
 )
-TOO_LARGE = Limit(
-    case="memfd-too-large",
-    what="a memfd that is not mapped is larger than the limit for ghosts",
-    remedy="raise --ghost-limit",
-)
-LIMITS = (HUGE, TOO_LARGE, OWNER_OUTSIDE)
+LIMITS = (HUGE, OWNER_OUTSIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memfd:
-    """One description. ``content`` None: memory fills it where it is mapped.
-
-    ``inode_id`` tells memfds apart, and is N of pagemap-shmem-N.
-    """
+    """One description. ``inode_id`` tells memfds apart, and is N of pagemap-shmem-N."""
 
     inode_id: int
     name: str
@@ -90,7 +80,6 @@ class Memfd:
     mode: int
     uid: int
     gid: int
-    content: Ghost | None = None
     owner: Owner = NOBODY
 
 
@@ -106,14 +95,16 @@ class MemfdKind(Base[Memfd]):
         return is_memfd(view) and not view.flags & O.PATH
 
     def collect(self, view: FdView, context: DumpContext) -> Memfd:
-        """Read attributes, and the content once for each memfd."""
+        """Read attributes, and what of the content no mapping shows, once for each memfd."""
         if view.fs_magic == HUGETLBFS_MAGIC:
             raise refuse(HUGE, view.subject)
+        if view.st_ino not in context.loose:
+            context.loose[view.st_ino] = _unmapped_content(view, context)
         return Memfd(
             inode_id=view.st_ino, name=view.link.removeprefix(PREFIX).removesuffix(DELETED),
             flags=view.flags & ~int(O.CLOEXEC), pos=view.pos, size=view.st_size,
             seals=view.fcntl(F.GET_SEALS), mode=view.st_mode & 0o7777, uid=view.st_uid,
-            gid=view.st_gid, content=_content(view, context), owner=read_owner(view, context),
+            gid=view.st_gid, owner=read_owner(view, context),
         )  # fmt: skip
 
     def encode(self, states: Mapping[FileId, Memfd], images: ImageSink) -> None:
@@ -134,68 +125,50 @@ class MemfdKind(Base[Memfd]):
                 inode_id=state.inode_id, mode=state.mode,
             )  # fmt: skip
             images.add("memfd", inode)
-            if state.content is not None:
-                ghosts.encode(state.content, images)
-                images.extra("memfd", str(state.inode_id), state.content.number)
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Memfd]:
         """Read them back."""
         inodes = {message.inode_id: message for message, _ in images.entries("memfd")}
-        contents: dict[int, Ghost | None] = {}
         states = {}
         for file_id, entry in images.files("MEMFD"):
             inode = inodes.get(entry.inode_id)
             if inode is None or inode.seals & ~KNOWN_SEALS or inode.hugetlb_flag:
                 bad_image("a memfd without an inode that fits", f"files.img, file {file_id}")
-            number = images.extra("memfd", str(inode.inode_id))
-            if number is not None and inode.inode_id not in contents:
-                contents[inode.inode_id] = ghosts.decode(number, "/memfd", images)
             states[file_id] = Memfd(
                 inode_id=inode.shmid, name=inode.name.decode("utf-8", "surrogateescape"),
                 flags=entry.flags & ~int(O.CLOEXEC), pos=entry.pos, size=inode.size,
                 seals=inode.seals, mode=inode.mode if inode.HasField("mode") else USUAL_MODE,
-                uid=inode.uid, gid=inode.gid, content=contents.get(inode.inode_id),
-                owner=decode_owner(entry.fown),
+                uid=inode.uid, gid=inode.gid, owner=decode_owner(entry.fown),
             )  # fmt: skip
         return states
 
     def plan(self, states: Mapping[FileId, Memfd], context: PlanContext) -> Sequence[Op]:
-        """Create, fill, seal, open once for each description."""
+        """Create, open once for each description; the restore fills and seals."""
         ops: list[Op] = []
         for openings in _by_inode(created(states, context)):
             ops += _plan_inode(openings, context)
         return ops
 
     def late(self, states: Mapping[FileId, Memfd], context: PlanContext) -> Sequence[LateOp]:
-        """Seals of those that memory fills; signal owners."""
-        late: list[LateOp] = []
-        held = created(states, context)
-        for openings in _by_inode(held):
-            for file_id, state in openings.items():
-                writable = state.flags & O.ACCMODE == O.RDWR
-                if state.content is None and state.seals and writable:
-                    holder = context.holders[file_id][0]
-                    late.append(LateOp(task=holder.task, op=_seal(holder.fd, state, "")))
-                    break
-        return late + late_owners({i: s.owner for i, s in held.items()}, context)
+        """Signal owners."""
+        return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
 
 
-def _content(view: FdView, context: DumpContext) -> Ghost | None:
-    known: dict[int, Ghost | None] = context.cache.setdefault("memfd-content", {})
-    if view.st_ino not in known:
-        is_sealed = view.fcntl(F.GET_SEALS) & SEAL_WRITE
-        if view.st_ino in context.cache.get("memory.memfds", ()) and not is_sealed:
-            known[view.st_ino] = None
-        elif view.st_size > context.ghost_limit_bytes:
-            raise refuse(TOO_LARGE, view.subject, f"{view.st_size} bytes")
-        else:
-            content = view.file_content(context.ghost_limit_bytes)
-            known[view.st_ino] = Ghost(
-                number=CONTENT_NUMBER + len(known), path="/memfd", mode=0o100600, uid=view.st_uid,
-                gid=view.st_gid, size=len(content), chunks=tuple(ghosts.split(content)),
-                ino=view.st_ino,
-            )  # fmt: skip
-    return known[view.st_ino]
+def _unmapped_content(view: FdView, context: DumpContext) -> list[tuple[int, bytes]]:
+    pieces: list[tuple[int, bytes]] = []
+    at = 0
+    for start, end in [*sorted(context.mapped.get(view.st_ino, ())), (view.st_size, view.st_size)]:
+        pieces += _content(view, at, start)
+        at = max(at, end)
+    return pieces
+
+
+def _content(view: FdView, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """What is data between two offsets."""
+    for data_start, data_end in view.data_ranges() if start < end else ():
+        first, last = max(data_start, start), min(data_end, end)
+        if first < last:
+            yield first, view.read_range(first, last - first)
 
 
 def _by_inode(states: Mapping[FileId, Memfd]) -> list[dict[FileId, Memfd]]:
@@ -216,11 +189,6 @@ def _plan_inode(openings: Mapping[FileId, Memfd], context: PlanContext) -> list[
     ]
     if state.size:
         ops.append(Op(call="ftruncate", args=(spare, state.size), subject=what))
-    for offset, data in state.content.chunks if state.content is not None else ():
-        ops.append(
-            Op(call="pwrite64", args=(spare, Data(data), len(data), offset), subject=what,
-               expect=Expect.EQUAL, want=len(data), remedy="raise the memory limit")
-        )  # fmt: skip
     ops.append(Op(call="fchown", args=(spare, state.uid, state.gid), subject=what,
                   remedy="restore with CAP_CHOWN, or as the user that owned it"))  # fmt: skip
     if state.mode != USUAL_MODE:
@@ -228,8 +196,6 @@ def _plan_inode(openings: Mapping[FileId, Memfd], context: PlanContext) -> list[
     usual = next((i for i, s in openings.items() if _is_usual(s)), None)
     for one, opening in openings.items():
         ops += _open(opening, context.fd(one), spare, what, is_itself=one == usual)
-    if state.seals and state.content is not None:
-        ops.append(_seal(spare, state, what))
     ops.append(Op(call="close", args=(spare,), subject=what))
     return ops
 
@@ -252,11 +218,6 @@ def _open(state: Memfd, fd: int, spare: int, what: str, *, is_itself: bool) -> l
         ops.append(Op(call="lseek", args=(fd, state.pos, 0), subject=what, note="position",
                       expect=Expect.EQUAL, want=state.pos))  # fmt: skip
     return ops
-
-
-def _seal(fd: int, state: Memfd, what: str) -> Op:
-    return Op(call="fcntl", args=(fd, F.ADD_SEALS, state.seals), subject=what or f"fd {fd}",
-              note="seals")  # fmt: skip
 
 
 KIND: FileKind[Memfd] = MemfdKind()

@@ -73,6 +73,8 @@ class Collected:
     links: list[tuple[FdView, str]] = field(default_factory=list)
     """Names that the kinds want made (`DumpContext.links`)."""
     refusals: list[Refused] = field(default_factory=list)
+    mapped: list[FileId] = field(default_factory=list)
+    """Of each mapped file that was given: the description that stands for it."""
     first_free_id: int = 1
 
     @property
@@ -91,13 +93,16 @@ def collect_tables(
     kinds: Kinds,
     context: DumpContext,
     directories: Mapping[tuple[int, str], FdView] | None = None,
+    mapped: Sequence[FdView] = (),
 ) -> Collected:
     """Group, identify and collect. Fills ``context.views`` and ``context.holders``.
 
-    ``directories`` are removed working and root directories, by task and name.
+    ``directories`` are removed working and root directories, by task and name; ``mapped`` are
+    files that tasks map and no path leads to: their ids are in `Collected.mapped`.
     """
     found = Collected()
     _group(tables, found)
+    found.mapped = [_mapped_id(view, found) for view in mapped]
     context.views, context.holders = found.views, found.holders
     for file_id, view in found.views.items():
         _collect(found, file_id, view, kinds, context)
@@ -273,6 +278,20 @@ def _find(
             return middle, alike[middle]
         low, high = (low, middle) if order < 0 else (middle + 1, high)
     return low, None
+
+
+def _mapped_id(view: FdView, found: Collected) -> FileId:
+    """A description of the same file through which it can be mapped as it was, or a new one."""
+    for file_id, other in found.views.items():
+        same = (other.st_dev, other.st_ino) == (view.st_dev, view.st_ino)
+        access = other.flags & O.ACCMODE
+        enough = access == O.RDWR or access == view.flags & O.ACCMODE
+        if same and enough and not other.flags & O.PATH:
+            return file_id
+    file_id = FileId(found.first_free_id)
+    found.first_free_id += 1
+    found.views[file_id] = view
+    return file_id
 
 
 def _looks(view: FdView) -> Hashable:

@@ -20,7 +20,7 @@ from torpor.engine.memory import areas, sysv, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
-from torpor.engine.restore import build, descriptors, layout, tree
+from torpor.engine.restore import backings, build, descriptors, layout, tree
 from torpor.engine.restore.arena import Arena, find_hole
 from torpor.engine.restore.launch import special_areas
 from torpor.engine.restore.load import Snapshot, load
@@ -87,6 +87,7 @@ class _Planner:
             snapshot, descriptors.Seed(stdio=(0, 1, 2)), path_map={}, address_map={},
             new_container=False, warn=self.warnings.append,
         )  # fmt: skip
+        self.backings = backings.of_plan(snapshot, self.files)
         used = [(a.start, a.end) for t in self.tree.tasks for a in (t.memory or _NOTHING).areas
                 if a.end <= areas.TASK_SIZE]  # fmt: skip
         self.arena = Arena(base=find_hole(used, Arena(base=0).size_bytes))
@@ -158,6 +159,8 @@ class _Planner:
                 length = size(segment.size_bytes)
                 section.say(0, f"make System V segment {segment.shm_id}, {length}")
             section.run(0, self.files.create)
+            for number in self.files.segments:
+                section.say(0, f"make shared memory {number}, and fill it")
         filled = self._filled(task)
         block, code = _fresh_block()
         used = [(a.start, a.end) for a in memory.areas if a.backing is not Backing.VSYSCALL]
@@ -165,7 +168,7 @@ class _Planner:
         saved = next((a for a in memory.areas if a.backing is Backing.VDSO), None)
         old_code = self.snapshot.contents.area_bytes(task.pid, saved) if saved else None
         plan = vdso.plan(vdso.group(memory.areas), old_code, block, code, spare)
-        section.run(0, layout.after_exec(self.arena, memory.areas, block, plan, self._backings(),
+        section.run(0, layout.after_exec(self.arena, memory.areas, block, plan, self.backings,
                                          filled))  # fmt: skip
         section.say(0, self._pages(task, memory.areas, "write"))
         if plan.patches:
@@ -177,7 +180,7 @@ class _Planner:
         memory, before = _memory(task), _memory(parent).areas
         filled = self._filled(task)
         program, kept = layout.after_fork(
-            memory.areas, before, vdso.group(before), vdso.group(memory.areas), self._backings(),
+            memory.areas, before, vdso.group(before), vdso.group(memory.areas), self.backings,
             filled, keep_old_code=False,
         )  # fmt: skip
         section.run(0, program)
@@ -194,16 +197,8 @@ class _Planner:
         own = self.snapshot.contents.of(task.pid)
         return {
             a.start for a in _memory(task).areas
-            if a.backing not in (Backing.FILE_SHARED, Backing.VVAR) and (a.shared or own.within(a))
+            if not a.shared and a.backing is not Backing.VVAR and own.within(a)
         }  # fmt: skip
-
-    def _backings(self) -> layout.Backings:
-        memfds: dict[int, int] = {}
-        for kind, states in self.snapshot.states:
-            if kind.name == "memfd":
-                for file_id, state in states.items():
-                    memfds.setdefault(state.inode_id, self.files.context.fd(file_id))
-        return layout.Backings(memfds=memfds)
 
     # ---- descriptors, state, credentials
 

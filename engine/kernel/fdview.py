@@ -333,12 +333,43 @@ class LiveDirectory(LiveFd):
         return not self.st_nlink
 
 
+class MappedFd(LiveFd):
+    """A file that a task maps, opened by us; no descriptor of the tree need lead to it."""
+
+    __slots__ = ("_mapped",)
+
+    def __init__(self, task: TaskFiles, start: int, end: int, *, writable: bool) -> None:
+        self.task = task
+        self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, -1
+        self._magic = None
+        path = f"/proc/{task.pid}/map_files/{start:x}-{end:x}"
+        self._copy = -1
+        with _translated(f"task {task.ns_pid}, {start:x}-{end:x}", path):
+            self.link = os.readlink(path)
+            access = os.O_RDWR if writable else os.O_RDONLY
+            self._copy = os.open(path, access | os.O_CLOEXEC)
+        self._take(os.fstat(self._copy))
+        self.pos, self.flags, self.mnt_id, self.info = 0, access | os.O_LARGEFILE, -1, ()
+        self._mapped = path
+
+    @property
+    def subject(self) -> str:
+        """`task 41, mapped /memfd:x (deleted)`."""
+        return f"task {self.ns_pid}, mapped {self.link}"
+
+    @property
+    def path(self) -> str:
+        """The link in /proc that opens the same file anew."""
+        return self._mapped
+
+
 class Views:
     """The descriptors of several tasks. A context manager: all copies are closed at its end."""
 
     def __init__(self, pids: Iterable[int], netns_socket: NetnsSocket | None) -> None:
         self.tasks: dict[int, TaskFiles] = {}
         self._views: dict[int, dict[int, LiveFd]] = {}
+        self._mapped: list[MappedFd] = []
         for pid in pids:
             self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket)
             self._views[pid] = {fd: LiveFd(task, fd) for fd in descriptors(pid)}
@@ -356,6 +387,14 @@ class Views:
                 if view.is_gone:
                     yield view
 
+    def mapped(self, pid: int, start: int, end: int, *, writable: bool) -> MappedFd:
+        """The file of a mapping; any task's."""
+        if pid not in self.tasks:
+            self.tasks[pid] = TaskFiles(pid)
+        view = MappedFd(self.tasks[pid], start, end, writable=writable)
+        self._mapped.append(view)
+        return view
+
     def get(self, pid: int, fd: int) -> LiveFd:
         """One of them."""
         return self._views[pid][fd]
@@ -369,6 +408,8 @@ class Views:
         for views in self._views.values():
             for view in views.values():
                 view.close()
+        for mapped in self._mapped:
+            mapped.close()
         for task in self.tasks.values():
             task.close()
 

@@ -7,26 +7,30 @@ Facts:
   DONTDUMP, `mg` MERGEABLE, `hg`/`nh` huge page advice, `nr` NORESERVE, `ht` hugetlb, `um`/`uw`
   userfaultfd, `sl` sealed, `ss` shadow stack, `pf` raw pages of a device.
 - Shared anonymous memory shows as `/dev/zero (deleted)`; its inode number is the same in
-  every task that maps it. System V segments show as `/SYSVxxxxxxxx (deleted)` and their inode
-  number is the segment's id (ipc/shm.c, newseg).
+  every task that maps it. A private mapping of /dev/zero shows that path. System V segments
+  show as `/SYSVxxxxxxxx (deleted)` and their inode number is the segment's id (ipc/shm.c, newseg).
 - mmap writes no mark of how an area came to be: [heap] is what lies between start_brk and
   brk, [stack] what holds start_stack.
 - A droppable area (`dp`, MAP_DROPPABLE, Linux 6.11: the state of getrandom in the vDSO) may
   lose its pages at any time; it comes back without any, and its flags come with its type.
+- What has no path (shared anonymous memory, memfds, deleted files) can be opened by the link in
+  /proc/PID/map_files, with CAP_CHECKPOINT_RESTORE; so a dump treats such a file like one that a
+  descriptor leads to (``file_id``), and a restore makes it once and has every task map it.
 - MAP_GROWSDOWN must be given again, or the area is not marked `gd` and does not grow.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from torpor.engine.errors import Refused
-from torpor.engine.kernel.proc import Vma
+from torpor.engine.kernel.proc import DELETED, Vma
 from torpor.engine.kind import Limit, refuse
-from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot
 
 PAGE = 4096
+PENDING = -1
+MEMFD_PREFIX = "/memfd:"
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
 MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE = 0x100, 0x2000, 0x4000
@@ -77,16 +81,6 @@ LIMITS = (
         what="a mapping of a kernel object (io_uring, perf, aio, socket)",
         remedy="close it before the checkpoint",
     ),
-    Limit(
-        case="deleted-file",
-        what="a mapping of a file that was deleted or replaced",
-        remedy="restart the program after an upgrade of its files",
-    ),
-    Limit(
-        case="shared-pieces",
-        what="shared anonymous memory that one task maps in pieces which do not follow each other",
-        remedy="map it as one piece, or make it with memfd_create",
-    ),
 )
 _BY_CASE = {limit.case: limit for limit in LIMITS}
 _FLAG_CASES = {
@@ -103,7 +97,11 @@ _FLAG_CASES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Area:
-    """One area. ``offset`` in bytes; ``shared_id`` names shared memory without a path."""
+    """One area. ``offset`` in bytes; ``shared_id`` names shared memory without a path.
+
+    ``file_id`` is the description that it maps when no path leads to its file: a memfd, a deleted
+    file; PENDING while that is not numbered yet.
+    """
 
     start: int
     end: int
@@ -112,6 +110,7 @@ class Area:
     offset: int = 0
     path: str = ""
     shared_id: int = 0
+    file_id: int = 0
     grows_down: bool = False
     locked: bool = False
     noreserve: bool = False
@@ -145,6 +144,8 @@ class Area:
             "offset",
             "path",
             "shared_id",
+            "file_id",
+            "noreserve",
             "grows_down",
             "writable_file",
             "droppable",
@@ -159,6 +160,20 @@ class MemfdInode:
     name: bytes
     shared_id: int
 
+    @property
+    def path(self) -> str:
+        """As maps has it, but for ` (deleted)`."""
+        return MEMFD_PREFIX + self.name.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedFiles:
+    """What images say of files, by their ids: paths, memfds, and files without a name."""
+
+    paths: Mapping[int, str] = field(default_factory=dict)
+    memfds: Mapping[int, MemfdInode] = field(default_factory=dict)
+    nameless: Collection[int] = ()
+
 
 def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused]]:
     """Every area of smaps, and what cannot be taken."""
@@ -169,22 +184,7 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
             areas.append(_collect_one(vma, where))
         except Refused as error:
             refused.append(error)
-    refused += _scattered(areas, subject)
     return areas, refused
-
-
-def _scattered(found: Sequence[Area], subject: str) -> list[Refused]:
-    """Segments that a restore would split: a piece does not go on where the last one ended."""
-    last: dict[int, Area] = {}
-    refused = []
-    for area in found:
-        if area.backing is not Backing.SHARED:
-            continue
-        before = last.get(area.shared_id)
-        if before and (before.end, before.offset + before.size_bytes) != (area.start, area.offset):
-            refused.append(refuse(_BY_CASE["shared-pieces"], f"{subject}, {area.subject}"))
-        last[area.shared_id] = area
-    return refused
 
 
 def _collect_one(vma: Vma, subject: str) -> Area:
@@ -195,6 +195,7 @@ def _collect_one(vma: Vma, subject: str) -> Area:
     backing = _backing(vma, subject)
     prot = sum(1 << i for i, c in enumerate("rwx") if vma.prot[i] == c)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
+    nameless = backing is Backing.MEMFD or (named and vma.deleted)
     droppable = "dp" in vma.vm_flags
     return Area(
         start=vma.start,
@@ -204,12 +205,13 @@ def _collect_one(vma: Vma, subject: str) -> Area:
         offset=vma.offset
         if named or backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD)
         else 0,
-        path=vma.name if named else "",
+        path=vma.name.removesuffix(DELETED) if named else "",
+        file_id=PENDING if nameless else 0,
         shared_id=vma.inode if backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
         grows_down="gd" in vma.vm_flags,
         locked="lo" in vma.vm_flags,
         noreserve="nr" in vma.vm_flags and not droppable,
-        writable_file=backing is Backing.FILE_SHARED and "mw" in vma.vm_flags,
+        writable_file=backing in (Backing.FILE_SHARED, Backing.MEMFD) and "mw" in vma.vm_flags,
         droppable=droppable,
         advice=()
         if droppable
@@ -226,18 +228,16 @@ def _backing(vma: Vma, subject: str) -> Backing:
     if name.startswith("[vvar"):
         return Backing.VVAR
     shared = vma.prot[3] == "s"
-    if vma.inode == 0 or name == "/dev/zero":
+    if vma.inode == 0:
         return Backing.SHARED if shared else Backing.ANON
     if name.startswith(("/dev/zero (deleted)", "[anon_shmem:")):
         return Backing.SHARED
     if name.startswith("/SYSV") and name.endswith(" (deleted)"):
         return Backing.SYSV
-    if name.startswith("/memfd:"):
-        return Backing.MEMFD
+    if name.startswith(MEMFD_PREFIX):
+        return Backing.MEMFD if shared else Backing.FILE
     if name.startswith(("anon_inode:", "socket:", "/[aio]", "[")):
         raise refuse(_BY_CASE["special-file"], subject)
-    if name.endswith(" (deleted)"):
-        raise refuse(_BY_CASE["deleted-file"], subject)
     return Backing.FILE_SHARED if shared else Backing.FILE
 
 
@@ -255,12 +255,12 @@ _STATUS = {
 
 
 def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack: int) -> None:  # noqa: ANN401
-    """Fill a vma_entry; ``file_id`` is the id of the file's entry in files.img."""
+    """Fill a vma_entry; ``file_id`` is the id in files.img of a file with a path."""
     entry.start, entry.end, entry.pgoff = area.start, area.end, area.offset
     named = area.backing in (Backing.FILE, Backing.FILE_SHARED, Backing.MEMFD)
-    entry.shmid = file_id if named else area.shared_id
+    entry.shmid = (area.file_id or file_id) if named else area.shared_id
     entry.prot = area.prot
-    flags = _sharing(area)
+    flags = sharing_flags(area)
     if area.backing in (Backing.ANON, Backing.SHARED) or area.backing in SPECIAL:
         flags |= MAP_ANONYMOUS
     if area.grows_down:
@@ -271,6 +271,8 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
         flags |= MAP_NORESERVE
     entry.flags = flags
     status = _STATUS[area.backing]
+    if area.path.startswith(MEMFD_PREFIX) and area.file_id:
+        status |= MEMFD
     if area.backing is Backing.ANON:
         status |= HEAP if heap[0] <= area.start and area.end <= (heap[1] + PAGE - 1) & -PAGE else 0
         status |= STACK if area.start <= stack < area.end else 0
@@ -282,8 +284,8 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
         entry.fdflags = O_RDWR
 
 
-def decode(entry: Any, path_of: Mapping[int, str], memfds: Mapping[int, MemfdInode]) -> Area:  # noqa: ANN401
-    """Read a vma_entry; ``path_of`` and ``memfds`` map ids of files.img.
+def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
+    """Read a vma_entry.
 
     CRIU 4 says of shared anonymous memory that it is a memfd called /dev/zero.
     """
@@ -293,110 +295,45 @@ def decode(entry: Any, path_of: Mapping[int, str], memfds: Mapping[int, MemfdIno
         (Backing.VDSO, VDSO),
         (Backing.VVAR, VVAR),
         (Backing.SYSV, SYSVIPC),
-        (Backing.MEMFD, MEMFD),
         (Backing.FILE, FILE_PRIVATE),
+        (Backing.MEMFD, MEMFD),
         (Backing.FILE_SHARED, FILE_SHARED),
         (Backing.SHARED, ANON_SHARED),
     ):
         if entry.status & bit:
             backing = wanted
             break
-    named = backing in (Backing.FILE, Backing.FILE_SHARED)
-    shared_id = 0 if named or backing is Backing.ANON or backing in SPECIAL else entry.shmid
-    if backing is Backing.MEMFD and entry.shmid in memfds:
-        inode = memfds[entry.shmid]
-        shared_id = inode.shared_id
-        if inode.name.startswith(b"/dev/zero"):
-            backing = Backing.SHARED
+    is_anonymous = backing is Backing.ANON or backing in SPECIAL
+    path, shared_id, file_id = "", 0 if is_anonymous else entry.shmid, 0
+    inode = files.memfds.get(entry.shmid) if entry.status & MEMFD else None
+    if backing in (Backing.FILE, Backing.FILE_SHARED):
+        path, shared_id = inode.path if inode else files.paths.get(entry.shmid, ""), 0
+        file_id = entry.shmid if inode or entry.shmid in files.nameless else 0
+    elif inode and inode.name.startswith(b"/dev/zero"):
+        backing, shared_id = Backing.SHARED, inode.shared_id
+    elif inode:
+        shared_id, file_id = inode.shared_id, entry.shmid
     return Area(
         start=entry.start,
         end=entry.end,
         prot=entry.prot,
         backing=backing,
         offset=entry.pgoff if backing not in (Backing.ANON, *SPECIAL) else 0,
-        path=path_of.get(entry.shmid, "") if named else "",
+        path=path,
         shared_id=shared_id,
+        file_id=file_id,
         grows_down=bool(entry.flags & MAP_GROWSDOWN),
         locked=bool(entry.flags & MAP_LOCKED),
         noreserve=bool(entry.flags & MAP_NORESERVE),
-        writable_file=backing is Backing.FILE_SHARED and entry.fdflags & 3 == O_RDWR,
+        writable_file=backing in (Backing.FILE_SHARED, Backing.MEMFD)
+        and entry.fdflags & 3 == O_RDWR,
         droppable=bool(entry.flags & MAP_DROPPABLE) and backing is Backing.ANON,
         advice=tuple(n for n in range(64) if entry.madv >> n & 1),
     )
 
 
-def _sharing(area: Area) -> int:
+def sharing_flags(area: Area) -> int:
+    """MAP_SHARED, MAP_PRIVATE or MAP_DROPPABLE."""
     if area.droppable:
         return MAP_DROPPABLE
     return MAP_SHARED if area.shared else MAP_PRIVATE
-
-
-def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
-    """The mmap of an area; open for writing when pages are still to be filled in."""
-    flags = MAP_FIXED | _sharing(area)
-    prot = area.prot
-    if area.backing in (Backing.ANON, Backing.SHARED, Backing.VDSO):
-        flags |= MAP_ANONYMOUS
-    if area.grows_down:
-        flags |= MAP_GROWSDOWN
-    if area.noreserve:
-        flags |= MAP_NORESERVE
-    if filled:
-        prot |= PROT_WRITE
-    return Op(
-        call="mmap",
-        args=(area.start, area.size_bytes, prot, flags, fd, area.offset),
-        subject=area.subject,
-        expect=Expect.EQUAL,
-        want=area.start,
-    )
-
-
-def plan_open(path: str, *, writable: bool, slot: Slot) -> Op:
-    """Open a mapped file."""
-    return Op(
-        call="openat",
-        args=(AT_FDCWD, Data.path(path), (O_RDWR if writable else O_RDONLY) | O_CLOEXEC, 0),
-        subject=path,
-        note="mapped file",
-        yields=slot,
-        remedy="the same image and the same files must be there on the new node",
-    )
-
-
-def plan_final(areas: Sequence[Area], opened: Collection[int]) -> list[Op]:
-    """Final protection, advice and locks, once every page is in place and children exist.
-
-    ``opened`` has the starts of the areas which were mapped writable to be filled in.
-    """
-    ops = []
-    for area in areas:
-        if area.backing in SPECIAL:
-            continue
-        if area.start in opened and not area.prot & PROT_WRITE:
-            ops.append(
-                Op(
-                    call="mprotect",
-                    args=(area.start, area.size_bytes, area.prot),
-                    subject=area.subject,
-                )
-            )
-        ops += [
-            Op(
-                call="madvise",
-                args=(area.start, area.size_bytes, number),
-                subject=area.subject,
-                note="advice",
-            )
-            for number in area.advice
-        ]
-        if area.locked:
-            ops.append(
-                Op(
-                    call="mlock2",
-                    args=(area.start, area.size_bytes, 1),
-                    subject=area.subject,
-                    remedy="allow as much locked memory (RLIMIT_MEMLOCK) as before",
-                )
-            )
-    return ops

@@ -6,6 +6,7 @@ machine: 3.16 has VmFlags and [vvar], 6.1 names of anonymous memory, 6.18 droppa
 [vvar_vclock].
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from tests.fixtures import trees
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.proc import parse_smaps
-from torpor.engine.memory import areas
-from torpor.engine.memory.areas import Area, Backing, MemfdInode
+from torpor.engine.memory import areas, mapping
+from torpor.engine.memory.areas import PENDING, Area, Backing, MappedFiles, MemfdInode
 from torpor.engine.program.ops import Slot
 
 FIXTURES = Path(__file__).resolve().parents[2] / "tests/fixtures/smaps"
@@ -72,23 +73,19 @@ def test_fields():
 
 def test_every_limit_is_met():
     found, refused = collected("refused-6.18")
-    assert found == []
-    several = "shared-pieces"  # takes two areas: test_scattered_pieces_...
-    alone = {limit.what for limit in areas.LIMITS if limit.case != several}
-    assert {r.what for r in refused} == alone
+    (deleted,) = found
+    assert (deleted.file_id, deleted.path.endswith("(deleted)")) == (PENDING, False)
+    assert {r.what for r in refused} == {limit.what for limit in areas.LIMITS}
     assert all(r.remedy for r in refused)
     assert refused[0].subject.startswith("task 41, 7f0000000000-7f0000200000 rw-p /anon_hugepage")
 
 
-def through_image(area, *, memfds=None):
-    entry, paths = pb.vma_entry(), {}
-    file_id = 0
-    if area.path:
-        paths[5], file_id = area.path, 5
-    if memfds:
-        file_id = next(iter(memfds))
+def through_image(area, files=None):
+    entry, file_id = pb.vma_entry(), 0
+    if files is None:
+        files, file_id = MappedFiles(paths={5: area.path}), 5 if area.path else 0
     areas.encode(area, entry, file_id=file_id, heap=(0, 0), stack=0)
-    return areas.decode(pb.vma_entry.FromString(entry.SerializeToString()), paths, memfds or {})
+    return areas.decode(pb.vma_entry.FromString(entry.SerializeToString()), files)
 
 
 @settings(max_examples=60)
@@ -99,17 +96,30 @@ def test_round_trip(found):
 
 @pytest.mark.parametrize("kernel", ["3.16", "6.1", "6.18"])
 def test_round_trip_of_whole_texts(kernel):
-    for area in collected(kernel)[0]:
-        memfds = None
+    for found in collected(kernel)[0]:
+        area, files = found, None
         if area.backing is Backing.MEMFD:
-            memfds = {9: MemfdInode(name=b"shared", shared_id=area.shared_id)}
-        assert through_image(area, memfds=memfds) == area
+            area = replace(area, file_id=9)
+            files = MappedFiles(memfds={9: MemfdInode(name=b"shared", shared_id=area.shared_id)})
+        assert through_image(area, files) == area
 
 
 def test_a_memfd_of_dev_zero_is_shared_memory():
-    area = Area(start=0x1000, end=0x2000, prot=3, backing=Backing.MEMFD, shared_id=8)
-    back = through_image(area, memfds={3: MemfdInode(name=b"/dev/zero", shared_id=8)})
-    assert (back.backing, back.shared_id) == (Backing.SHARED, 8)
+    files = MappedFiles(memfds={3: MemfdInode(name=b"/dev/zero", shared_id=8)})
+    area = Area(start=0x1000, end=0x2000, prot=3, backing=Backing.MEMFD, shared_id=8, file_id=3)
+    back = through_image(area, files)
+    assert (back.backing, back.shared_id, back.file_id) == (Backing.SHARED, 8, 0)
+
+
+def test_files_without_a_name():
+    files = MappedFiles(
+        paths={4: "/gone"}, memfds={3: MemfdInode(name=b"x", shared_id=8)}, nameless={4}
+    )
+    gone = Area(start=0x1000, end=0x2000, prot=3, backing=Backing.FILE, path="/gone", file_id=4)
+    own = replace(gone, path="/memfd:x", file_id=3)
+    both = replace(gone, backing=Backing.FILE_SHARED, writable_file=True)
+    for area in (gone, own, both):
+        assert through_image(area, files) == area
 
 
 def test_heap_and_stack_are_marked():
@@ -131,22 +141,22 @@ def test_heap_and_stack_are_marked():
          "mmap(0x7fffffffde000, 0x21000, 3, 306, -1, 0)  # "
          "7ffffffde000-7ffffffff000 rw-p anonymous"),
         (Area(start=0x1000, end=0x2000, prot=3, backing=Backing.SHARED, shared_id=4, offset=4096),
-         -1, False, "mmap(0x1000, 0x1000, 3, 49, -1, 0x1000)  # 1000-2000 rw-s shared anonymous"),
+         9, False, "mmap(0x1000, 0x1000, 3, 17, 9, 0x1000)  # 1000-2000 rw-s shared anonymous"),
         (Area(start=0x1000, end=0x2000, prot=3, backing=Backing.ANON, droppable=True), -1, False,
          "mmap(0x1000, 0x1000, 3, 56, -1, 0)  # 1000-2000 rw-p anonymous"),
     ],
 )  # fmt: skip
 def test_plan_map(area, fd, filled, text):
-    op = areas.plan_map(area, fd, filled=filled)
+    op = mapping.plan_map(area, fd, filled=filled)
     assert op.describe() == text.replace("0x7fffffffde000", "0x7ffffffde000")
     assert op.want == area.start
 
 
 def test_plan_open():
-    op = areas.plan_open("/lib/x", writable=False, slot=Slot("map0"))
+    op = mapping.plan_open("/lib/x", writable=False, slot=Slot("map0"))
     assert op.describe().startswith("openat(-100, '/lib/x', ")
     assert "same files" in op.remedy
-    assert areas.plan_open("/x", writable=True, slot=Slot("m")).args[2] == 2 | 0o2000000
+    assert mapping.plan_open("/x", writable=True, slot=Slot("m")).args[2] == 2 | 0o2000000
 
 
 def test_plan_final():
@@ -155,24 +165,11 @@ def test_plan_final():
         start=0x3000, end=0x5000, prot=3, backing=Backing.ANON, advice=(10, 14), locked=True
     )
     vvar = Area(start=0x6000, end=0x7000, prot=1, backing=Backing.VVAR, locked=True, advice=(16,))
-    ops = areas.plan_final((text, data, vvar), {0x1000, 0x3000})
+    ops = mapping.plan_final((text, data, vvar), {0x1000, 0x3000})
     assert [op.describe() for op in ops] == [
         "mprotect(0x1000, 0x1000, 5)  # 1000-2000 r-xp /x",
         "madvise(0x3000, 0x2000, 10)  # 3000-5000 rw-p anonymous: advice",
         "madvise(0x3000, 0x2000, 14)  # 3000-5000 rw-p anonymous: advice",
         "mlock2(0x3000, 0x2000, 1)  # 3000-5000 rw-p anonymous",
     ]
-    assert areas.plan_final((text,), set()) == []
-
-
-def test_scattered_pieces_of_a_shared_segment_are_refused():
-    def piece(start, offset):
-        return areas.Area(start=start, end=start + 0x1000, prot=3, backing=areas.Backing.SHARED,
-                          shared_id=9, offset=offset)  # fmt: skip
-
-    follow = [piece(0x10000, 0), piece(0x11000, 0x1000)]
-    assert areas._scattered(follow, "task 1") == []
-    for scattered in ([follow[0], piece(0x13000, 0x3000)], [follow[0], piece(0x11000, 0)]):
-        (error,) = areas._scattered(scattered, "task 1")
-        assert "task 1" in error.subject
-        assert error.remedy
+    assert mapping.plan_final((text,), set()) == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Filling memory from the pages files, and finding what a fork already has.
 
-Shared memory is filled once, through the first task that maps it. In a forked child only
+Shared memory is filled once, through a descriptor, before any task maps it. In a forked child only
 pages that differ from the parent's are written, so that equal ones stay shared copy-on-write;
 pages that the parent has and the child has not are dropped.
 """
@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torpor.engine import native
+from torpor.engine.errors import BadImage
 from torpor.engine.images import pages
 from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
-from torpor.engine.memory.areas import PAGE, PROT_WRITE, Area, Backing
+from torpor.engine.memory.areas import PAGE, Area, Backing
 from torpor.engine.program.ops import Op
 
 MADV_DONTNEED = 4
 MADV_NOHUGEPAGE, MADV_COLLAPSE = 15, 25
 HUGE = 2 << 20
+COPY_BYTES = 1 << 20
 AHEAD_BYTES = 32 * HUGE
 """How much the making of huge pages is ahead of their filling at first."""
 
@@ -68,7 +70,6 @@ class Contents:
     images: ImageDirectory
     tasks: dict[int, TaskPages] = field(default_factory=dict)
     shared: dict[int, TaskPages] = field(default_factory=dict)
-    filled_shared: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     bytes_filled: int = 0
     verified: set[str] = field(default_factory=set)
 
@@ -112,29 +113,30 @@ class Contents:
         return b"".join(os.pread(self.of(pid).fd, size, offset) for _, size, offset in found)
 
     def fill(self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse) -> None:
-        """Write every stored page of the areas, private ones and shared ones not yet filled."""
+        """Write every stored page of the private areas."""
         private = self.private_runs(pid, wanted)
         whole = self._touch_huge(tid, pid, wanted)
         if whole:
             self._write_collapsing(tid, private, self.of(pid), whole, collapse)
         else:
             self._write(tid, private, self.of(pid))
-        shared = [a for a in wanted if a.shared and a.backing is not Backing.FILE_SHARED]
-        for area in sorted(shared, key=lambda a: not a.prot & PROT_WRITE):
-            self._fill_shared(tid, area)
 
-    def _fill_shared(self, tid: int, area: Area) -> None:
-        """What of a segment no task has filled yet, as far as this area shows it."""
-        segment = self.of_shared(area.shared_id)
-        filled = self.filled_shared.setdefault(area.shared_id, [])
-        shown = (area.offset, area.offset + area.size_bytes)
-        runs = []
-        for first, end in subtract([shown], sorted(filled)):
-            runs += [
-                (area.start + at - area.offset, size, offset)
-                for at, size, offset in segment.between(first, end)
-            ]
-        filled.append(shown)
+    def fill_shared(self, shared_id: int, fd: int) -> None:
+        """Write a segment through a descriptor of ours, before anybody maps it."""
+        segment = self.of_shared(shared_id)
+        for run in segment.runs:
+            if run.offset is not None:
+                copy_bytes(segment.fd, run.offset, fd, run.run.vaddr, run.run.size_bytes)
+                self.bytes_filled += run.run.size_bytes
+
+    def fill_attached(self, tid: int, shared_id: int, address: int) -> None:
+        """Write a System V segment where a task of ours has it attached for the moment."""
+        segment = self.of_shared(shared_id)
+        runs = [
+            (address + run.run.vaddr, run.run.size_bytes, run.offset)
+            for run in segment.runs
+            if run.offset is not None
+        ]
         self._write(tid, runs, segment)
 
     def fill_forked(
@@ -245,6 +247,20 @@ class Contents:
                 os.close(one.fd)
         self.tasks.clear()
         self.shared.clear()
+
+
+def copy_bytes(source: int, source_at: int, target: int, target_at: int, size: int) -> None:
+    """Copy a part of a file to a part of another; no descriptor's position is moved."""
+    room = memoryview(bytearray(min(size, COPY_BYTES)))
+    done = 0
+    while done < size:
+        got = os.preadv(source, [room[: size - done]], source_at + done)
+        if not got:
+            raise BadImage("a pages file is shorter than its pagemap says")
+        written = 0
+        while written < got:
+            written += os.pwrite(target, room[written:got], target_at + done + written)
+        done += got
 
 
 def pages_of(

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from torpor.engine.files import table
 from torpor.engine.files.table import Placed
 from torpor.engine.kind import PlanContext
+from torpor.engine.memory.areas import Backing
 from torpor.engine.program.ops import Expect, Op, Program
 from torpor.engine.restore import build
 from torpor.engine.restore.load import Snapshot, directories_of
+from torpor.engine.tasks.model import Tree
 
 RLIMIT_NOFILE = 7
 RESERVED = 8
@@ -44,6 +46,8 @@ class Descriptors:
     late: Mapping[int, Sequence[Op]]
     locks: Mapping[int, Sequence[Op]]
     """File locks: taken last, for closing any descriptor of a file drops a task's locks on it."""
+    segments: Mapping[int, int]
+    """Shared anonymous memory → service number through which every task maps it."""
 
 
 def plan(
@@ -58,15 +62,16 @@ def plan(
     """Number everything and let the kinds plan."""
     stdio, inherit = seed.stdio, seed.inherit
     holders = table.holders_of(snapshot.tables)
-    ids = sorted({*holders, *directories_of(snapshot.tree)})
-    needed = len(stdio) + len(inherit) + len(ids) + RESERVED
+    ids = sorted({*holders, *directories_of(snapshot.tree), *snapshot.mapped})
+    segments = shared_segments(snapshot.tree)
+    needed = len(stdio) + len(inherit) + len(ids) + len(segments) + RESERVED
     least = max(64, max((*stdio, *inherit.values(), 2)) + 1)
     base = table.service_base(snapshot.tables, least, needed=needed, limit=seed.limit)
     moved = base + len(stdio) + len(inherit)
     context = PlanContext(
         fds={number: moved + i for i, number in enumerate(ids)},
         holders=holders,
-        spare_fd=moved + len(ids),
+        spare_fd=moved + len(ids) + len(segments),
         stdio={fd: base + i for i, fd in enumerate(stdio)},
         inherit={name: base + len(stdio) + i for i, name in enumerate(inherit)},
         path_map=dict(path_map),
@@ -104,7 +109,19 @@ def plan(
     return Descriptors(
         base=base, highest=max(used + 1, context.spare_fd + RESERVED), context=context,
         create=program, late=late, locks=locks,
+        segments={number: moved + len(ids) + i for i, number in enumerate(segments)},
     )  # fmt: skip
+
+
+def shared_segments(tree: Tree) -> dict[int, int]:
+    """Ids of shared anonymous memory, and how many bytes the tasks can see of each."""
+    found: dict[int, int] = {}
+    for task in tree.tasks:
+        for area in task.memory.areas if task.memory else ():
+            if area.backing is Backing.SHARED:
+                end = area.offset + area.size_bytes
+                found[area.shared_id] = max(found.get(area.shared_id, 0), end)
+    return dict(sorted(found.items()))
 
 
 def placement(

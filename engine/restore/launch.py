@@ -34,7 +34,16 @@ from torpor.engine.options import (
     no_progress,
 )
 from torpor.engine.program.ops import Expect, Op, Program
-from torpor.engine.restore import births, descriptors, groups, layout, segments, spawn, state, tree
+from torpor.engine.restore import (
+    backings,
+    births,
+    descriptors,
+    groups,
+    layout,
+    spawn,
+    state,
+    tree,
+)
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
@@ -235,8 +244,8 @@ class _Restore(Work):
                 root.arena.call(root.pid, "setpgid", 0, 0)
         with self.phase("files"):
             self._raise_descriptor_limit(root)
-            segments.create(root, self.snapshot.source)
             root.arena.run(root.pid, self.plan.create, root.image.subject)
+            self.backings = backings.create(self, root)
         with self.phase("memory"):
             self._lay_out_executed(root)
         with self.phase("tasks"):
@@ -244,6 +253,7 @@ class _Restore(Work):
             groups.groups(self)
             groups.zombies(self)
         with self.phase("state"):
+            backings.seal(self, root)
             state.place_descriptors(self)
             for task in self.alive():
                 state.task_state(self, task)
@@ -277,9 +287,7 @@ class _Restore(Work):
         spare = find_hole([*used, (task.arena.base, task.arena.end)], current.end - current.start)
         plan = vdso.plan(old, code, current, now, spare)
         filled = self._filled(task)
-        program = layout.after_exec(
-            task.arena, memory.areas, current, plan, self._backings(), filled
-        )
+        program = layout.after_exec(task.arena, memory.areas, current, plan, self.backings, filled)
         task.arena.run(task.pid, program, task.image.subject)
         task.areas, task.opened, task.special = tuple(memory.areas), filled, old
         wanted = [
@@ -314,7 +322,7 @@ class _Restore(Work):
             parent.areas,
             vdso.group(parent.areas),
             vdso.group(memory.areas),
-            self._backings(),
+            self.backings,
             filled,
             keep_old_code=False,
         )
@@ -355,22 +363,12 @@ class _Restore(Work):
         return collapse
 
     def _filled(self, task: Living) -> set[int]:
-        memory = memory_of(task)
-        found = set()
-        for area in memory.areas:
-            if area.backing is Backing.FILE_SHARED or area.backing is Backing.VVAR:
-                continue
-            if area.shared or self.contents.of(task.image.pid).within(area):
-                found.add(area.start)
-        return found
-
-    def _backings(self) -> layout.Backings:
-        memfds: dict[int, int] = {}
-        for kind, states in self.snapshot.states:
-            if kind.name == "memfd":
-                for number, state in states.items():
-                    memfds.setdefault(state.inode_id, self.plan.context.fd(number))
-        return layout.Backings(memfds=memfds, made=set(self.contents.filled_shared))
+        pages = self.contents.of(task.image.pid)
+        return {
+            area.start
+            for area in memory_of(task).areas
+            if not area.shared and area.backing is not Backing.VVAR and pages.within(area)
+        }
 
     # ---- tasks
 

@@ -7,14 +7,13 @@ which were shared copy-on-write stay shared. Pages are filled in from outside.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-from torpor.engine.errors import Refused
-from torpor.engine.kind import Limit, refuse
-from torpor.engine.memory import areas, vdso
+from torpor.engine.errors import BadImage, Refused
+from torpor.engine.memory import areas, mapping, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group, Move, VdsoPlan
-from torpor.engine.program.ops import Expect, Op, Program, Slot
+from torpor.engine.program.ops import Arg, Expect, Op, Program, Slot
 from torpor.engine.restore.arena import Arena
 from torpor.engine.restore.contents import subtract
 from torpor.engine.tasks.model import Memory
@@ -23,22 +22,18 @@ MREMAP_FLAGS = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
 NO_FD = (1 << 64) - 1
 SHM_RDONLY, SHM_EXEC, SHM_REMAP = 0o10000, 0o100000, 0o40000
 
-LIMITS = (
-    Limit(
-        case="shared by siblings only",
-        what="shared memory that its common parent has unmapped",
-        remedy="keep it mapped in the parent, or make it with memfd_create",
-    ),
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backings:
-    """Service descriptors of memory that has no path: inode number → descriptor."""
+    """Service descriptors of memory that has no path.
 
-    memfds: Mapping[int, int]
-    made: Collection[int] = ()
-    """Shared anonymous segments that earlier tasks have made: to be had only by inheritance."""
+    ``files`` by number of the description (CRIU has one that is ``read_only`` stand for all
+    mappings); ``segments`` by id of shared anonymous memory.
+    """
+
+    files: Mapping[int, int] = field(default_factory=dict)
+    read_only: Collection[int] = ()
+    segments: Mapping[int, int] = field(default_factory=dict)
 
 
 def after_exec(
@@ -92,19 +87,15 @@ def after_fork(
             "a child has its vDSO elsewhere than its parent",
             remedy="restart that child after its parent",
         )
-    sources = joined(inherited)
+    before = {b.start: b for b in inherited}
     kept = [
         a
         for a in wanted
-        if (any(a.same_mapping(b) for b in inherited) or _in_place(a, sources))
-        and (a.backing not in areas.SPECIAL)
+        if a.backing not in areas.SPECIAL and a.start in before and a.same_mapping(before[a.start])
     ]
     starts = {a.start for a in kept}
     ranges = sorted((a.start, a.end) for a in kept)
     program = Program("layout")
-    again = [a for a in wanted if a.start not in starts and _source(a, sources) is not None]
-    program.add(*(_map_again(a, sources) for a in again))
-    ranges = sorted([*ranges, *((a.start, a.end) for a in again)])
     for area in inherited:
         if area.backing in areas.SPECIAL:
             continue
@@ -125,18 +116,13 @@ def after_fork(
         for a in wanted
         if a.start not in starts and _mappable(a, plan) and a.backing not in areas.SPECIAL
     ]
-    _map_all(program, [a for a in fresh if a not in again], backings, filled)
+    _map_all(program, fresh, backings, filled)
     for area in kept:
-        if area.backing is Backing.SYSV:  # attached read-only it cannot be opened, nor need be
-            continue
-        if area.start in filled and not area.prot & areas.PROT_WRITE:
+        is_closed = area.start in filled and not area.prot & areas.PROT_WRITE
+        if is_closed or area.prot != before[area.start].prot:
+            prot = area.prot | areas.PROT_WRITE if is_closed else area.prot
             program.add(
-                Op(
-                    call="mprotect",
-                    args=(area.start, area.size_bytes, area.prot | areas.PROT_WRITE),
-                    subject=area.subject,
-                    note="open for filling",
-                )
+                Op(call="mprotect", args=(area.start, area.size_bytes, prot), subject=area.subject)
             )
     return program, kept
 
@@ -185,30 +171,21 @@ def _map_all(
     program: Program, wanted: Sequence[Area], backings: Backings, filled: set[int]
 ) -> None:
     opened: dict[tuple[str, bool], Slot] = {}
-    mapped: list[Area] = []
-    for area in joined(wanted):
-        fd: int | Slot = NO_FD
-        if area.backing is Backing.SHARED:
-            if _source(area, mapped) is not None:
-                program.add(_map_again(area, mapped))
-                continue
-            if area.shared_id in backings.made:
-                raise refuse(LIMITS[0], area.subject)
-            mapped.append(area)
+    for area in wanted:
         if area.backing is Backing.SYSV:
             program.add(_attach(area))
             continue
-        if area.backing in (Backing.FILE, Backing.FILE_SHARED):
-            key = (area.path, area.writable_file)
+        fd: Arg | None = _descriptor(area, backings)
+        path = area.path
+        if fd is not None and area.writable_file and area.file_id in backings.read_only:
+            fd, path = None, f"/proc/self/fd/{fd}"
+        if fd is None:
+            key = (path, area.writable_file)
             if key not in opened:
                 opened[key] = Slot(f"map{len(opened)}")
-                program.add(
-                    areas.plan_open(area.path, writable=area.writable_file, slot=opened[key])
-                )
+                program.add(mapping.plan_open(path, writable=area.writable_file, slot=opened[key]))
             fd = opened[key]
-        elif area.backing is Backing.MEMFD:
-            fd = _memfd(area, backings)
-        program.add(areas.plan_map(area, fd, filled=area.start in filled))
+        program.add(mapping.plan_map(area, fd, filled=area.start in filled))
     program.add(
         *(
             Op(call="close", args=(slot,), subject=path, note="mapped file")
@@ -217,57 +194,16 @@ def _map_all(
     )
 
 
-def joined(found: Sequence[Area]) -> list[Area]:
-    """Pieces of one shared anonymous mapping (mprotect splits them) as one area again."""
-    out: list[Area] = []
-    for area in found:
-        last = out[-1] if out else None
-        if (
-            last is not None
-            and area.backing is last.backing is Backing.SHARED
-            and area.shared_id == last.shared_id
-            and area.start == last.end
-            and area.offset == last.offset + last.size_bytes
-        ):
-            out[-1] = replace(last, end=area.end, prot=last.prot | area.prot)
-        else:
-            out.append(area)
-    return out
-
-
-def _source(area: Area, sources: Sequence[Area]) -> Area | None:
-    """A mapping that shows all of the segment which a shared anonymous area shows."""
-    if area.backing is not Backing.SHARED:
-        return None
-    for other in sources:
-        if (
-            other.backing is Backing.SHARED
-            and other.shared_id == area.shared_id
-            and other.offset <= area.offset
-            and area.offset + area.size_bytes <= other.offset + other.size_bytes
-        ):
-            return other
-    return None
-
-
-def _in_place(area: Area, sources: Sequence[Area]) -> bool:
-    source = _source(area, sources)
-    return source is not None and area.start - area.offset == source.start - source.offset
-
-
-def _map_again(area: Area, sources: Sequence[Area]) -> Op:
-    """An old size of 0 leaves the old mapping and makes another of it (mremap(2))."""
-    source = _source(area, sources)
-    assert source is not None
-    at = source.start + area.offset - source.offset
-    return Op(
-        call="mremap",
-        args=(at, 0, area.size_bytes, MREMAP_FLAGS, area.start),
-        subject=area.subject,
-        note="once more",
-        expect=Expect.EQUAL,
-        want=area.start,
-    )
+def _descriptor(area: Area, backings: Backings) -> int | None:
+    """What an area is mapped from; None for a file that is to be opened by its path."""
+    try:
+        if area.file_id:
+            return backings.files[area.file_id]
+        if area.backing is Backing.SHARED:
+            return backings.segments[area.shared_id]
+    except KeyError:
+        raise BadImage("maps a file that is not in the images", subject=area.subject) from None
+    return None if area.path else NO_FD
 
 
 def _attach(area: Area) -> Op:
@@ -281,17 +217,6 @@ def _attach(area: Area) -> Op:
         expect=Expect.EQUAL,
         want=area.start,
     )
-
-
-def _memfd(area: Area, backings: Backings) -> int:
-    try:
-        return backings.memfds[area.shared_id]
-    except KeyError:
-        raise Refused(
-            "a memfd that is mapped but open nowhere",
-            subject=area.subject,
-            remedy="keep its descriptor open",
-        ) from None
 
 
 def special_group(areas_: Sequence[Area]) -> Group | None:

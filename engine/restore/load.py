@@ -2,7 +2,7 @@
 """From an image directory to everything a restore has to make, checked on the way."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Snapshot:
     tables: Mapping[int, Sequence[Placed]]
     """Pid of a task → its descriptors; tasks that share a table have it once, at the owner."""
     locks: Sequence[Lock]
+    mapped: Set[FileId]
+    """Files that tasks map and no path leads to; descriptors need not."""
     states: Sequence[tuple[Any, Mapping[FileId, Any]]]
     contents: Contents
 
@@ -60,12 +62,14 @@ def load(path: Path, *, verify: Verify = Verify.ALL) -> Snapshot:
         source = Source(images)
         tree, numbers = codec.decode_tree(source, processor_components(), native.xstate_template())
         tables = table.decode_tables(source, numbers)
+        mapped = mapped_files(tree)
         snapshot = Snapshot(
             images=images,
             source=source,
             tree=tree,
             tables=tables,
-            states=_states(source, tables, directories_of(tree)),
+            mapped=mapped,
+            states=_states(source, tables, mapped | directories_of(tree)),
             locks=table.decode_locks(source),
             contents=Contents(images),
         )
@@ -74,6 +78,17 @@ def load(path: Path, *, verify: Verify = Verify.ALL) -> Snapshot:
         images.close()
         raise
     return snapshot
+
+
+def mapped_files(tree: Tree) -> Set[FileId]:
+    """Ids of the files that areas map by a descriptor."""
+    return {
+        FileId(area.file_id)
+        for task in tree.tasks
+        if task.memory
+        for area in task.memory.areas
+        if area.file_id
+    }
 
 
 def clock_warning(source: Source) -> str | None:
@@ -109,9 +124,9 @@ def directories_of(tree: Tree) -> set[FileId]:
 
 
 def _states(
-    source: Source, tables: Mapping[int, Sequence[Placed]], directories: set[FileId]
+    source: Source, tables: Mapping[int, Sequence[Placed]], unheld: Set[FileId]
 ) -> list[tuple[Any, Mapping[FileId, Any]]]:
-    wanted = {one.file_id for placed in tables.values() for one in placed} | directories
+    wanted = {one.file_id for placed in tables.values() for one in placed} | unheld
     states: list[tuple[Any, Mapping[FileId, Any]]] = []
     found: set[FileId] = set()
     for kind in FILE_KINDS:

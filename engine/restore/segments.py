@@ -15,7 +15,6 @@ import struct
 from contextlib import suppress
 
 from torpor.engine.errors import KernelError, Refused
-from torpor.engine.kind import ImageSource
 from torpor.engine.memory.sysv import (
     IPC_CREAT,
     IPC_EXCL,
@@ -26,16 +25,28 @@ from torpor.engine.memory.sysv import (
     decode,
 )
 from torpor.engine.restore.spawn import Living
+from torpor.engine.restore.work import Work
 
 REMEDY = "restore in a fresh pod or ipc namespace"
 MOST_TRIES = 50_000
 NEXT_ID = "/proc/sys/kernel/shm_next_id"
 
 
-def create(root: Living, source: ImageSource) -> None:
-    """Make every segment with its old id, in the order of the ids."""
-    for segment in sorted(decode(source), key=lambda s: s.shm_id):
+def create(work: Work, root: Living) -> None:
+    """Make every segment with its old id, in the order of the ids, and fill it."""
+    for segment in sorted(decode(work.snapshot.source), key=lambda s: s.shm_id):
         _create_one(root, segment)
+        _fill(work, root, segment)
+
+
+def _fill(work: Work, root: Living, segment: Segment) -> None:
+    at = root.arena.call(root.pid, "shmat", segment.shm_id, 0, 0)
+    if at < 0:
+        raise KernelError(
+            "shmat failed", errno=-at, subject=f"System V segment {segment.shm_id}", remedy=REMEDY
+        )
+    work.contents.fill_attached(root.pid, segment.shm_id, at)
+    root.arena.call(root.pid, "shmdt", at)
 
 
 def _create_one(root: Living, segment: Segment) -> None:

@@ -3,20 +3,24 @@
 
 from types import SimpleNamespace
 
+from tests.fixtures import trees
 from torpor.engine.files.common import O
 from torpor.engine.files.eventfd import KIND
 from torpor.engine.files.table import Placed
 from torpor.engine.kernel.recorded import RecordedFd, dump_context
 from torpor.engine.kind import FileId
+from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.restore import descriptors
 
 
-def snapshot(tables):
+def snapshot(tables, mapped=(), areas=()):
     view = RecordedFd(link="anon_inode:[eventfd]", flags=O.RDWR, info=("eventfd-count: 5",))
     state = KIND.collect(view, dump_context())
     ids = {one.file_id for placed in tables.values() for one in placed}
-    return SimpleNamespace(tables=tables, states=[(KIND, dict.fromkeys(ids, state))], locks=(),
-                           tree=SimpleNamespace(tasks=()))  # fmt: skip
+    return SimpleNamespace(
+        tables=tables, states=[(KIND, dict.fromkeys(ids, state))], locks=(), mapped=set(mapped),
+        tree=trees.tree(trees.task(memory=trees.memory(areas))),
+    )  # fmt: skip
 
 
 def plan(tables, **more):
@@ -55,3 +59,18 @@ def test_one_description_at_two_numbers():
 
 def test_numbers_of_the_seed_are_never_overwritten():
     assert plan({41: []}, inherit={"x": 900}).base > 900
+
+
+def test_what_is_only_mapped_has_service_numbers_too():
+    areas = [
+        Area(start=0x1000, end=0x3000, prot=3, backing=Backing.SHARED, shared_id=9, offset=0x4000),
+        Area(start=0x5000, end=0x6000, prot=3, backing=Backing.SHARED, shared_id=9),
+    ]
+    whole = snapshot({41: [placed(3, 7)]}, mapped=[12], areas=areas)
+    found = descriptors.plan(
+        whole, stdio=(), inherit={}, path_map={}, address_map={}, new_container=False, warn=print
+    )
+    assert found.context.fds == {7: 64, 12: 65}
+    assert found.segments == {9: 66}
+    assert found.context.spare_fd == 67
+    assert descriptors.shared_segments(whole.tree) == {9: 0x6000}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fixtures.trees import AREAS
-from torpor.engine.errors import Refused
+from torpor.engine.errors import BadImage, Refused
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group, Move, VdsoPlan
 from torpor.engine.restore import layout
@@ -14,7 +14,7 @@ from torpor.engine.restore.arena import Arena
 from torpor.engine.restore.layout import Backings
 
 ARENA = Arena(base=0x10000000)
-NONE = Backings(memfds={})
+NONE = Backings()
 KERNEL = Group(
     start=0x7FFF00000000,
     end=0x7FFF00006000,
@@ -85,7 +85,7 @@ def test_after_fork_keeps_what_is_the_same():
         "munmap(0x500000, 0x3000)  # 500000-503000 rw-p anonymous: the parent's only",
         "mmap(0x500000, 0x4000, 3, 50, -1, 0)  # 500000-504000 rw-p anonymous",
         "mmap(0x600000, 0x1000, 3, 50, -1, 0)  # 600000-601000 r--p anonymous",
-        "mprotect(0x400000, 0x2000, 7)  # 400000-402000 r-xp /bin/worker: open for filling",
+        "mprotect(0x400000, 0x2000, 7)  # 400000-402000 r-xp /bin/worker",
     ]
 
 
@@ -109,15 +109,41 @@ def test_system_v_segments_are_attached(prot, flags):
     assert (op.call, op.args, op.want) == ("shmat", (9, 0x600000, flags), 0x600000)
 
 
-def test_memfds_come_from_service_descriptors():
-    area = Area(start=0x600000, end=0x601000, prot=3, backing=Backing.MEMFD, shared_id=77)
-    program, _ = layout.after_fork(
-        (area,), (), None, None, Backings(memfds={77: 600}), set(), False
-    )
-    assert program.ops[0].args[4] == 600
-    with pytest.raises(Refused, match="open nowhere") as error:
-        layout.after_fork((area,), (), None, None, NONE, set(), False)
-    assert error.value.remedy
+def mapped_from(area, backings):
+    program, _ = layout.after_fork((area,), (), None, None, backings, set(), False)
+    return [line.split("  #")[0] for line in lines(program)]
+
+
+def test_what_has_no_path_comes_from_service_descriptors():
+    memfd = Area(start=0x6000, end=0x7000, prot=3, backing=Backing.MEMFD, shared_id=7, file_id=5)
+    shared = replace(memfd, backing=Backing.SHARED, file_id=0)
+    for area, backings in (
+        (memfd, Backings(files={5: 600})),
+        (shared, Backings(segments={7: 600})),
+    ):
+        assert mapped_from(area, backings) == ["mmap(0x6000, 0x1000, 3, 17, 600, 0)"]
+        with pytest.raises(BadImage):
+            mapped_from(area, NONE)
+
+
+def test_a_description_that_cannot_write_is_opened_again():
+    area = Area(start=0x6000, end=0x7000, prot=3, backing=Backing.MEMFD, file_id=5)
+    backings = Backings(files={5: 600}, read_only={5})
+    assert mapped_from(area, backings) == ["mmap(0x6000, 0x1000, 3, 17, 600, 0)"]
+    assert mapped_from(replace(area, writable_file=True), backings) == [
+        "openat(-100, '/proc/self/fd/600', 0x80002, 0) → map0",
+        "mmap(0x6000, 0x1000, 3, 17, $map0, 0)",
+        "close($map0)",
+    ]
+
+
+@pytest.mark.parametrize("prot", [0, 1, 3])
+def test_a_child_with_other_protection(prot):
+    child = replace(AREAS[1], prot=prot)
+    program, kept = layout.after_fork((child,), (AREAS[1],), None, None, NONE, set(), False)
+    assert kept == [child]
+    wanted = [] if prot == AREAS[1].prot else [("mprotect", (0x500000, 0x3000, prot))]
+    assert [(op.call, op.args) for op in program.ops] == wanted
 
 
 def test_a_file_is_opened_once_for_each_way():

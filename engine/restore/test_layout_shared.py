@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared anonymous memory of a child: in place, moved, in part, or not to be had (`layout`)."""
+"""Shared anonymous memory of a child: in place, moved, in part (`layout`)."""
 
 from dataclasses import replace
 
 import pytest
 
 from tests.fixtures import trees
-from torpor.engine.errors import Refused
 from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.restore.layout import Backings, after_fork, forked_from, joined
+from torpor.engine.restore.layout import Backings, after_fork, forked_from
 
 WHOLE = Area(start=0x10000, end=0x20000, prot=3, backing=Backing.SHARED, shared_id=7)
 
@@ -26,9 +25,9 @@ def test_the_same_program_executed_anew_is_no_fork(exe, start, wanted):
     assert forked_from(trees.memory((vdso_at(start),), exe=exe), parent) is wanted
 
 
-def plan(wanted, inherited, made=()):
+def plan(wanted, inherited):
     program, kept = after_fork(
-        wanted, inherited, None, None, Backings(memfds={}, made=made), set(), keep_old_code=False
+        wanted, inherited, None, None, Backings(segments={7: 600}), set(), keep_old_code=False
     )
     return [op.describe().split("  #")[0] for op in program.ops], [hex(a.start) for a in kept]
 
@@ -39,29 +38,20 @@ def test_the_same():
 
 def test_the_end_of_it():
     end = replace(WHOLE, start=0x14000, offset=0x4000)
-    assert plan([end], [WHOLE]) == (["munmap(0x10000, 0x4000)"], ["0x14000"])
-
-
-def test_two_pieces_of_other_protection():
-    first = replace(WHOLE, end=0x12000, prot=1)
-    second = replace(WHOLE, start=0x12000, offset=0x2000)
-    assert plan([first, second], [WHOLE]) == ([], ["0x10000", "0x12000"])
-    assert plan([WHOLE], [first, second]) == ([], ["0x10000"])
-    assert joined([first, second]) == [WHOLE]
-
-
-def test_elsewhere():
-    moved = Area(
-        start=0x50000, end=0x52000, prot=3, backing=Backing.SHARED, shared_id=7, offset=0x1000
+    assert plan([end], [WHOLE]) == (
+        ["munmap(0x10000, 0x10000)", "mmap(0x14000, 0xc000, 3, 17, 600, 0x4000)"],
+        [],
     )
-    ops, kept = plan([moved], [WHOLE])
-    assert kept == []
-    assert ops[0].startswith("mremap(0x11000, 0, 0x2000, 3, 0x50000)")
-    assert ops[1:] == ["munmap(0x10000, 0x10000)"]
 
 
-def test_what_no_parent_maps():
-    with pytest.raises(Refused, match="common parent has unmapped"):
-        plan([WHOLE], [], made={7})
-    ops, _ = plan([WHOLE], [])
-    assert ops[0].startswith("mmap(0x10000")
+def test_elsewhere_and_twice():
+    moved = replace(WHOLE, start=0x50000, end=0x52000, offset=0x1000)
+    again = replace(WHOLE, start=0x60000, end=0x61000, prot=1)
+    assert plan([moved, again], [WHOLE]) == (
+        [
+            "munmap(0x10000, 0x10000)",
+            "mmap(0x50000, 0x2000, 3, 17, 600, 0x1000)",
+            "mmap(0x60000, 0x1000, 1, 17, 600, 0)",
+        ],
+        [],
+    )

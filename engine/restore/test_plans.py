@@ -115,7 +115,7 @@ def images_of(path, whole):
     with NewImageDirectory.create(path) as images:
         ids = pb.task_kobj_ids_entry(vm_id=1, files_id=1, fs_id=1, sighand_id=1)
         write_inventory(images, root_ids=ids)
-        codec.encode_tree(whole, images, (), 100, {})
+        codec.encode_tree(whole, images, (), 100)
         for number in range(2, 2 + len(whole.tasks)):
             images.write(f"fdinfo-{number}", [])
         images.write("files", [])

@@ -2,6 +2,7 @@
 """What the steps of one restore share: the images, the plan, the tasks that live so far."""
 
 from torpor.engine.options import ProgressFn
+from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.descriptors import Descriptors
 from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import ChoosePid, Living
@@ -14,6 +15,7 @@ class Work:
     snapshot: Snapshot
     tree: Tree
     plan: Descriptors
+    contents: Contents
     living: dict[int, Living]
     """Pid of a task, as it sees itself, to the task."""
     warnings: list[str]

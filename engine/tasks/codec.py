@@ -19,7 +19,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink, ImageSource
 from torpor.engine.memory import areas
-from torpor.engine.memory.areas import Backing, MemfdInode
+from torpor.engine.memory.areas import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.model import DEAD, Memory, TaskImage, ThreadImage, Tree
@@ -72,9 +72,8 @@ def encode_tree(
     images: ImageSink,
     components: tuple[Component, ...],
     first_free_id: int,
-    memfds: Mapping[int, int],
 ) -> None:
-    """Write everything but descriptors and pages; ``memfds`` maps inodes to ids of files."""
+    """Write everything but descriptors and pages."""
     paths = PathFiles(next_id=first_free_id)
     filters = _FilterTable()
     for number, task in enumerate(tree.tasks, FIRST_ID):
@@ -100,7 +99,7 @@ def encode_tree(
             **NAMESPACE_IDS,
         )
         images.add(f"ids-{task.pid}", ids)
-        _encode_memory(task, task.memory, images, paths, memfds)
+        _encode_memory(task, task.memory, images, paths)
         images.add(
             f"fs-{task.pid}",
             pb.fs_entry(
@@ -225,7 +224,6 @@ def _encode_memory(
     memory: Memory,
     images: ImageSink,
     paths: PathFiles,
-    memfds: Mapping[int, int],
 ) -> None:
     entry = pb.mm_entry(exe_file_id=paths.id(memory.exe, 0, images))
     for name, field_name in MARKERS.items():
@@ -233,8 +231,8 @@ def _encode_memory(
     words = memoryview(memory.auxv[: len(memory.auxv) & ~7]).cast("Q")
     entry.mm_saved_auxv.extend(words[: len(words) - 2 if len(words) > MAX_AUXV else None])
     for area in memory.areas:
-        file_id = memfds.get(area.shared_id, 0) if area.backing is Backing.MEMFD else 0
-        if area.path:
+        file_id = 0
+        if area.path and not area.file_id:
             file_id = paths.id(area.path, areas.O_RDWR if area.writable_file else 0, images)
         areas.encode(
             area,
@@ -255,11 +253,15 @@ def decode_tree(
     Raises:
         BadImage: a file is missing or says something that does not fit.
     """
-    path_of = {
-        int(number): message.name.decode("utf-8", "surrogateescape")
-        for number, message in images.files("REG")
-    }
-    filters, memfds = _read_filters(images), _read_memfds(images)
+    files = MappedFiles(
+        paths={
+            int(number): message.name.decode("utf-8", "surrogateescape")
+            for number, message in images.files("REG")
+        },
+        memfds=_read_memfds(images),
+        nameless={remap.orig_id for remap, _ in images.entries("remap-fpath")},
+    )
+    filters = _read_filters(images)
     tasks, tables, directories = [], dict[int, int](), dict[int, int]()
     known: set[int] = set()
     for entry, _ in images.entries("pstree"):
@@ -268,7 +270,7 @@ def decode_tree(
                 "a task appears twice or before its parent", subject=f"pstree.img, task {entry.pid}"
             )
         known.add(entry.pid)
-        reader = _TaskReader(images, entry, path_of, memfds, filters, components, template)
+        reader = _TaskReader(images, entry, files, filters, components, template)
         with _readable(f"core-{entry.pid}.img"):
             tasks.append(reader.task())
         if reader.ids is not None:
@@ -335,14 +337,13 @@ class _TaskReader:
         self,
         images: ImageSource,
         entry: Any,  # noqa: ANN401
-        path_of: dict[int, str],
-        memfds: Mapping[int, MemfdInode],
+        files: MappedFiles,
         filters: list[tuple[Filter, int | None]],
         components: tuple[Component, ...],
         template: bytes,
     ) -> None:
-        self.images, self.entry, self.path_of, self.filters = images, entry, path_of, filters
-        self.components, self.template, self.memfds = components, template, memfds
+        self.images, self.entry, self.files, self.filters = images, entry, files, filters
+        self.components, self.template = components, template
         self.ids: Any = None
 
     def one(self, name: str) -> Any:  # noqa: ANN401
@@ -411,7 +412,7 @@ class _TaskReader:
 
     def path(self, number: int) -> str:
         try:
-            return self.path_of[number]
+            return self.files.paths[number]
         except KeyError:
             raise BadImage("names a file that is not there", subject=f"file {number}") from None
 
@@ -474,7 +475,7 @@ class _TaskReader:
 
     def memory(self) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")
-        found = [areas.decode(vma, self.path_of, self.memfds) for vma in entry.vmas]
+        found = [areas.decode(vma, self.files) for vma in entry.vmas]
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
         return Memory(
             **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},

@@ -18,7 +18,7 @@ from torpor.engine.tasks.seccomp import Filter
 
 def encoded(tree):
     images = RecordedImages()
-    codec.encode_tree(tree, images, trees.COMPONENTS, 100, {})
+    codec.encode_tree(tree, images, trees.COMPONENTS, 100)
     return images
 
 

@@ -20,8 +20,9 @@ def program(name: str) -> list[str]:
     script = WORKLOADS / f"{name}.py"
     if script.exists():
         return [sys._base_executable, str(script)]
-    source, header = WORKLOADS / f"{name}.c", WORKLOADS / "core_base.h"
-    key = hashlib.sha256(source.read_bytes() + header.read_bytes() + repr(FLAGS).encode())
+    source = WORKLOADS / f"{name}.c"
+    headers = b"".join(path.read_bytes() for path in sorted(WORKLOADS.glob("*.h")))
+    key = hashlib.sha256(source.read_bytes() + headers + repr(FLAGS).encode())
     binary = BUILT / f"{name}-{key.hexdigest()[:12]}"
     if not binary.exists():
         BUILT.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared memory without a path, made by the root before any task has its memory.
+
+Every segment of shared anonymous memory and every memfd has a service descriptor, is filled
+once through a descriptor of ours, and is then mapped by whoever had it, in whatever pieces.
+
+Facts (probed on v6.18):
+- What /proc/self/map_files opens of a MAP_SHARED|MAP_ANONYMOUS mapping can be mapped again, by
+  any task that has the descriptor, and still shows as `/dev/zero (deleted)`. It takes
+  CAP_CHECKPOINT_RESTORE. Without that a memfd of the name /dev/zero does the same but for the
+  name in maps; CRIU always takes one, and a dump takes it for shared anonymous memory again.
+- A memfd that a task may only read can be opened for writing by us; seals come after its
+  content, F_SEAL_FUTURE_WRITE after all mappings.
+"""
+
+import fcntl
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+from torpor.engine import native
+from torpor.engine.errors import KernelError
+from torpor.engine.files.common import O
+from torpor.engine.files.memfd import FUTURE_WRITE, Memfd
+from torpor.engine.kernel import proc
+from torpor.engine.memory.areas import AT_FDCWD, PROT_READ, PROT_WRITE
+from torpor.engine.program.ops import Data, Expect, Op, Program, Slot, move
+from torpor.engine.restore import segments
+from torpor.engine.restore.arena import find_hole
+from torpor.engine.restore.descriptors import Descriptors, shared_segments
+from torpor.engine.restore.layout import Backings
+from torpor.engine.restore.load import Snapshot
+from torpor.engine.restore.spawn import Living
+from torpor.engine.restore.work import Work
+
+F_ADD_SEALS = 1033
+MAP_SHARED_ANONYMOUS = 0x21 | 0x10 | 0x4000  # MAP_FIXED, MAP_NORESERVE
+O_RDWR = 2
+NO_FD = (1 << 64) - 1
+
+
+def create(work: Work, root: Living) -> Backings:
+    """Make and fill everything; what the tasks map it by."""
+    for inode, (fd, state) in memfds(work).items():
+        _fill(work, root, inode, fd, state.seals if not state.seals & FUTURE_WRITE else 0)
+    for number, size in shared_segments(work.tree).items():
+        fd = work.plan.segments[number]
+        _make_segment(root, fd, -(-size // 4096) * 4096)
+        _fill(work, root, number, fd, 0)
+    segments.create(work, root)
+    return of_plan(work.snapshot, work.plan)
+
+
+def of_plan(snapshot: Snapshot, plan: Descriptors) -> Backings:
+    """By what service descriptors tasks map what has no path."""
+    files = {int(number): plan.context.fd(number) for number in snapshot.mapped}
+    read_only = {
+        int(number)
+        for kind, states in snapshot.states
+        if kind.name in ("memfd", "regular")
+        for number, state in states.items()
+        if number in snapshot.mapped and state.flags & O.ACCMODE == 0
+    }
+    return Backings(files=files, read_only=read_only, segments=plan.segments)
+
+
+def seal(work: Work, root: Living) -> None:
+    """The seals that must not be there before everything is mapped."""
+    for fd, state in memfds(work).values():
+        if state.seals & FUTURE_WRITE:
+            own = _open(root.pid, fd)
+            try:
+                fcntl.fcntl(own, F_ADD_SEALS, state.seals)
+            finally:
+                os.close(own)
+
+
+def memfds(work: Work) -> Mapping[int, tuple[int, Memfd]]:
+    """Inode number of every memfd → a service descriptor of it, and what it is."""
+    found: dict[int, tuple[int, Memfd]] = {}
+    for kind, states in work.snapshot.states:
+        if kind.name == "memfd":
+            for number, state in states.items():
+                found.setdefault(state.inode_id, (work.plan.context.fd(number), state))
+    return found
+
+
+def _make_segment(root: Living, fd: int, size: int) -> None:
+    try:
+        root.arena.run(root.pid, _anonymous(root, fd, size), root.image.subject)
+    except KernelError:
+        root.arena.run(root.pid, _named(fd, size), root.image.subject)
+
+
+def _anonymous(root: Living, fd: int, size: int) -> Program:
+    used = [(v.start, v.end) for v in proc.parse_maps(proc.read_text(root.pid, "maps"))]
+    at = find_hole([*used, (root.arena.base, root.arena.end)], size)
+    link = f"/proc/self/map_files/{at:x}-{at + size:x}"
+    opened, subject = Slot("segment"), "shared anonymous memory"
+    return Program(
+        "shared memory",
+        [
+            Op(
+                call="mmap",
+                args=(at, size, PROT_READ | PROT_WRITE, MAP_SHARED_ANONYMOUS, NO_FD, 0),
+                subject=subject,
+                expect=Expect.EQUAL,
+                want=at,
+            ),
+            Op(
+                call="openat",
+                args=(AT_FDCWD, Data.path(link), O_RDWR, 0),
+                subject=subject,
+                yields=opened,
+            ),
+            *move(opened, fd, subject=subject),
+            Op(call="munmap", args=(at, size), subject=subject),
+        ],
+    )
+
+
+def _named(fd: int, size: int) -> Program:
+    made, subject = Slot("segment"), "shared anonymous memory"
+    return Program(
+        "shared memory",
+        [
+            Op(
+                call="memfd_create",
+                args=(Data.path("/dev/zero"), 0),
+                subject=subject,
+                yields=made,
+                remedy="let the seccomp profile of the container permit memfd_create",
+            ),
+            *move(made, fd, subject=subject),
+            Op(call="ftruncate", args=(fd, size), subject=subject),
+        ],
+    )
+
+
+def _fill(work: Work, root: Living, shared_id: int, fd: int, seals: int) -> None:
+    if not work.contents.of_shared(shared_id).runs and not seals:
+        return
+    own = _open(root.pid, fd)
+    try:
+        work.contents.fill_shared(shared_id, own)
+        if seals:
+            fcntl.fcntl(own, F_ADD_SEALS, seals)
+    finally:
+        os.close(own)
+
+
+def _open(pid: int, fd: int) -> int:
+    """A writable descriptor of ours for what a task has under a number."""
+    with suppress(OSError):
+        return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    pidfd = native.pidfd_open(pid)
+    try:
+        return native.pidfd_getfd(pidfd, fd)
+    finally:
+        os.close(pidfd)
