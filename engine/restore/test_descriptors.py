@@ -68,7 +68,7 @@ def test_what_is_only_mapped_has_service_numbers_too():
     ]
     whole = snapshot({41: [placed(3, 7)]}, mapped=[12], areas=areas)
     found = descriptors.plan(
-        whole, stdio=(), inherit={}, path_map={}, address_map={}, new_container=False, warn=print
+        whole, descriptors.Seed(), path_map={}, address_map={}, new_container=False, warn=print
     )
     assert found.context.fds == {7: 64, 12: 65}
     assert found.segments == {9: 66}
