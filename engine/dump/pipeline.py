@@ -25,7 +25,7 @@ from torpor.engine.images.inventory import write_inventory
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
-from torpor.engine.kernel import fdview, proc
+from torpor.engine.kernel import fdview, nslinks, proc
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
@@ -34,7 +34,7 @@ from torpor.engine.options import After, DumpOptions, DumpReport, Progress, Prog
 from torpor.engine.restore import tree as tree_shape
 from torpor.engine.restore.load import processor_components
 from torpor.engine.sockets import inet
-from torpor.engine.tasks import codec, seccomp
+from torpor.engine.tasks import codec, namespaces, seccomp
 from torpor.engine.tasks.model import Tree
 
 CAP_SYS_ADMIN = 21
@@ -168,6 +168,10 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
     """
     refused: list[Refused] = []
     ours = {os.getpid()}
+    spaces = nslinks.namespaces(options.pid)
+    if not options.container:
+        here = nslinks.namespaces(os.getpid())
+        refused += namespaces.check_root(f"pid {options.pid}", spaces, here, ())
     for task in list_tasks(options.pid):
         subject = f"pid {task.pid}"
         if task.pid in ours:
@@ -189,6 +193,8 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
                     remedy="detach the debugger",
                 )
             )
+        if task.pid != options.pid:
+            refused += namespaces.check_task(subject, nslinks.namespaces(task.pid), spaces)
         refused += _filter_refusals(task, options.runtime_seccomp_filters, may_read)
         if task.tids and task.tids[0] != task.pid:
             refused.append(refuse(LIMITS["dead-leader"], subject))

@@ -48,6 +48,15 @@ CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
+            state=f"a child in a {kind} namespace of its own",
+            program="tasks_namespace",
+            arguments=(kind,),
+            refused="in a namespace of its own below the root.*namespace",
+        )
+        for kind in ("net", "mnt", "uts", "ipc", "pid", "time", "cgroup")
+    ),
+    *(
+        Case(
             state=f"blocked in {call}",
             program="core_blocked",
             arguments=(call,),

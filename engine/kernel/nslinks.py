@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/proc/PID/ns: which namespaces a task is in, and which its children will be.
+
+Facts: `pid_for_children` cannot be read while that pid namespace has no task yet (fs/nsfs.c,
+kernel/pid_namespace.c, pidns_for_children_get; v6.18); of a zombie only the links of user and pid namespace can.
+"""
+
+import os
+from contextlib import suppress
+
+from torpor.engine.errors import Vanished
+from torpor.engine.kernel import proc
+
+
+def namespaces(pid: int | str) -> dict[str, str]:
+    """Text of each link by name (`net` → `net:[4026531840]`); a zombie has few."""
+    try:
+        names = os.listdir(f"/proc/{pid}/ns")
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    found = {}
+    for name in names:
+        with suppress(Vanished):
+            found[name] = proc.read_link(pid, f"ns/{name}")
+    if "net" in found and "pid_for_children" in names:
+        found.setdefault("pid_for_children", "pid:[empty]")
+    return found

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from torpor.engine.tasks import namespaces
+
+OURS = {name: f"{name}:[1]" for name in namespaces.KINDS}
+
+
+def test_the_same_namespaces_are_fine():
+    assert namespaces.check_root("pid 7", OURS, OURS, ()) == []
+    assert namespaces.check_task("pid 8", OURS, OURS) == []
+
+
+@pytest.mark.parametrize("kind", namespaces.KINDS)
+def test_another_one_is_refused_by_name(kind):
+    other = OURS | {kind: f"{kind}:[2]"}
+    (refused,) = namespaces.check_root("pid 7", other, OURS, ())
+    assert f"{namespaces.KINDS[kind]} namespace {kind}:[2]" in str(refused)
+    assert "nsenter" in refused.remedy
+    (refused,) = namespaces.check_task("pid 8", other, OURS)
+    assert "below the root" in str(refused)
+
+
+def test_what_the_caller_vouches_for_is_left_out():
+    other = OURS | {"net": "net:[2]", "mnt": "mnt:[2]"}
+    (refused,) = namespaces.check_root("pid 7", other, OURS, ("net",))
+    assert refused.cause == "mount namespace mnt:[2]"
+
+
+def test_a_kernel_without_a_kind():
+    less = {name: text for name, text in OURS.items() if not name.startswith("time")}
+    assert namespaces.check_root("pid 7", less, OURS, ()) == []
