@@ -2,7 +2,8 @@
 """/proc/PID/ns: which namespaces a task is in, and which its children will be.
 
 Facts: `pid_for_children` cannot be read while that pid namespace has no task yet (fs/nsfs.c,
-kernel/pid_namespace.c, pidns_for_children_get; v6.18); of a zombie only the links of user and pid namespace can.
+kernel/pid_namespace.c, pidns_for_children_get; v6.18); of a zombie only the links of its user
+and pid namespace can.
 """
 
 import os
