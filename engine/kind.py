@@ -180,6 +180,8 @@ class DumpContext:
     warn: Callable[[str], None] = lambda _: None
     tasks: Mapping[int, int] = field(default_factory=dict)
     """Every task of the tree: its pid as seen from here → its pid inside."""
+    owners: Mapping[int, int] = field(default_factory=dict)
+    """Every task, thread and process group of the tree: as seen from here → inside."""
     realtime_ns: int = 0
     """CLOCK_REALTIME when the tree was frozen; 0 when not known."""
     same_netns: bool = True
@@ -237,6 +239,8 @@ class PlanContext:
     address_map: Mapping[str, str] = field(default_factory=dict)
     """Old IP address → new one, for sockets bound to an address that is not there any more."""
     new_container: bool = False
+    uid: int = 0
+    """User id with which the operations run."""
     warn: Callable[[str], None] = lambda _: None
 
     def fd(self, file_id: FileId) -> int:
@@ -246,10 +250,14 @@ class PlanContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateOp:
-    """An operation that a holder runs once its descriptors have their final numbers."""
+    """An operation that a holder runs once its descriptors have their final numbers.
+
+    ``last`` ones run when its threads are there, and only the descriptors that stay.
+    """
 
     task: int
     op: Op
+    last: bool = False
 
 
 class FileKind(Protocol, Generic[State]):

@@ -18,6 +18,7 @@ from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_tasks
 from torpor.engine.dump.freeze import StoppedTask, StoppedTree, list_tasks, stopped
 from torpor.engine.dump.netns import NetnsSockets
+from torpor.engine.dump.owners import owners
 from torpor.engine.errors import Error, Findings, Refused, Timeout, Vanished
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
@@ -289,6 +290,13 @@ def _descriptors(
         link_remap=dump.options.link_remap,
         warn=dump.warnings.append,
         tasks={c.task.pid: c.capture.ns_pid for c in alive},
+        owners=owners(
+            (
+                parse_status(c.capture.texts["status"]),
+                {t.tid: t.ns_tid for t in c.capture.threads},
+            )
+            for c in dump.captured
+        ),
         realtime_ns=time.time_ns(),
         same_netns=fdview.same_netns(dump.options.pid),
         mapped=mapped.ranges(alive),

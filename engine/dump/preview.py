@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 from torpor.engine.capture import innermost
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
+from torpor.engine.dump.owners import owners
 from torpor.engine.dump.pipeline import may_read_filters, preflight
 from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.kernel import fdview, proc
-from torpor.engine.kernel.proc import Vma, parse_smaps
+from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas
@@ -95,13 +96,18 @@ def _look_at_task(task: StoppedTask, found: Preview) -> None:
 
 
 def _descriptors(options: DumpOptions, alive: Iterable[StoppedTask], found: Preview) -> Collected:
-    pids = {task.pid: innermost(proc.read_text(task.pid, "status"), task.pid) for task in alive}
+    statuses = [(task, proc.read_text(task.pid, "status")) for task in alive]
+    pids = {task.pid: innermost(text, task.pid) for task, text in statuses}
     context = DumpContext(
         tcp=options.tcp,
         container=options.container,
         ghost_limit_bytes=options.ghost_limit_bytes,
         warn=found.warnings.append,
         tasks=pids,
+        owners=owners(
+            (parse_status(text), {tid: _inside(task.pid, tid) for tid in task.tids})
+            for task, text in statuses
+        ),
         realtime_ns=time.time_ns(),
         same_netns=fdview.same_netns(options.pid),
     )
@@ -115,6 +121,10 @@ def _descriptors(options: DumpOptions, alive: Iterable[StoppedTask], found: Prev
     except Unavailable as error:
         found.warnings.append(error.what)
         return Collected()
+
+
+def _inside(pid: int, tid: int) -> int:
+    return innermost(proc.read_text(pid, f"task/{tid}/status"), tid)
 
 
 def _no_socket(pid: int, _: int) -> int:

@@ -61,12 +61,14 @@ class F(IntEnum):
     SETFD = 2
     SETFL = 4
     SETLK = 6
+    SETOWN = 8
     SETSIG = 10
     GETSIG = 11
     SETOWN_EX = 15
     GETOWN_EX = 16
     GETOWNER_UIDS = 17
     OFD_SETLK = 37
+    SETLEASE = 1024
     SETPIPE_SZ = 1031
     GETPIPE_SZ = 1032
     ADD_SEALS = 1033
@@ -98,6 +100,14 @@ OWNER_OUTSIDE = Limit(
 )
 
 
+DIRECTORY_OWNER = Limit(
+    case="directory-notification",
+    what="a directory with a signal owner: what F_NOTIFY watches for cannot be read back",
+    remedy="use inotify in the program",
+)
+OWNER_KINDS = ("thread", "task", "group")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """Who gets SIGIO: ``kind`` F_OWNER_TID 0, PID 1, PGRP 2; ``pid`` inside, 0 for nobody."""
@@ -121,11 +131,13 @@ def read_owner(view: FdView, context: DumpContext) -> Owner:
     signal = view.fcntl(F.GETSIG)
     if not pid:
         return Owner(signal=signal)
-    if pid not in context.tasks:
-        raise refuse(OWNER_OUTSIDE, view.subject, f"owner is task {pid}")
+    if file_type(view.st_mode) == FileType.DIRECTORY:
+        raise refuse(DIRECTORY_OWNER, view.subject)
+    if pid not in context.owners:
+        raise refuse(OWNER_OUTSIDE, view.subject, f"owner is {OWNER_KINDS[kind]} {pid}")
     uids = view.fcntl_bytes(F.GETOWNER_UIDS, bytes(8)) or bytes(8)
     uid, euid = struct.unpack("<II", uids[:8])
-    return Owner(kind=kind, pid=context.tasks[pid], signal=signal, uid=uid, euid=euid)
+    return Owner(kind=kind, pid=context.owners[pid], signal=signal, uid=uid, euid=euid)
 
 
 def encode_owner(owner: Owner) -> Any:  # noqa: ANN401
@@ -137,6 +149,8 @@ def encode_owner(owner: Owner) -> Any:  # noqa: ANN401
 
 def decode_owner(message: Any) -> Owner:  # noqa: ANN401
     """From CRIU's fown_entry."""
+    if not 0 <= message.pid_type < len(OWNER_KINDS):
+        bad_image("an owner of an unknown kind", "files.img", f"pid_type {message.pid_type}")
     return Owner(
         kind=message.pid_type, pid=message.pid, signal=message.signum,
         uid=message.uid, euid=message.euid,
@@ -144,30 +158,31 @@ def decode_owner(message: Any) -> Owner:  # noqa: ANN401
 
 
 def late_owners(owners: Mapping[FileId, Owner], context: PlanContext) -> list[LateOp]:
-    """Set owners from a holder of each description, when all tasks exist."""
-    found = []
-    for file_id, owner in owners.items():
-        if owner == NOBODY or not context.holders.get(file_id):
-            continue
-        holder = context.holders[file_id][0]
-        where = f"fd {holder.fd}"
-        if owner.pid:
-            asked = Data(struct.pack("<ii", owner.kind, owner.pid), text=f"task {owner.pid}")
-            found.append(
-                LateOp(
-                    task=holder.task,
-                    op=Op(call="fcntl", args=(holder.fd, F.SETOWN_EX, asked), subject=where,
-                          note="who gets its signals"),
-                )
-            )  # fmt: skip
-        if owner.signal:
-            found.append(
-                LateOp(
-                    task=holder.task,
-                    op=Op(call="fcntl", args=(holder.fd, F.SETSIG, owner.signal), subject=where),
-                )
-            )
-    return found
+    """Set owners from a holder of each description, when all tasks and threads exist."""
+    return [
+        LateOp(task=context.holders[file_id][0].task, op=op, last=True)
+        for file_id, owner in owners.items()
+        if context.holders.get(file_id)
+        for op in _set_owner(owner, context.holders[file_id][0].fd, context.uid)
+    ]
+
+
+def _set_owner(owner: Owner, fd: int, uid: int) -> Iterable[Op]:
+    """The kernel keeps the ids of whoever sets an owner; so they are taken for the moment."""
+    where = f"fd {fd}"
+    is_other = owner.pid and (owner.uid, owner.euid) != (uid, uid)
+    if is_other:
+        yield Op(call="setresuid", args=(owner.uid, owner.euid, uid), subject=where,
+                 note="ids of who has set its owner", remedy="restore with CAP_SETUID")  # fmt: skip
+    if owner.pid:
+        name = f"{OWNER_KINDS[owner.kind]} {owner.pid}"
+        asked = Data(struct.pack("<ii", owner.kind, owner.pid), text=name)
+        yield Op(call="fcntl", args=(fd, F.SETOWN_EX, asked), subject=where,
+                 note="who gets its signals")  # fmt: skip
+    if is_other:
+        yield Op(call="setresuid", args=(uid, uid, uid), subject=where)
+    if owner.signal:
+        yield Op(call="fcntl", args=(fd, F.SETSIG, owner.signal), subject=where)
 
 
 def status_flags(fd: int, flags: int, created_with: int, subject: str) -> list[Op]:

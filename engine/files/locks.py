@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File locks: flock(2), fcntl(2) F_SETLK and F_OFD_SETLK.
+"""File locks: flock(2), fcntl(2) F_SETLK and F_OFD_SETLK, and leases (F_SETLEASE).
 
 Facts (probed on v6.18):
 - fdinfo has a line for each: `lock: 1: FLOCK  ADVISORY  WRITE 27268 fe:00:10010766 0 EOF`.
   FLOCK and OFDLCK belong to the description, POSIX to the table: those are shown at every
   descriptor of the inode.
 - A waiter (`->`) is a task in a system call, which starts again and waits anew.
-- Leases and delegations are promises of the file server or of other opens: refused.
+- A lease is of a description: `lock: 1: LEASE  ACTIVE    WRITE ...`. BREAKING in place of ACTIVE
+  says that somebody waits in open(2), and the type is then what it is to become: READ or UNLCK. So
+  a lease that is broken is made anew and broken again, by an open with O_NONBLOCK; with nobody as
+  its owner that sends no signal, for the program has had it. F_SETLEASE makes the caller the
+  owner when there is none. The time that is left for it (fs.lease-break-time) starts anew.
+- Delegations are promises of a file server: refused.
 - Locks are taken last, by a task that has the descriptor at its final number; closing any
   descriptor of the inode would drop POSIX locks again.
+- CRIU has leases with flag 8, and 4 added to the type of one that is being broken.
 
 Source: fs/locks.c, lock_get_status (v6.18).
 """
@@ -18,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.errors import Refused
-from torpor.engine.files.common import F, O, bad_image
+from torpor.engine.files.common import AT_FDCWD, F, O, bad_image
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     FdView,
@@ -29,24 +35,30 @@ from torpor.engine.kind import (
     Limit,
     refuse,
 )
-from torpor.engine.program.ops import Data, Op
+from torpor.engine.program.ops import Data, Expect, Op, Slot
 
-POSIX, FLOCK, OFD = 1, 2, 1024
-READ, WRITE = 0, 1
+POSIX, FLOCK, OFD, LEASE = 1, 2, 4, 8
+READ, WRITE, NONE = 0, 1, 2
+BREAKING = 4
+LEASE_KINDS = (READ, WRITE, READ | BREAKING, NONE | BREAKING)
 LOCK_SH, LOCK_EX, LOCK_NB = 1, 2, 4
-NAMES = {"POSIX": POSIX, "FLOCK": FLOCK, "OFDLCK": OFD}
+NAMES = {"POSIX": POSIX, "FLOCK": FLOCK, "OFDLCK": OFD, "LEASE": LEASE}
+TYPES = {"READ": READ, "WRITE": WRITE, "UNLCK": NONE}
 STRUCT_FLOCK = struct.Struct("<hhxxxxqqixxxx")
 
-LEASE = Limit(
-    case="lease",
-    what="there is a lease or delegation on it (F_SETLEASE)",
-    remedy="give it back with fcntl(fd, F_SETLEASE, F_UNLCK) before the checkpoint",
+DELEGATION = Limit(
+    case="delegation",
+    what="there is a delegation on it, a promise of a file server",
+    remedy="stop the file server before the checkpoint",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
-    """``flag`` POSIX, FLOCK or OFD; ``kind`` READ or WRITE; ``length`` 0 is to the end."""
+    """``flag`` POSIX, FLOCK, LEASE or OFD; ``kind`` READ or WRITE; ``length`` 0 is to the end.
+
+    The kind of a lease that is being broken is what it becomes, with BREAKING added.
+    """
 
     flag: int
     kind: int
@@ -71,7 +83,7 @@ def collect(
             if words[0] == "->":
                 continue
             if words[0] not in NAMES:
-                refusals.append(refuse(LEASE, view.subject, words[0]))
+                refusals.append(refuse(DELEGATION, view.subject, words[0]))
                 continue
             lock = _parse(words, task, view.fd)
             is_table = lock.flag == POSIX
@@ -98,7 +110,8 @@ def decode(images: ImageSource) -> list[Lock]:
     """Read filelocks.img. Raises BadImage."""
     locks = []
     for entry, _ in images.entries("filelocks"):
-        if entry.flag not in (POSIX, FLOCK, OFD) or entry.type not in (READ, WRITE):
+        kinds = LEASE_KINDS if entry.flag == LEASE else (READ, WRITE)
+        if entry.flag not in NAMES.values() or entry.type not in kinds:
             bad_image(f"no lock that torpor knows: flag {entry.flag}, type {entry.type}",
                       "filelocks.img")  # fmt: skip
         locks.append(Lock(flag=entry.flag, kind=entry.type, task=entry.pid, fd=entry.fd,
@@ -108,7 +121,33 @@ def decode(images: ImageSource) -> list[Lock]:
 
 def late(locks: Iterable[Lock]) -> list[LateOp]:
     """Take them, each from its task. A description's lock taken twice is taken once."""
-    return [LateOp(task=lock.task, op=_operation(lock)) for lock in locks]
+    return [LateOp(task=lock.task, op=op) for lock in locks for op in _operations(lock)]
+
+
+def _operations(lock: Lock) -> Sequence[Op]:
+    return _lease(lock) if lock.flag == LEASE else [_operation(lock)]
+
+
+def _lease(lock: Lock) -> list[Op]:
+    what = f"fd {lock.fd}"
+    taken = lock.kind
+    if lock.kind & BREAKING:  # what is to be shared was exclusive
+        taken = WRITE if lock.kind == READ | BREAKING else READ
+    ops = [
+        Op(call="fcntl", args=(lock.fd, F.SETLEASE, taken), subject=what, note="lease",
+           remedy="nobody else may have the file open; a lease of another's file needs CAP_LEASE")
+    ]  # fmt: skip
+    if lock.kind & BREAKING:
+        opened = Slot(f"lease{lock.fd}")
+        access = 0 if lock.kind == READ | BREAKING else int(O.WRONLY)
+        again = Data.path(f"/proc/self/fd/{lock.fd}")
+        ops += [
+            Op(call="fcntl", args=(lock.fd, F.SETOWN, 0), subject=what),
+            Op(call="openat", args=(AT_FDCWD, again, access | O.NONBLOCK, 0), subject=what,
+               note="breaks the lease", expect=Expect.ANY, yields=opened),
+            Op(call="close", args=(opened,), subject=what, expect=Expect.ANY),
+        ]  # fmt: skip
+    return ops
 
 
 def _operation(lock: Lock) -> Op:
@@ -129,8 +168,9 @@ def _operation(lock: Lock) -> Op:
 def _parse(words: Sequence[str], task: int, fd: int) -> Lock:
     """`FLOCK ADVISORY WRITE 27268 fe:00:10010766 0 EOF`."""
     start, end = int(words[5]), words[6]
+    breaking = BREAKING if words[1] == "BREAKING" else 0
     return Lock(
-        flag=NAMES[words[0]], kind=WRITE if words[2] == "WRITE" else READ, task=task, fd=fd,
+        flag=NAMES[words[0]], kind=TYPES[words[2]] | breaking, task=task, fd=fd,
         start=start, length=0 if end == "EOF" else int(end) - start + 1,
     )  # fmt: skip
 

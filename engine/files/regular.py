@@ -27,6 +27,7 @@ from torpor.engine.files import ghost as ghosts
 from torpor.engine.files import revive
 from torpor.engine.files.common import (
     AT_FDCWD,
+    DIRECTORY_OWNER,
     NOBODY,
     OWNER_OUTSIDE,
     Base,
@@ -105,7 +106,7 @@ UNREACHABLE = Limit(
     what="its path does not lead to it",
     remedy="unmount what covers it, or have the program close it",
 )
-LIMITS = (LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, OWNER_OUTSIDE)
+LIMITS = (LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, OWNER_OUTSIDE, DIRECTORY_OWNER)
 NAME_ID = 0x20000000
 """Added to the number of a ghost with another name: the id of the REG entry of that name."""
 

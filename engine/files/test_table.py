@@ -87,7 +87,7 @@ def test_every_refusal_is_told():
         fd(41, 3, "x", st_mode=0o140777, link="socket:[1]", fs_magic=0x534F434B),
         fd(41, 4, "y", link="/covered", paths={}),
         fd(41, 5, "z"),
-        fd(41, 6, "l", info=("lock:\t1: LEASE  ACTIVE    READ 1041 fe:00:1 0 EOF",)),
+        fd(41, 6, "l", info=("lock:\t1: DELEG  ACTIVE    READ 1041 fe:00:1 0 EOF",)),
     ]
     found = table.collect_tables([Table(number=1, tasks=(41,), views=views)], KINDS, context())
     assert len(found.refusals) == 3

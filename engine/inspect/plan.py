@@ -210,7 +210,7 @@ class _Planner:
             section.run(1, late)
             return
         held = self.snapshot.tables.get(task.pid, ())
-        place, close = descriptors.placement(held, self.files, task.pid)
+        place, close = descriptors.placement(held, self.files)
         for program in (place, late, close):
             section.run(1, program)
 
@@ -227,6 +227,7 @@ class _Planner:
 
     def _last(self, task: TaskImage) -> None:
         section = self.sections[task.pid]
+        section.run(2, Program("last", list(self.files.last.get(task.pid, ()))))
         limits = [_unsigned(resource.getrlimit(n)) for n in range(len(task.rlimits))]
         section.run(3, build.queue_program(task, limits, self.warnings.append))
         current = creds.collect(proc.read_text("self", "status"), 0)

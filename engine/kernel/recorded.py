@@ -227,6 +227,7 @@ def dump_context(**more: Any) -> DumpContext:  # noqa: ANN401
         "container": False,
         "ghost_limit_bytes": 1 << 20,
         "tasks": {1041: 41, 1042: 42},
+        "owners": {1041: 41, 1042: 42},
     }
     return DumpContext(**(values | more))
 

@@ -32,6 +32,7 @@ class Seed:
     stdio: Sequence[int] = ()
     inherit: Mapping[str, int] = field(default_factory=dict)
     limit: int | None = None
+    uid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,11 @@ class Descriptors:
     context: PlanContext
     create: Program
     late: Mapping[int, Sequence[Op]]
-    locks: Mapping[int, Sequence[Op]]
-    """File locks: taken last, for closing any descriptor of a file drops a task's locks on it."""
     segments: Mapping[int, int]
     """Shared anonymous memory → service number through which every task maps it."""
+    last: Mapping[int, Sequence[Op]]
+    """When all threads are there: file locks, for closing any descriptor of a file drops a task's
+    locks on it, and owners of signals."""
 
 
 def plan(
@@ -77,6 +79,7 @@ def plan(
         path_map=dict(path_map),
         address_map=dict(address_map),
         new_container=new_container,
+        uid=seed.uid,
         warn=warn,
     )
     program = Program("files")
@@ -93,22 +96,22 @@ def plan(
         )
     program.add(Op(call="close_range", args=(0, base - 1, 0), subject="descriptors of the seed"))
     late: dict[int, list[Op]] = {}
+    last: dict[int, list[Op]] = {}
+    for one in table.late_locks(snapshot.locks):
+        last.setdefault(one.task, []).append(one.op)
     for kind, states in snapshot.states:
         program.extend(kind.plan(states, context))
     for kind, states in snapshot.states:
         for one in kind.late(states, context):
-            late.setdefault(one.task, []).append(one.op)
+            (last if one.last else late).setdefault(one.task, []).append(one.op)
     for task in snapshot.tree.tasks:
         ops = build.removed_directories(task, context.fds)
         if ops:
             late.setdefault(task.pid, []).extend(ops)
-    locks: dict[int, list[Op]] = {}
-    for one in table.late_locks(snapshot.locks):
-        locks.setdefault(one.task, []).append(one.op)
     used = max((h.fd for held in holders.values() for h in held), default=0)
     return Descriptors(
         base=base, highest=max(used + 1, context.spare_fd + RESERVED), context=context,
-        create=program, late=late, locks=locks,
+        create=program, late=late, last=last,
         segments={number: moved + len(ids) + i for i, number in enumerate(segments)},
     )  # fmt: skip
 
@@ -124,9 +127,7 @@ def shared_segments(tree: Tree) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def placement(
-    placed: Sequence[Placed], descriptors: Descriptors, owner: int
-) -> tuple[Program, Program]:
+def placement(placed: Sequence[Placed], descriptors: Descriptors) -> tuple[Program, Program]:
     """Two programs of a table's owner: put descriptors at their numbers; later, close others.
 
     Late operations come between: they may still use service numbers.
@@ -134,8 +135,5 @@ def placement(
     ops = table.placement(placed, descriptors.context)
     return (
         Program("descriptors", [op for op in ops if op.call == "dup3"]),
-        Program(
-            "close descriptors",
-            [*(op for op in ops if op.call != "dup3"), *descriptors.locks.get(owner, ())],
-        ),
+        Program("close descriptors", [op for op in ops if op.call != "dup3"]),
     )

@@ -165,6 +165,7 @@ class _Restore(Work):
                     stdio=stdio if seed is not None else (0, 1, 2),
                     inherit=numbers if seed is None else {},
                     limit=descriptor_limits(root.pid)[1],
+                    uid=proc.parse_status(proc.read_text(root.pid, "status")).uid[0],
                 ),
                 path_map=self.path_map,
                 address_map=self.address_map,
@@ -257,6 +258,7 @@ class _Restore(Work):
             state.place_descriptors(self)
             for task in self.alive():
                 state.task_state(self, task)
+            state.finish_descriptors(self)
             for task in self.alive():
                 state.last_state(self, task)
 

@@ -23,7 +23,7 @@ def place_descriptors(work: Work) -> None:
         if owner in closing:
             continue
         held = work.snapshot.tables.get(owner, ())
-        place, close = descriptors.placement(held, work.plan, owner)
+        place, close = descriptors.placement(held, work.plan)
         closing[owner] = close
         task.arena.run(task.pid, place, task.image.subject)
     for pid, ops in work.plan.late.items():
@@ -32,6 +32,13 @@ def place_descriptors(work: Work) -> None:
     for pid, close in closing.items():
         task = work.living[pid]
         task.arena.run(task.pid, close, task.image.subject)
+
+
+def finish_descriptors(work: Work) -> None:
+    """File locks and owners of signals, which need all threads and no number but the final ones."""
+    for pid, ops in work.plan.last.items():
+        task = work.living[pid]
+        task.arena.run(task.pid, Program("locks and owners", list(ops)), task.image.subject)
 
 
 def task_state(work: Work, task: Living) -> None:

@@ -51,7 +51,7 @@ def test_one_description_at_two_numbers():
     assert (closing.call, closing.args) == ("close_range", (0, base - 1, 0))
     made = {op.call for op in found.create.ops[len(kept) + 1 :]}
     assert {"eventfd2", "dup3"} <= made
-    put, close = descriptors.placement(tables[41], found, 41)
+    put, close = descriptors.placement(tables[41], found)
     assert [(op.args[0], op.args[1]) for op in put.ops] == [(base + 4, 3), (base + 4, 200)]
     assert put.ops[1].args[2] == O.CLOEXEC
     assert close.ops[0].call == "close_range"

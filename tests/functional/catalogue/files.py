@@ -3,6 +3,7 @@
 
 from tests.functional.catalogue.case import Case
 
+LOCKS_TOO = ("--file-locks",)
 OTHER_USER = "may not read the limits of another user's task without CAP_SYS_RESOURCE"
 
 FLAGS = (
@@ -73,4 +74,37 @@ ROOTS = (
          arguments=("outside_root",)),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS)
+LOCKS = (
+    Case(state="flock, shared and exclusive", program="files_locks", arguments=("flocks",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="POSIX locks of two tasks", program="files_locks", arguments=("posix",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="waiters for locks", program="files_locks", arguments=("posix_waits",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="OFD locks", program="files_locks", arguments=("ofds",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="all locks on one file", program="files_locks", arguments=("mixed",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="read lease", program="files_locks", arguments=("lease_read",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="write lease with F_SETSIG", program="files_locks", arguments=("lease_write",),
+         options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="lease that is being broken", program="files_locks",
+         arguments=("lease_breaking",), options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="F_NOTIFY", program="files_locks", arguments=("notify",),
+         refused="F_NOTIFY"),
+)  # fmt: skip
+
+OWNERS = (
+    Case(state="owners of all kinds", program="files_owners", arguments=("kinds",),
+         criu="cannot give signals to a thread"),
+    Case(state="signals to owners", program="files_owners", arguments=("delivered",)),
+    Case(state="owner set with other ids", program="files_owners", arguments=("of_child",)),
+    Case(state="owner that has ended", program="files_owners", arguments=("dead",)),
+    Case(state="owner is another process group", program="files_owners",
+         arguments=("group_of_child",)),
+    Case(state="owner outside of the tree", program="files_owners", arguments=("outside",),
+         refused="task outside of the tree"),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from torpor.engine.errors import BadImage
+from torpor.engine.files import locks
+from torpor.engine.files.locks import BREAKING, FLOCK, LEASE, NONE, OFD, POSIX, READ, WRITE, Lock
+from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kernel.recorded import RecordedFd, RecordedImages
+from torpor.engine.kind import FileId
+
+LINES = {
+    "POSIX  ADVISORY  READ 1041 fe:00:1 5 9": Lock(
+        flag=POSIX, kind=READ, task=41, fd=3, start=5, length=5
+    ),
+    "OFDLCK ADVISORY  WRITE -1 fe:00:1 0 EOF": Lock(flag=OFD, kind=WRITE, task=41, fd=3),
+    "FLOCK  ADVISORY  WRITE 1041 fe:00:1 0 EOF": Lock(flag=FLOCK, kind=WRITE, task=41, fd=3),
+    "LEASE  ACTIVE    WRITE 1041 fe:00:1 0 EOF": Lock(flag=LEASE, kind=WRITE, task=41, fd=3),
+    "LEASE  BREAKING  READ 1041 fe:00:1 0 EOF": Lock(
+        flag=LEASE, kind=READ | BREAKING, task=41, fd=3
+    ),
+    "LEASE  BREAKING  UNLCK 1041 fe:00:1 0 EOF": Lock(
+        flag=LEASE, kind=NONE | BREAKING, task=41, fd=3
+    ),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_of_fdinfo(line):
+    view = RecordedFd(flags=2, info=(f"lock:\t1: {line}",))
+    found, refused = locks.collect(41, [view], {3: FileId(1)})
+    assert (found, refused) == ([LINES[line]], [])
+    images = RecordedImages()
+    locks.encode(found, images)
+    assert locks.decode(images) == found
+
+
+def test_waiters_are_left_to_their_system_call():
+    view = RecordedFd(info=("lock:\t1: -> FLOCK  ADVISORY  WRITE 1041 fe:00:1 0 EOF",))
+    assert locks.collect(41, [view], {3: FileId(1)}) == ([], [])
+
+
+def test_a_lease_that_is_broken_is_broken_again():
+    calls = [late.op.describe() for late in locks.late([LINES[list(LINES)[4]]])]
+    assert calls == [
+        "fcntl(3, 1024, 1)  # fd 3: lease",
+        "fcntl(3, 8, 0)  # fd 3",
+        "openat(-100, '/proc/self/fd/3', 2048, 0) → lease3  # fd 3: breaks the lease",
+        "close($lease3)  # fd 3",
+    ]
+
+
+@pytest.mark.parametrize(("flag", "kind"), [(POSIX, BREAKING), (LEASE, NONE), (16, READ)])
+def test_bad_images(flag, kind):
+    images = RecordedImages()
+    images.add("filelocks", pb.file_lock_entry(flag=flag, type=kind, pid=1, fd=3, start=0, len=0))
+    with pytest.raises(BadImage):
+        locks.decode(images)
