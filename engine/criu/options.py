@@ -235,13 +235,3 @@ GONE: Mapping[str, str] = {
     "--pretty` or `torpor show`.",
 }
 """Commands that CRIU itself has given up, and what it says then."""
-
-CHECKS: Mapping[str, str] = {
-    "clone3_set_tid": "clone3 with set_tid",
-    "get_rseq_conf": "rseq configuration",
-    "pagemap_scan": "PAGEMAP_SCAN",
-    "seccomp_filters": "seccomp filters",
-    "seccomp_suspend": "seccomp suspended",
-    "timer_cr_ids": "ids of POSIX timers",
-}
-"""`check --feature` → the feature that torpor probes for it."""

@@ -7,7 +7,7 @@ To refresh the page: `python -m torpor.engine.criu.usage > docs/criu-compat.md`.
 import sys
 from collections.abc import Iterator
 
-from torpor.engine.criu.options import CHECKS, COMMANDS, GONE, OPTIONS, Fate
+from torpor.engine.criu.options import COMMANDS, GONE, OPTIONS, Fate
 from torpor.engine.version import CRIU_VERSION
 
 INTRODUCTION = f"""\
@@ -48,6 +48,8 @@ def document() -> str:
 
 
 def _document() -> Iterator[str]:
+    from torpor.engine.criu.features import CRIU_FEATURES  # imports much, and --help needs it not
+
     yield INTRODUCTION
     yield "## Commands\n"
     yield "| command | |\n|---|---|"
@@ -62,9 +64,10 @@ def _document() -> Iterator[str]:
             if option.fate is fate:
                 yield f"| `{option.text}` | {option.why} |"
     yield "\n## `check --feature`\n"
-    yield "| feature | what is tried |\n|---|---|"
-    for name, feature in CHECKS.items():
-        yield f"| `{name}` | {feature} |"
+    yield "| feature | checked | here |\n|---|---|---|"
+    for one in CRIU_FEATURES:
+        here = f"not supported: {one.lacking}" if one.lacking else one.use
+        yield f"| `{one.name}` | {one.category.value} | {here} |"
 
 
 if __name__ == "__main__":
