@@ -41,6 +41,13 @@ def dump(
     return dump_trees(trees, while_frozen=while_frozen, commit=commit, progress=progress)
 
 
+def pre_dump(options: DumpOptions, *, progress: ProgressFn = no_progress) -> DumpReport:
+    """Copy the memory of a running tree, for a dump that names it as parent."""
+    from torpor.engine.dump.predump import pre_dump as work
+
+    return work(options, progress=progress)
+
+
 def plan_dump(options: DumpOptions) -> str:
     """Say what a dump would save or refuse, without touching the tasks."""
     from torpor.engine.dump.preview import preview

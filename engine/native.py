@@ -599,6 +599,17 @@ class Buffer:
             raise error_for(result, "pwrite", f"{size} bytes at {offset}")
         return result
 
+    def same_pages(self, fd: int, start: int, runs: "array[int]", same: bytearray) -> None:
+        """Set to 1 what of ``same`` stands for a page, from ``start`` on, that a file has.
+
+        ``runs`` are (offset from ``start``, length, offset in the file) triples.
+        """
+        where = ffi.cast("char *", self._start) + start
+        words, marks = ffi.from_buffer("uint64_t[]", runs), ffi.from_buffer(same)
+        result = lib.seam_same_pages(where, fd, words, len(runs) // 3, marks)
+        if result < 0:
+            raise error_for(result, "pread", f"{len(runs) // 3} runs of pages")
+
     def digest(self, start: int, size: int, threads: int = 2) -> str:
         """Digest of a part; see `digest_file`."""
         return _digest(ffi.cast("char *", self._start) + start, -1, size, threads)
@@ -613,6 +624,13 @@ class Buffer:
             lib.seam_buffer_unmap(self._start, self.size)
         self._start = ffi.NULL
         self.size = 0
+
+
+def punch(fd: int, offset: int, size: int) -> None:
+    """Make a hole in a file that is open for writing; its length stays."""
+    result = lib.seam_punch(fd, offset, size)
+    if result < 0:
+        raise error_for(result, "fallocate", f"{size} bytes at {offset}")
 
 
 def fill_runs(pid: int, runs: "array[int]", fd: int, threads: int = 2) -> int:

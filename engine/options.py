@@ -78,6 +78,10 @@ class DumpOptions:
     """The tasks stand still until the images are whole and `commit` has returned."""
     work_dir: Path | None = None
     """Where statistics go, if not into ``images_dir``."""
+    parent: str = ""
+    """Directory of an earlier dump, seen from ``images_dir``: pages that it has are left out."""
+    dedup: bool = False
+    """Take from the parents the pages that this dump has anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,8 @@ class DumpReport:
     total_s: float
     phases_s: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    skipped_bytes: int = 0
+    """Memory that an earlier dump has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

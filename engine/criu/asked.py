@@ -29,6 +29,8 @@ def dump_options(line: CommandLine) -> DumpOptions:
         timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
         link_remap=line.flag("link_remap"),
         replace=True,
+        parent=line.last("prev_images_dir"),
+        dedup=line.flag("auto_dedup"),
         hold=line.flag("action_script"),
     )
 

@@ -42,7 +42,7 @@ def run(line: CommandLine) -> int:
         from torpor.engine.criu import cpuinfo
 
         cpuinfo.write_if_wanted(begun.images_dir, line.last("cpu_cap"))
-    _tell(report)
+    tell(report)
     if line.flag("display_stats"):
         statistics.show_dump(begun.work_dir)
     log.info("Dumping finished successfully")
@@ -72,10 +72,13 @@ def told(progress: Progress) -> None:
         log.info("phase %s began", progress.phase)
 
 
-def _tell(report: DumpReport) -> None:
+def tell(report: DumpReport) -> None:
+    """What was done, in the log."""
     log_phases("dump", report.phases_s, report.total_s)
     for text in report.warnings:
         log.warning("%s", text)
     log.info("%s, %s, %s, %s dumped, frozen %s", count(report.tasks, "task"),
              count(report.threads, "thread"), count(report.descriptors, "descriptor"),
              size(report.memory_bytes), duration(report.frozen_s))  # fmt: skip
+    if report.skipped_bytes:
+        log.info("%s of it are in earlier dumps", size(report.skipped_bytes))

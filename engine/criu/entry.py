@@ -21,6 +21,8 @@ RUN = {
     "dump": "dump:run",
     "restore": "restore:run",
     "check": "check:run",
+    "pre-dump": "predump:run",
+    "dedup": "predump:run_dedup",
     "cpuinfo dump": "cpuinfo:run_dump",
     "cpuinfo check": "cpuinfo:run_check",
 }

@@ -149,7 +149,8 @@ def _uffd() -> None:
 NEEDED, NAMED = Category.NEEDED, Category.NAMED
 CRIU_FEATURES: Sequence[CriuFeature] = (
     CriuFeature(name="mnt_id", use="mounts of open files", probe=_mnt_id, category=NEEDED),
-    CriuFeature(name="mem_dirty_track", lacking="images of an earlier dump are not used yet"),
+    CriuFeature(name="mem_dirty_track", use="pages of an earlier dump; they are compared",
+                torpor="PAGEMAP_SCAN"),
     CriuFeature(name="aio_remap", lacking="asynchronous I/O contexts are refused"),
     CriuFeature(name="timerfd", use="settings of timerfds", probe=_timerfd, category=NEEDED),
     CriuFeature(name="tun", lacking=TUN),

@@ -109,7 +109,6 @@ CAPABILITIES = ("cpu", "fpu", "ins", "all", "none")
 CGROUP_MODES = ("none", "props", "soft", "full", "strict", "ignore", "")
 VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
 LATER = "not yet"
-INCREMENTAL = "images of an earlier dump are not used yet"
 LAZY = "pages are always restored at once, for now"
 SERVER = "pages are written to files only, for now"
 MOUNTS = "mount namespaces are not restored yet; a container's are made by its runtime"
@@ -143,6 +142,10 @@ OPTIONS: Sequence[Option] = (
     _done("display-stats", "print the statistics at the end"),
     _done("cpu-cap", "what of the processor is written on dump and compared on restore",
           "", OPTIONAL, _capabilities),
+    _done("prev-images-dir", "an earlier dump, seen from -D: pages that it has are left out",
+          takes=VALUE),
+    _done("auto-dedup", "take pages from the images once a later dump, or the restored tree, has "
+          "them"),
     _done("feature", "of `check`: one of those listed below", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),
@@ -177,6 +180,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("cgroup-yard", "cgroups are left as they are", takes=VALUE),
     _accepted("libdir", "where plugins would be; there are none", "L", VALUE),
     _accepted("track-mem", "a dump compares pages with those of its parent"),
+    _accepted("pre-dump-mode", "pages are copied from outside, while the tree is stopped",
+              "", VALUE, _one_of("splice", "read")),
     Option(long="manage-cgroups", takes=OPTIONAL, fate=Fate.ACCEPTED, refuses=_cgroups,
            wrong=_one_of(*CGROUP_MODES),
            why="only `none` and `ignore`: cgroups are left as they are"),
@@ -196,9 +201,6 @@ OPTIONS: Sequence[Option] = (
     _refused("cgroup-props-file", CGROUPS, takes=VALUE),
     _refused("cgroup-dump-controller", CGROUPS, takes=VALUE),
     _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),
-    _refused("prev-images-dir", INCREMENTAL, takes=VALUE),
-    _refused("auto-dedup", INCREMENTAL),
-    _refused("pre-dump-mode", INCREMENTAL, "", VALUE, _one_of("splice", "read")),
     _refused("lazy-pages", LAZY),
     _refused("page-server", SERVER),
     _refused("address", SERVER, takes=VALUE),
@@ -220,10 +222,10 @@ COMMANDS: Mapping[str, str | None] = {
     "restore": None,
     "check": None,
     "cpuinfo": None,
-    "pre-dump": INCREMENTAL,
+    "pre-dump": None,
     "lazy-pages": LAZY,
     "page-server": SERVER,
-    "dedup": INCREMENTAL,
+    "dedup": None,
     "service": "the RPC is not there yet",
     "swrk": "the RPC is not there yet",
 }

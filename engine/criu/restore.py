@@ -43,6 +43,8 @@ def run(line: CommandLine) -> int:
         log.warning("%s", text)
     if line.flag("display_stats"):
         statistics.show_restore(begun.work_dir)
+    if line.flag("auto_dedup"):
+        _clear(begun.images_dir)
     log.info("Restore finished successfully. Tasks resumed.")
     scripts.run_leniently("post-resume", report.pid)
     if line.flag("exec_cmd"):
@@ -87,6 +89,14 @@ def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> Restore
         replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
         progress=told,
     )
+
+
+def _clear(directory: Path) -> None:
+    from torpor.engine.images.dedup import clear
+    from torpor.engine.images.directory import ImageDirectory, Verify
+
+    with ImageDirectory.open(directory, verify=Verify.NOTHING) as images:
+        clear(images)
 
 
 def _write_pid(path: Path, pid: int) -> None:

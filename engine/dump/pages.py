@@ -18,10 +18,12 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torpor.engine.dump import increment
 from torpor.engine.dump.buffers import Capture, Slice
 from torpor.engine.dump.capture import Captured
 from torpor.engine.images.failures import translated
-from torpor.engine.images.pages import PageRun, write_pagemap
+from torpor.engine.images.pages import PageFlags, PageRun, write_pagemap
+from torpor.engine.images.parents import Chain
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
 from torpor.engine.kernel.proc import Vma
@@ -183,10 +185,13 @@ def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
     return runs
 
 
-def write(taken: PagesTaken, images: NewImageDirectory) -> int:
-    """Write pagemaps and pages files; bytes written."""
+def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = None) -> int:
+    """Write pagemaps and pages files, without what the parents have; bytes written."""
     written = 0
     for number, segment in enumerate(taken.segments, 1):
+        if parents is not None:
+            written += _write_new(segment, number, images, parents)
+            continue
         write_pagemap(images, segment.name, number, _page_runs(segment))
         fd = images.create_file(f"pages-{number}")
         offset = 0
@@ -208,6 +213,29 @@ def write(taken: PagesTaken, images: NewImageDirectory) -> int:
             os.close(fd)
         written += offset
     return written
+
+
+def _write_new(segment: Segment, number: int, images: NewImageDirectory, parents: Chain) -> int:
+    """A pagemap and its pages file, with only those pages that the parents have not."""
+    stored = parents.stored(segment.name)
+    runs: list[PageRun] = []
+    offset = 0
+    fd = images.create_file(f"pages-{number}")
+    try:
+        for part in segment.parts:
+            for piece in increment.pieces(part.runs, part.shift, part.bytes_at, stored):
+                runs.append(piece.run)
+                if PageFlags.PRESENT not in piece.run.flags or part.bytes_at is None:
+                    continue
+                with translated("write", f"pages-{number}.img"):
+                    part.bytes_at.buffer.write_file(
+                        fd, part.bytes_at.start + piece.start, piece.run.size_bytes, offset
+                    )
+                offset += piece.run.size_bytes
+    finally:
+        os.close(fd)
+    write_pagemap(images, segment.name, number, runs)
+    return offset
 
 
 def _page_runs(segment: Segment) -> list[PageRun]:

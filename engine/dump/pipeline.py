@@ -22,7 +22,10 @@ from torpor.engine.dump.owners import owners
 from torpor.engine.errors import Error, Findings, Refused, Timeout, Vanished
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
+from torpor.engine.images.dedup import dedup
+from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import write_inventory
+from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
@@ -57,6 +60,9 @@ class TreeDump:
     links: list[tuple[int, str]] = field(default_factory=list)
     """(pid, path in its root) of names that were made for this dump."""
     image_bytes: int = 0
+    parents: Chain | None = None
+    """Earlier dumps that have pages already."""
+    written_bytes: int = 0
 
 
 class Phases:
@@ -100,8 +106,9 @@ def dump_trees(
             may_read = may_read_filters()
             for dump in dumps:
                 preflight(dump.options, may_read)
-            images = [cleanup.enter_context(_directory_for(d.options)) for d in dumps]
-            captures = [cleanup.enter_context(_capture_for(d.options.pid)) for d in dumps]
+                dump.parents = parents_of(dump.options, cleanup)
+            images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
+            captures = [cleanup.enter_context(capture_for(d.options.pid)) for d in dumps]
         frozen_at = time.perf_counter()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
@@ -122,7 +129,7 @@ def dump_trees(
             _write_all(dumps, images, phase, frozen_s)
             if commit is not None:
                 with phase("commit"):
-                    commit(tuple(_report(dump, phase, frozen_s) for dump in dumps))
+                    commit(tuple(report_of(dump, phase, frozen_s) for dump in dumps))
             links.pop_all()
             for stop in trees_stopped:
                 if stop.options.after is After.STOP:
@@ -130,10 +137,18 @@ def dump_trees(
                     stop.end()
                 elif stop.options.after is After.PAUSE:
                     stop.pause()
-    return tuple(_report(dump, phase, frozen_s) for dump in dumps)
+    return tuple(report_of(dump, phase, frozen_s) for dump in dumps)
 
 
-def _directory_for(options: DumpOptions) -> NewImageDirectory:
+def parents_of(options: DumpOptions, cleanup: ExitStack) -> Chain | None:
+    """Earlier dumps whose pages need not be written again."""
+    if not options.parent:
+        return None
+    return cleanup.enter_context(Chain.open((options.images_dir / options.parent).resolve()))
+
+
+def directory_for(options: DumpOptions) -> NewImageDirectory:
+    """The directory to write."""
     return NewImageDirectory.create(options.images_dir, replace=options.replace)
 
 
@@ -224,7 +239,7 @@ def _filter_refusals(task: StoppedTask, runtime_filters: int, may_read: bool) ->
     return [refusal for refusal in found if refusal is not None]
 
 
-def _capture_for(pid: int) -> Capture:
+def capture_for(pid: int) -> Capture:
     """Buffers as large as the tree's memory may need, ready before the stop."""
     capture = Capture()
     total = 0
@@ -336,20 +351,23 @@ def _write_all(
             _write(dump, out)
     with phase("sync"):
         for dump, out in zip(dumps, images, strict=True):
-            path = out.finish()
-            write_stats(dump.options.work_dir or path, _stats(dump, phase, frozen_s))
-            dump.image_bytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+            finish(dump, out, phase, frozen_s)
+
+
+def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: float) -> None:
+    """Have the images whole, then what goes beside them."""
+    path = out.finish()
+    if dump.options.dedup and dump.parents is not None:
+        with ImageDirectory.open(path, verify=Verify.NOTHING) as images:
+            dedup(images)
+    write_stats(dump.options.work_dir or path, _stats(dump, phase, frozen_s))
+    dump.image_bytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
 
 
 def _write(dump: TreeDump, out: NewImageDirectory) -> None:
     assert dump.tree is not None
     assert dump.taken is not None
-    write_inventory(
-        out,
-        root_ids=pb.task_kobj_ids_entry(
-            vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS
-        ),
-    )
+    inventory(out)
     table.encode_tables(dump.files, FILE_KINDS, out)
     codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
     segments = {
@@ -365,7 +383,25 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
     out.extra("dump", "realtime_ns", time.time_ns())
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)
-    pages.write(dump.taken, out)
+    write_pages(dump, out)
+
+
+def inventory(out: NewImageDirectory) -> None:
+    """What every directory has."""
+    write_inventory(
+        out,
+        root_ids=pb.task_kobj_ids_entry(
+            vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS
+        ),
+    )
+
+
+def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
+    """Pagemaps, pages and the link to those that have the others."""
+    assert dump.taken is not None
+    if dump.parents is not None:
+        out.link_parent(dump.options.parent)
+    dump.written_bytes = pages.write(dump.taken, out, dump.parents)
 
 
 def _stats(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
@@ -377,11 +413,13 @@ def _stats(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
         memory_dump_s=phase.seconds.get("memory", 0.0),
         memory_write_s=phase.seconds.get("write", 0.0),
         pages_scanned=count,
-        pages_written=count,
+        pages_written=dump.written_bytes // areas.PAGE,
+        pages_skipped_parent=count - dump.written_bytes // areas.PAGE,
     )
 
 
-def _report(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
+def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
+    """What a dump did."""
     assert dump.taken is not None
     return DumpReport(
         images_dir=dump.options.images_dir,
@@ -394,6 +432,7 @@ def _report(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
         total_s=time.perf_counter() - phase.begin,
         phases_s=_flat(phase.seconds),
         warnings=tuple(dump.warnings),
+        skipped_bytes=dump.taken.size_bytes - dump.written_bytes,
     )
 
 

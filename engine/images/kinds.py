@@ -222,6 +222,7 @@ BY_PREFIX: Mapping[str, Kind] = {
 }
 """Files that a dump has by number: of a task, a namespace, a file."""
 
-SERVICE = ("stats-dump", "stats-restore")
+SERVICE = ("stats-dump", "stats-restore", "cpuinfo.img")
+"""What a directory may have besides a dump."""
 
 NUMBERED = re.compile(r"([a-z]+(?:-[a-z]+)*)-[0-9a-f]+")

@@ -83,6 +83,11 @@ class Pagemap:
         """Bytes of the runs that are PRESENT."""
         return sum(run.size_bytes for run in self.runs if PageFlags.PRESENT in run.flags)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes are in the pages file of the same directory."""
+        return all(PageFlags.PRESENT in run.flags for run in self.runs)
+
     def located(self) -> Iterator[LocatedRun]:
         """Runs with the offset of their bytes."""
         offset = 0

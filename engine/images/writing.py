@@ -35,6 +35,8 @@ from torpor.engine.images.manifest import Manifest
 
 CREATE_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_MODE = 0o600
+PARENT = "parent"
+"""Link to the directory of an earlier dump (see `parents.py`)."""
 ASIDE = "torpor.new"
 """Directory, inside another, of images that will replace others."""
 DIRECTORY_MODE = 0o700
@@ -137,6 +139,11 @@ class NewImageDirectory:
             writer = self.writer(name)
             for message in messages:
                 writer.add(message)
+
+    def link_parent(self, target: str) -> None:
+        """Say where the dump is that has the pages which this one leaves out."""
+        with translated("link", PARENT):
+            os.symlink(target, PARENT, dir_fd=self.fd)
 
     def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
         """Keep a JSON value for torpor.json."""
@@ -285,6 +292,6 @@ def _busy(path: Path) -> Refused:
 
 def _clear(fd: int) -> None:
     """Remove images and our own file; the marker and foreign files stay."""
-    for name in [*list_images(fd), manifest.NAME]:
-        with suppress(FileNotFoundError):
+    for name in [*list_images(fd), manifest.NAME, PARENT]:
+        with suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(name, dir_fd=fd)

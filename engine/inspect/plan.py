@@ -66,7 +66,7 @@ def restore_plan(path: Path) -> RestorePlan:
     Raises:
         BadImage, Refused: a restore would refuse for the same reason.
     """
-    snapshot = load(path)
+    snapshot = load(path, with_parents=True)
     try:
         tree.check(snapshot.tree)
         return _Planner(snapshot).plan(str(path))

@@ -19,7 +19,12 @@ from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
+<<<<<<< HEAD
 from torpor.engine.memory.areas import PAGE, Area, Backing
+=======
+from torpor.engine.images.parents import Chain
+from torpor.engine.memory.areas import PAGE, PROT_WRITE, Area, Backing
+>>>>>>> 3e9b115 (Leave out pages that an earlier dump has)
 from torpor.engine.program.ops import Op
 
 MADV_DONTNEED = 4
@@ -72,6 +77,8 @@ class Contents:
     shared: dict[int, TaskPages] = field(default_factory=dict)
     bytes_filled: int = 0
     verified: set[str] = field(default_factory=set)
+    parents: Chain | None = None
+    """Earlier dumps that may have pages; None when they may not be used."""
 
     def of(self, pid: int) -> TaskPages:
         """Pages of a task."""
@@ -89,11 +96,23 @@ class Contents:
         if name not in self.images:
             return TaskPages(runs=(), fd=-1)
         pagemap: Pagemap = pages.read_pagemap(self.images, name)
+        if not pagemap.is_whole:
+            return self._open_merged(name)
         return TaskPages(
             runs=tuple(pagemap.located()),
             fd=pages.open_pages(self.images, pagemap),
             file=file_name(pagemap.pages_name),
         )
+
+    def _open_merged(self, name: str) -> TaskPages:
+        if self.parents is None:
+            raise BadImage(
+                "pages of an earlier dump are missing",
+                subject=file_name(name),
+                remedy="restore by `criu restore`, where the earlier dump is",
+            )
+        runs, fd = self.parents.merged(name)
+        return TaskPages(runs=runs, fd=fd)
 
     def private_runs(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int, int]]:
         """Runs of a task's private areas, by address."""
@@ -245,6 +264,8 @@ class Contents:
         for one in (*self.tasks.values(), *self.shared.values()):
             if one.fd >= 0:
                 os.close(one.fd)
+        if self.parents is not None:
+            self.parents.close()
         self.tasks.clear()
         self.shared.clear()
 

@@ -84,7 +84,7 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
 
 def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
     """Create the tree anew on this host (see `torpor.engine.api`)."""
-    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES)
+    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES, with_parents=True)
     try:
         restore = _Restore(
             snapshot,

@@ -15,6 +15,7 @@ from torpor.engine.files.table import Placed
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import read_inventory
 from torpor.engine.images.kinds import file_name
+from torpor.engine.images.parents import Chain
 from torpor.engine.images.source import Source
 from torpor.engine.kind import FileId
 from torpor.engine.kinds import FILE_KINDS
@@ -48,10 +49,11 @@ class Snapshot:
         self.images.close()
 
 
-def load(path: Path, *, verify: Verify = Verify.ALL) -> Snapshot:
+def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False) -> Snapshot:
     """Read and check a directory; nothing of the machine is touched.
 
     With ``verify`` WITHOUT_PAGES, `Contents.verify` has to follow before anything runs.
+    ``with_parents`` takes pages from the directories of earlier dumps.
 
     Raises:
         BadImage: something is missing, damaged or does not fit.
@@ -71,7 +73,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL) -> Snapshot:
             mapped=mapped,
             states=_states(source, tables, mapped | directories_of(tree)),
             locks=table.decode_locks(source),
-            contents=Contents(images),
+            contents=Contents(images, parents=Chain(images) if with_parents else None),
         )
         _check_backings(snapshot)
     except BaseException:

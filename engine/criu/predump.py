@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`criu pre-dump` and `criu dedup`."""
+
+from dataclasses import replace
+
+from torpor.engine import logs
+from torpor.engine.criu import dump, session, statistics
+from torpor.engine.criu.asked import dump_options
+from torpor.engine.criu.parse import CommandLine
+from torpor.engine.errors import Error
+from torpor.engine.text import size
+
+log = logs.logger(__name__)
+
+
+def run(line: CommandLine) -> int:
+    """Copy the memory of a tree that runs on."""
+    asked = dump_options(line)
+    begun = session.begin(line)
+    from torpor.engine import api
+
+    try:
+        report = api.pre_dump(
+            replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir), progress=dump.told
+        )
+    except Error as error:
+        session.tell_failure(error, "Pre-dumping FAILED.")
+        return 1
+    dump.tell(report)
+    if line.flag("display_stats"):
+        statistics.show_dump(begun.work_dir)
+    log.info("Pre-dumping finished successfully")
+    return 0
+
+
+def run_dedup(line: CommandLine) -> int:
+    """Take pages away from earlier dumps that later ones have."""
+    begun = session.begin(line)
+    from torpor.engine.images.dedup import dedup
+    from torpor.engine.images.directory import ImageDirectory, Verify
+
+    with ImageDirectory.open(begun.images_dir, verify=Verify.WITHOUT_PAGES) as images:
+        log.info("Deduplicated %s", size(dedup(images)))
+    return 0

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pre-dump: memory only, of a tree that runs on, for a dump that has it as parent.
+
+The tree stands still while its pages are copied, as in a dump; nothing else of it is kept, so
+nothing is refused for what else it holds.
+"""
+
+import time
+from contextlib import ExitStack
+
+from torpor.engine.dump import pages
+from torpor.engine.dump.capture import capture_tasks
+from torpor.engine.dump.freeze import stopped
+from torpor.engine.dump.pipeline import (
+    Phases,
+    TreeDump,
+    capture_for,
+    directory_for,
+    finish,
+    inventory,
+    may_read_filters,
+    parents_of,
+    preflight,
+    report_of,
+    write_pages,
+)
+from torpor.engine.options import DumpOptions, DumpReport, ProgressFn
+
+
+def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
+    """See `torpor.engine.api.pre_dump`."""
+    phase = Phases(progress, options.timeout_s)
+    dump = TreeDump(options=options)
+    with ExitStack() as cleanup:
+        with phase("look"):
+            may_read = may_read_filters()
+            preflight(options, may_read)
+            dump.parents = parents_of(options, cleanup)
+            out = cleanup.enter_context(directory_for(options))
+            capture = cleanup.enter_context(capture_for(options.pid))
+        frozen_at = time.perf_counter()
+        with stopped([options]) as (stop,):
+            phase.seconds["stop"] = time.perf_counter() - frozen_at
+            with phase("tasks"):
+                dump.captured = capture_tasks(stop.tasks, may_read)
+            with phase("memory"):
+                alive = [c for c in dump.captured if not c.capture.zombie]
+                dump.taken = pages.take(alive, capture)
+            stop.release()
+            frozen_s = time.perf_counter() - frozen_at
+            with phase("write"):
+                inventory(out)
+                write_pages(dump, out)
+            with phase("sync"):
+                finish(dump, out, phase, frozen_s)
+    return report_of(dump, phase, frozen_s)

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains of ours with Debian's criu: it restores them.
+
+It makes none here: its pre-dump needs soft-dirty, which this kernel has not; and its dedup fails
+when a task has no pagemap in the parent.
+"""
+
+import pytest
+
+from tests.functional.conftest import start  # noqa: F401 (a fixture)
+from tests.functional.test_incremental import grow, restored
+
+pytestmark = [pytest.mark.root, pytest.mark.compat]
+
+
+def test_criu_restores_a_chain(criu_root, start):  # noqa: F811
+    live = start("cli_memory")
+    grow(live)
+    live.reap(live.pids)
+    restored(live, program=criu_root.criu())
