@@ -19,12 +19,8 @@ from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
-<<<<<<< HEAD
-from torpor.engine.memory.areas import PAGE, Area, Backing
-=======
 from torpor.engine.images.parents import Chain
-from torpor.engine.memory.areas import PAGE, PROT_WRITE, Area, Backing
->>>>>>> 3e9b115 (Leave out pages that an earlier dump has)
+from torpor.engine.memory.areas import PAGE, Area, Backing
 from torpor.engine.program.ops import Op
 
 MADV_DONTNEED = 4
