@@ -52,6 +52,13 @@ class Part:
         """Bytes of all runs."""
         return sum(self.runs[1::2])
 
+    def write_file(self, fd: int, start: int, size_bytes: int, offset: int) -> None:
+        """Write bytes from ``start`` of what was taken to a place in a file."""
+        if self.data:
+            os.pwrite(fd, self.data[start : start + size_bytes], offset)
+        elif self.bytes_at is not None and size_bytes:
+            self.bytes_at.buffer.write_file(fd, self.bytes_at.start + start, size_bytes, offset)
+
 
 @dataclass(slots=True, kw_only=True)
 class Segment:
@@ -198,17 +205,12 @@ def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = 
         try:
             for part in segment.parts:
                 place = part.bytes_at
-                if part.data:
-                    with translated("write", f"pages-{number}.img"):
-                        os.pwrite(fd, part.data, offset)
-                    offset += len(part.data)
-                if place is not None and place.size_bytes:
-                    with translated("write", f"pages-{number}.img"):
-                        place.buffer.write_file(fd, place.start, place.size_bytes, offset)
-                    offset += place.size_bytes
-                    if len(segment.parts) == 1:  # the file is all of this slice
-                        digest = place.buffer.digest(place.start, place.size_bytes)
-                        images.digested(f"pages-{number}", digest)
+                with translated("write", f"pages-{number}.img"):
+                    part.write_file(fd, 0, part.size_bytes, offset)
+                offset += part.size_bytes
+                if place is not None and place.size_bytes and len(segment.parts) == 1:
+                    digest = place.buffer.digest(place.start, place.size_bytes)
+                    images.digested(f"pages-{number}", digest)
         finally:
             os.close(fd)
         written += offset
@@ -225,13 +227,10 @@ def _write_new(segment: Segment, number: int, images: NewImageDirectory, parents
         for part in segment.parts:
             for piece in increment.pieces(part.runs, part.shift, part.bytes_at, stored):
                 runs.append(piece.run)
-                if PageFlags.PRESENT not in piece.run.flags or part.bytes_at is None:
-                    continue
-                with translated("write", f"pages-{number}.img"):
-                    part.bytes_at.buffer.write_file(
-                        fd, part.bytes_at.start + piece.start, piece.run.size_bytes, offset
-                    )
-                offset += piece.run.size_bytes
+                if PageFlags.PRESENT in piece.run.flags:
+                    with translated("write", f"pages-{number}.img"):
+                        part.write_file(fd, piece.start, piece.run.size_bytes, offset)
+                    offset += piece.run.size_bytes
     finally:
         os.close(fd)
     write_pagemap(images, segment.name, number, runs)

@@ -45,7 +45,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
                 dump.captured = capture_tasks(stop.tasks, may_read)
             with phase("memory"):
                 alive = [c for c in dump.captured if not c.capture.zombie]
-                dump.taken = pages.take(alive, capture)
+                dump.taken = pages.take(alive, capture, {})
             stop.release()
             frozen_s = time.perf_counter() - frozen_at
             with phase("write"):
