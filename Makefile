@@ -44,6 +44,12 @@ programs: dev  ## real programs with clients, moved twice; writes docs/programs.
 e2e: dev  ## the real two-node cluster
 	$(BIN)/python tools/run_tests.py e2e
 
+.PHONY: fuzz faults-all
+fuzz: dev  ## a million mutated inputs for everything that reads; writes docs/fuzzing.md
+	$(BIN)/python -m tests.fuzz.run
+faults-all: dev  ## every operation of a restore, every call of a dump made to fail once
+	TORPOR_FAULTS=all $(BIN)/python tools/run_tests.py faults tests/faults
+
 .PHONY: bench
 bench: dev  ## ratios against Debian's criu, measured in one run
 	$(BIN)/python bench/run.py

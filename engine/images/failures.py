@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the file system refuses, in the engine's words."""
+"""What the file system refuses and what images say wrongly, in the engine's words."""
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from struct import error as struct_error
 
-from torpor.engine.errors import Denied, KernelError
+from torpor.engine.errors import BadImage, Denied, KernelError
 
 REMEDIES = {
     errno.ENOSPC: "make room on the file system of the images",
@@ -39,3 +40,18 @@ def translated(verb: str, subject: str) -> Iterator[None]:
         raise KernelError(
             f"cannot {verb}", errno=number, subject=subject, remedy=REMEDIES.get(number, OTHER)
         ) from error
+
+
+@contextmanager
+def readable(subject: str) -> Iterator[None]:
+    """What an image says must fit into the body's structures; else it is a BadImage."""
+    try:
+        yield
+    except (
+        ValueError, TypeError, ArithmeticError, LookupError, AttributeError, struct_error
+    ) as cause:  # fmt: skip
+        raise BadImage(
+            "holds values that no task can have",
+            subject=subject,
+            cause=f"{type(cause).__name__}: {cause!s:.200}",
+        ) from cause

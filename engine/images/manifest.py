@@ -24,6 +24,7 @@ from torpor.engine.errors import BadImage
 NAME = "torpor.json"
 VERSION = 2
 MAX_BYTES = 64 << 20
+MAX_DIGITS = 20
 
 IMAGE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(\.tar\.gz)?\.img|stats-(dump|restore)")
 """Names that may be image files; nothing else of a directory is ever opened."""
@@ -70,7 +71,7 @@ def decode(text: bytes) -> Manifest:
     Raises: BadImage.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_int=_number, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _bad("not JSON", str(error)) from error
     if not isinstance(document, dict):
@@ -88,6 +89,17 @@ def decode(text: bytes) -> Manifest:
     if stated != _digest(document):
         raise _bad("digest differs", "the file was changed after the dump")
     return Manifest(files=_files(document.get("files")), facts=_facts(document.get("facts")))
+
+
+def _number(text: str) -> int:
+    """Nothing that the kernel knows has more than 64 bits."""
+    if len(text) <= MAX_DIGITS and -(1 << 63) <= (value := int(text)) < 1 << 64:
+        return value
+    raise ValueError(f"number of {len(text)} digits")
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _digest(document: Mapping[str, Any]) -> str:

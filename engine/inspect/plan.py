@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torpor.engine import native
+from torpor.engine.images.directory import Verify
 from torpor.engine.inspect.calls import explain_all
 from torpor.engine.kernel import proc
-from torpor.engine.memory import areas, sysv, vdso
+from torpor.engine.memory import areas, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
@@ -60,13 +61,13 @@ class RestorePlan:
     warnings: Sequence[str]
 
 
-def restore_plan(path: Path) -> RestorePlan:
+def restore_plan(path: Path, *, verify: Verify = Verify.ALL) -> RestorePlan:
     """Compile the images; nothing of the machine is touched.
 
     Raises:
         BadImage, Refused: a restore would refuse for the same reason.
     """
-    snapshot = load(path, with_parents=True)
+    snapshot = load(path, verify=verify, with_parents=True)
     try:
         tree.check(snapshot.tree)
         return _Planner(snapshot).plan(str(path))
@@ -155,7 +156,7 @@ class _Planner:
         section.say(0, f"execute {memory.exe}, and stop it before its first instruction",
                     f"map room for the restore program at {self.arena.base:#x}")  # fmt: skip
         if task is self.tree.root:
-            for segment in sysv.decode(self.snapshot.source):
+            for segment in self.snapshot.segments:
                 length = size(segment.size_bytes)
                 section.say(0, f"make System V segment {segment.shm_id}, {length}")
             section.run(0, self.files.create)

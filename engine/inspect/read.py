@@ -14,7 +14,9 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from torpor.engine.errors import BadImage
+from torpor.engine.images import manifest
 from torpor.engine.images.directory import INVENTORY, ImageDirectory, Verify
+from torpor.engine.images.failures import readable
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.pages import read_pagemap
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -42,11 +44,14 @@ def read(path: Path, *, verify: Verify = Verify.ALL) -> Images:
     """
     with ImageDirectory.open(path, verify=verify) as images:
         inventory = images.message("inventory", pb.inventory_entry)
+        with readable(manifest.NAME):
+            origin = _origin(images, inventory)
+            warnings = tuple(map(str, images.facts.get("dump", {}).get("warnings") or ()))
         reader = _Reader(images)
         tasks = tuple(reader.tasks())
         stats = read_dump_stats(images)
         return Images(
-            path=str(path), origin=_origin(images, inventory),
+            path=str(path), origin=origin,
             format_version=inventory.img_version, architecture=reader.architecture,
             files=len(images.names), size_bytes=sum(_sizes(images)),
             verified=_verified(images, verify), tasks=tasks,
@@ -56,7 +61,7 @@ def read(path: Path, *, verify: Verify = Verify.ALL) -> Images:
             if stats else None,
             namespaces=tuple(_namespaces(images)), hostname=_hostname(images),
             tcp_close=inventory.tcp_close,
-            warnings=tuple(images.facts.get("dump", {}).get("warnings") or ()),
+            warnings=warnings,
         )  # fmt: skip
 
 

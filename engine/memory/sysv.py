@@ -12,6 +12,7 @@ Facts:
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from operator import index
 
 from torpor.engine.kind import ImageSink, ImageSource
 
@@ -50,6 +51,6 @@ def encode(segments: Iterable[Segment], images: ImageSink) -> None:
 def decode(images: ImageSource) -> Sequence[Segment]:
     """Read them back."""
     return [
-        Segment(**{k: int(v) for k, v in one.items()})
+        Segment(**{k: index(v) for k, v in one.items()})
         for one in images.extra("sysv", "segments") or ()
     ]

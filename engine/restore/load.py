@@ -2,30 +2,36 @@
 """From an image directory to everything a restore has to make, checked on the way."""
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torpor.engine import native
 from torpor.engine.errors import BadImage
 from torpor.engine.files import table
 from torpor.engine.files.locks import Lock
 from torpor.engine.files.table import Placed
+from torpor.engine.images import manifest
 from torpor.engine.images.directory import ImageDirectory, Verify
+from torpor.engine.images.failures import readable
 from torpor.engine.images.inventory import read_inventory
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.source import Source
 from torpor.engine.kind import FileId
 from torpor.engine.kinds import FILE_KINDS
+from torpor.engine.memory import sysv
 from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.memory.sysv import Segment
 from torpor.engine.restore.contents import Contents, subtract
 from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
 
 CLOCK_TOLERANCE_S = 2.0
+
+DecodedT = TypeVar("DecodedT")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +46,7 @@ class Snapshot:
     locks: Sequence[Lock]
     mapped: Set[FileId]
     """Files that tasks map and no path leads to; descriptors need not."""
+    segments: Sequence[Segment]
     states: Sequence[tuple[Any, Mapping[FileId, Any]]]
     contents: Contents
 
@@ -59,6 +66,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
         BadImage: something is missing, damaged or does not fit.
     """
     images = ImageDirectory.open(path, verify=verify)
+    contents = Contents(images, parents=Chain(images) if with_parents else None)
     try:
         read_inventory(images)
         source = Source(images)
@@ -72,11 +80,13 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
             tables=tables,
             mapped=mapped,
             states=_states(source, tables, mapped | directories_of(tree)),
-            locks=table.decode_locks(source),
-            contents=Contents(images, parents=Chain(images) if with_parents else None),
+            locks=_decoded("filelocks.img", table.decode_locks, source),
+            segments=_decoded(f"{manifest.NAME}, sysv", sysv.decode, source),
+            contents=contents,
         )
         _check_backings(snapshot)
     except BaseException:
+        contents.close()
         images.close()
         raise
     return snapshot
@@ -125,6 +135,11 @@ def directories_of(tree: Tree) -> set[FileId]:
     return {FileId(number) for number in both if number is not None}
 
 
+def _decoded(subject: str, decode: Callable[[Source], DecodedT], source: Source) -> DecodedT:
+    with readable(subject):
+        return decode(source)
+
+
 def _states(
     source: Source, tables: Mapping[int, Sequence[Placed]], unheld: Set[FileId]
 ) -> list[tuple[Any, Mapping[FileId, Any]]]:
@@ -132,7 +147,8 @@ def _states(
     states: list[tuple[Any, Mapping[FileId, Any]]] = []
     found: set[FileId] = set()
     for kind in FILE_KINDS:
-        mine = {number: s for number, s in kind.decode(source).items() if number in wanted}
+        decoded = _decoded(f"files of kind {kind.name}", kind.decode, source)
+        mine = {number: s for number, s in decoded.items() if number in wanted}
         if mine:
             states.append((kind, mine))
             found.update(mine)

@@ -22,7 +22,6 @@ from torpor.engine.memory.sysv import (
     IPC_SET,
     IPC_STAT,
     Segment,
-    decode,
 )
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.work import Work
@@ -34,7 +33,7 @@ NEXT_ID = "/proc/sys/kernel/shm_next_id"
 
 def create(work: Work, root: Living) -> None:
     """Make every segment with its old id, in the order of the ids, and fill it."""
-    for segment in sorted(decode(work.snapshot.source), key=lambda s: s.shm_id):
+    for segment in sorted(work.snapshot.segments, key=lambda s: s.shm_id):
         _create_one(root, segment)
         _fill(work, root, segment)
 

@@ -8,14 +8,13 @@ area, affinity, timer slack, io priority) is kept in torpor.json.
 """
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
-from struct import error
 from typing import Any
 
 from torpor.engine.errors import BadImage
+from torpor.engine.images.failures import readable
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink, ImageSource
 from torpor.engine.memory import areas
@@ -271,7 +270,7 @@ def decode_tree(
             )
         known.add(entry.pid)
         reader = _TaskReader(images, entry, files, filters, components, template)
-        with _readable(f"core-{entry.pid}.img"):
+        with readable(f"core-{entry.pid}.img"):
             tasks.append(reader.task())
         if reader.ids is not None:
             tables[entry.pid] = reader.ids.files_id
@@ -281,20 +280,6 @@ def decode_tree(
     checks.check_tasks(tasks)
     shared = _shared(tasks, "files_of", tables)
     return Tree(tasks=tuple(_shared(shared, "fs_of", directories))), tables
-
-
-@contextmanager
-def _readable(subject: str) -> Iterator[None]:
-    """What a message says must fit into the kernel's structures."""
-    try:
-        yield
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, error) as cause:
-        raise BadImage(
-            "holds values that no task can have",
-            subject=subject,
-            cause=str(cause),
-            remedy=checks.REMEDY,
-        ) from cause
 
 
 def _shared(tasks: Sequence[TaskImage], name: str, tables: Mapping[int, int]) -> list[TaskImage]:
@@ -367,7 +352,7 @@ class _TaskReader:
             )
         tc = core.tc
         own = self.images.extra("tasks", str(entry.pid)) or {}
-        own = {name: own[name] for name in OWN_FIELDS if own.get(name) is not None}
+        own = {name: index(own[name]) for name in OWN_FIELDS if own.get(name) is not None}
         if tc.task_state in (DEAD, 6):
             return TaskImage(
                 pid=entry.pid,

@@ -224,6 +224,8 @@ HOSTILE = {
     "xattr": [ROOT, record("f", "file", xattrs={"trusted.overlay.opaque": "eQ=="})],
     "root is a link": [record(".", "symlink", target="/")],
     "huge time": [ROOT, record("f", "file", mtime=1 << 80)],
+    "no object": [ROOT, ["path"]],
+    "a number": [ROOT, 7],
 }
 
 

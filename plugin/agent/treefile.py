@@ -207,7 +207,9 @@ def decode(line: bytes, data_bytes: int) -> Entry:
     return entry
 
 
-def _from_record(record: Mapping[str, Any]) -> Entry:
+def _from_record(record: object) -> Entry:
+    if not isinstance(record, dict):
+        raise TypeError("no object")
     names = record.get("names")
     return Entry(
         path=_text(record["path"]),

@@ -27,12 +27,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from torpor.engine.errors import Error, Unavailable
 from torpor.plugin.api.common import ON_STOP_ANNOTATION
 from torpor.plugin.hook.server import CLIENT, HOOK_DIRECTORY
-from torpor.plugin.hook.ttrpc import TO_PLUGIN, Channel, Frame
+from torpor.plugin.hook.ttrpc import TO_PLUGIN, Channel, Frame, broken
 from torpor.plugin.proto import nri_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,10 @@ class NriPlugin:
                 self._registered(frame)
 
     def _registered(self, frame: Frame) -> None:
-        response = pb.TtrpcResponse.FromString(frame.body)
+        try:
+            response = pb.TtrpcResponse.FromString(frame.body)
+        except DecodeError as error:
+            raise broken(f"its answer cannot be understood: {error}") from error
         if response.status.code:
             raise Unavailable(
                 "the runtime refused the plugin",

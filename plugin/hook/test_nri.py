@@ -151,6 +151,17 @@ def test_it_connects_again(runtime: Runtime, plugin: NriPlugin) -> None:
     runtime.register()
 
 
+def test_an_answer_that_is_none_ends_the_conversation(
+    runtime: Runtime, plugin: NriPlugin
+) -> None:
+    runtime.connect()
+    connection, stream, _, _ = runtime.receive()
+    assert runtime.connection is not None
+    message = HEADER.pack(2, stream, RESPONSE, 0) + b"\xff\xff"
+    runtime.connection.sendall(MUX.pack(connection, len(message)) + message)
+    runtime.register()
+
+
 @pytest.mark.parametrize("frame", [MUX.pack(3, 4), MUX.pack(TO_PLUGIN, FRAME_LIMIT + 1), b""])
 def test_what_is_no_frame_ends_the_conversation(frame: bytes) -> None:
     ours, theirs = socket.socketpair()

@@ -93,7 +93,7 @@ class Channel:
                     return frame
             connection, length = _MUX.unpack(self._exactly(_MUX.size))
             if connection not in self._partial or length > FRAME_LIMIT:
-                raise _broken(f"frame of {length} bytes for connection {connection}")
+                raise broken(f"frame of {length} bytes for connection {connection}")
             self._partial[connection] += self._exactly(length)
 
     def _send(self, connection: int, stream: int, kind: int, body: Message) -> None:
@@ -106,7 +106,7 @@ class Channel:
         while len(data) < count:
             part = self._socket.recv(count - len(data))
             if not part:
-                raise _broken("it closed the socket")
+                raise broken("it closed the socket")
             data += part
         return bytes(data)
 
@@ -117,7 +117,7 @@ def _take(connection: int, partial: bytearray) -> Frame | None:
         return None
     length, stream, kind, _ = _HEADER.unpack_from(partial)
     if length > MESSAGE_LIMIT:
-        raise _broken(f"message of {length} bytes")
+        raise broken(f"message of {length} bytes")
     end = _HEADER.size + length
     if len(partial) < end:
         return None
@@ -126,7 +126,8 @@ def _take(connection: int, partial: bytearray) -> Frame | None:
     return Frame(connection, stream, kind, body)
 
 
-def _broken(cause: str) -> Unavailable:
+def broken(cause: str) -> Unavailable:
+    """The runtime does not keep to the protocol, or has left."""
     return Unavailable(
         "the runtime ended the conversation",
         subject="NRI",
