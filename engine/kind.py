@@ -205,6 +205,9 @@ class ImageSink(Protocol):
     def add(self, name: str, message: Any, payload: bytes = b"") -> None:  # noqa: ANN401
         """Append an entry (a protobuf message of torpor.engine.images.proto)."""
 
+    def begin(self, name: str) -> None:
+        """Have the image there, also when it gets no entry."""
+
     def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
         """Something CRIU's format cannot say, JSON-able, for our own file torpor.json."""
 

@@ -131,6 +131,7 @@ def encode_tables(found: Collected, kinds: Kinds, images: ImageSink) -> None:
         if states:
             kind.encode(states, sink)
     for number, placed in found.entries.items():
+        images.begin(f"fdinfo-{number}")
         for one in placed:
             images.add(
                 f"fdinfo-{number}",
@@ -336,6 +337,9 @@ class _TypeSink:
         if name == "files":
             self.types[message.id] = message.type
         self.images.add(name, message, payload)
+
+    def begin(self, name: str) -> None:
+        self.images.begin(name)
 
     def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
         self.images.extra(section, key, value)

@@ -235,7 +235,9 @@ def test_hostile_manifests(change: dict, what: str):
         manifest.decode(json.dumps(document).encode())
 
 
-@pytest.mark.parametrize("number", [str(1 << 64), str(-(1 << 63) - 1), "9" * 5000, "NaN", "-Infinity"])
+@pytest.mark.parametrize(
+    "number", [str(1 << 64), str(-(1 << 63) - 1), "9" * 5000, "NaN", "-Infinity"]
+)
 def test_numbers_that_no_kernel_has(number: str):
     with pytest.raises(BadImage, match="not JSON"):
         manifest.decode(f'{{"version": 2, "facts": {{"a": {{"b": {number}}}}}}}'.encode())

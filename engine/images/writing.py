@@ -149,6 +149,10 @@ class NewImageDirectory:
         """Keep a JSON value for torpor.json."""
         self._facts.setdefault(section, {})[key] = value
 
+    def begin(self, name: str) -> None:
+        """Have the image there, also when it gets no entry."""
+        self.writer(name)
+
     def writer(self, name: str) -> Writer:
         """The writer of the image `name`, opened at first use."""
         if name not in self._writers:

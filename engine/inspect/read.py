@@ -14,7 +14,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from torpor.engine.errors import BadImage
-from torpor.engine.images import manifest
+from torpor.engine.images import manifest, references
 from torpor.engine.images.directory import INVENTORY, ImageDirectory, Verify
 from torpor.engine.images.failures import readable
 from torpor.engine.images.kinds import file_name
@@ -48,6 +48,7 @@ def read(path: Path, *, verify: Verify = Verify.ALL) -> Images:
             origin = _origin(images, inventory)
             warnings = tuple(map(str, images.facts.get("dump", {}).get("warnings") or ()))
         reader = _Reader(images)
+        references.check(images, reader.source)
         tasks = tuple(reader.tasks())
         stats = read_dump_stats(images)
         return Images(
@@ -119,7 +120,8 @@ class _Reader:
     def __init__(self, images: ImageDirectory) -> None:
         self.images = images
         self.architecture = ""
-        self._descriptions = Descriptions(images, Source(images))
+        self.source = Source(images)
+        self._descriptions = Descriptions(images, self.source)
         self._owner: dict[int, int] = {}
         self._filters = [
             f.prev if f.HasField("prev") else None

@@ -198,6 +198,9 @@ class RecordedImages:
         entry = (type(message), message.SerializeToString(), bytes(payload))
         self.images.setdefault(name, []).append(entry)
 
+    def begin(self, name: str) -> None:
+        """Nothing to do: entries of an image that has none are none."""
+
     def extra(self, section: str, key: str, *value: Any) -> Any:  # noqa: ANN401
         """With a value: keep it. Without: give it back, or None."""
         if value:

@@ -12,7 +12,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.files import table
 from torpor.engine.files.locks import Lock
 from torpor.engine.files.table import Placed
-from torpor.engine.images import manifest
+from torpor.engine.images import manifest, references
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.failures import readable
 from torpor.engine.images.inventory import read_inventory
@@ -24,7 +24,7 @@ from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import sysv
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.sysv import Segment
-from torpor.engine.restore.contents import Contents, subtract
+from torpor.engine.restore.contents import Contents, TaskPages, subtract
 from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
@@ -70,7 +70,10 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
     try:
         read_inventory(images)
         source = Source(images)
+        references.check(images, source)
         tree, numbers = codec.decode_tree(source, processor_components(), native.xstate_template())
+        for number in {*numbers.values()}:
+            _expect(images, f"fdinfo-{number}")
         tables = table.decode_tables(source, numbers)
         mapped = mapped_files(tree)
         snapshot = Snapshot(
@@ -79,7 +82,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
             tree=tree,
             tables=tables,
             mapped=mapped,
-            states=_states(source, tables, mapped | directories_of(tree)),
+            states=_states(source, tables, numbers, mapped | directories_of(tree)),
             locks=_decoded("filelocks.img", table.decode_locks, source),
             segments=_decoded(f"{manifest.NAME}, sysv", sysv.decode, source),
             contents=contents,
@@ -141,7 +144,10 @@ def _decoded(subject: str, decode: Callable[[Source], DecodedT], source: Source)
 
 
 def _states(
-    source: Source, tables: Mapping[int, Sequence[Placed]], unheld: Set[FileId]
+    source: Source,
+    tables: Mapping[int, Sequence[Placed]],
+    numbers: Mapping[int, int],
+    unheld: Set[FileId],
 ) -> list[tuple[Any, Mapping[FileId, Any]]]:
     wanted = {one.file_id for placed in tables.values() for one in placed} | unheld
     states: list[tuple[Any, Mapping[FileId, Any]]] = []
@@ -156,11 +162,22 @@ def _states(
     if missing:
         raise BadImage(
             "a descriptor's file is not in the images, or of a kind that torpor does not restore",
-            subject=f"file {missing[0]}",
-            cause=", ".join(source.file_types()),
+            subject=_named_by(missing[0], tables, numbers),
+            cause=f"there are {', '.join(source.file_types())}",
             remedy="see docs/limits.md",
         )
     return states
+
+
+def _named_by(
+    file_id: FileId, tables: Mapping[int, Sequence[Placed]], numbers: Mapping[int, int]
+) -> str:
+    """Which table has it, at which descriptor."""
+    for pid, placed in tables.items():
+        for one in placed:
+            if one.file_id == file_id:
+                return f"fdinfo-{numbers[pid]}.img, fd {one.fd}, id {file_id}"
+    return f"file {file_id}"
 
 
 def _check_backings(snapshot: Snapshot) -> None:
@@ -169,7 +186,9 @@ def _check_backings(snapshot: Snapshot) -> None:
             if area.backing is Backing.SHARED and not area.shared_id:
                 raise BadImage("shared memory without an id", subject=area.subject)
             if area.backing is Backing.SHARED:
-                _expect(snapshot, f"pagemap-shmem-{area.shared_id}")
+                _expect(snapshot.images, f"pagemap-shmem-{area.shared_id}")
+            if area.shared:
+                _check_whole(snapshot.contents.of_shared(area.shared_id))
         if task.memory:
             _check_pages(snapshot, task.pid, task.memory.areas)
 
@@ -177,7 +196,8 @@ def _check_backings(snapshot: Snapshot) -> None:
 def _check_pages(snapshot: Snapshot, pid: int, areas: Sequence[Area]) -> None:
     """Every page that is stored has a place in the task's memory."""
     name = f"pagemap-{pid}"
-    _expect(snapshot, name)
+    _expect(snapshot.images, name)
+    _check_whole(snapshot.contents.of(pid))
     runs = [(one.run.vaddr, one.run.end) for one in snapshot.contents.of(pid).runs]
     nowhere = subtract(runs, [(area.start, area.end) for area in areas])
     if nowhere:
@@ -189,6 +209,17 @@ def _check_pages(snapshot: Snapshot, pid: int, areas: Sequence[Area]) -> None:
         )
 
 
-def _expect(snapshot: Snapshot, name: str) -> None:
-    if name not in snapshot.images:
+def _check_whole(stored: TaskPages) -> None:
+    """Every page is in these images."""
+    for index, one in enumerate(stored.runs):
+        if one.offset is None:
+            raise BadImage(
+                "has pages that are in the images of an earlier dump, or served later",
+                subject=f"{stored.pagemap}, run {index}, flags {int(one.run.flags)}",
+                remedy="dump all pages (without --prev-images-dir and --lazy-pages)",
+            )
+
+
+def _expect(images: ImageDirectory, name: str) -> None:
+    if name not in images:
         raise BadImage("is missing", subject=file_name(name))

@@ -378,8 +378,8 @@ class _TaskReader:
             comm=tc.comm,
             threads=tuple(self.threads(core)),
             memory=self.memory(),
-            cwd=self.path(fs.cwd_id),
-            root=self.path(fs.root_id),
+            cwd=self.path(fs.cwd_id, "fs", "cwd_id"),
+            root=self.path(fs.root_id, "fs", "root_id"),
             cwd_file=fs.cwd_id if fs.cwd_id in removed else None,
             root_file=fs.root_id if fs.root_id in removed else None,
             umask=fs.umask,
@@ -395,11 +395,14 @@ class _TaskReader:
             **own,
         )
 
-    def path(self, number: int) -> str:
+    def path(self, number: int, image: str, field_name: str) -> str:
         try:
             return self.files.paths[number]
         except KeyError:
-            raise BadImage("names a file that is not there", subject=f"file {number}") from None
+            raise BadImage(
+                "names a file that is not there",
+                subject=f"{image}-{self.entry.pid}.img, {field_name} {number}",
+            ) from None
 
     def threads(self, leader: Any) -> list[ThreadImage]:  # noqa: ANN401
         tids = [self.entry.pid, *(t for t in self.entry.threads if t != self.entry.pid)]
@@ -466,7 +469,7 @@ class _TaskReader:
             **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},
             auxv=auxv,
             areas=tuple(found),
-            exe=self.path(entry.exe_file_id),
+            exe=self.path(entry.exe_file_id, "mm", "exe_file_id"),
             dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
             thp_disabled=entry.thp_disabled,
         )

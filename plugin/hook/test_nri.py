@@ -151,9 +151,7 @@ def test_it_connects_again(runtime: Runtime, plugin: NriPlugin) -> None:
     runtime.register()
 
 
-def test_an_answer_that_is_none_ends_the_conversation(
-    runtime: Runtime, plugin: NriPlugin
-) -> None:
+def test_an_answer_that_is_none_ends_the_conversation(runtime: Runtime, plugin: NriPlugin) -> None:
     runtime.connect()
     connection, stream, _, _ = runtime.receive()
     assert runtime.connection is not None
