@@ -185,12 +185,19 @@ def _check_backings(snapshot: Snapshot) -> None:
         for area in task.memory.areas if task.memory else ():
             if area.backing is Backing.SHARED and not area.shared_id:
                 raise BadImage("shared memory without an id", subject=area.subject)
-            if area.backing is Backing.SHARED:
-                _expect(snapshot.images, f"pagemap-shmem-{area.shared_id}")
-            if area.shared:
-                _check_whole(snapshot.contents.of_shared(area.shared_id))
         if task.memory:
             _check_pages(snapshot, task.pid, task.memory.areas)
+    for number in _shared_memory(snapshot):
+        _expect(snapshot.images, f"pagemap-shmem-{number}")
+        _check_whole(snapshot.contents.of_shared(number))
+
+
+def _shared_memory(snapshot: Snapshot) -> set[int]:
+    """Numbers of all that tasks share and that has pages."""
+    areas = (area for t in snapshot.tree.tasks if t.memory for area in t.memory.areas)
+    segments = {area.shared_id for area in areas if area.backing in (Backing.SHARED, Backing.SYSV)}
+    states = (found for kind, found in snapshot.states if kind.name == "memfd")
+    return segments | {s.inode_id for found in states for s in found.values() if s.size}
 
 
 def _check_pages(snapshot: Snapshot, pid: int, areas: Sequence[Area]) -> None:
