@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from torpor.engine import native
+from torpor.engine.errors import BadImage
 from torpor.engine.images import manifest
 from torpor.engine.images.directory import ImageDirectory, digest
 from torpor.engine.images.failures import translated
@@ -26,7 +27,9 @@ def dedup(images: ImageDirectory) -> int:
     Raises: BadImage when it has no parent.
     """
     with Chain(images) as chain:
-        chain.follow()
+        if not chain.follow():
+            raise BadImage("has no parent", subject=str(images.path),
+                           remedy="keep all dumps of a chain, and their links")  # fmt: skip
         taken = 0
         level = 0
         while level < len(chain.levels) - 1:
@@ -35,7 +38,7 @@ def dedup(images: ImageDirectory) -> int:
                     runs = read_pagemap(chain.levels[level], name).runs
                     taken += _take(chain, name, runs, level + 1)
             level += 1
-            chain.follow(must=False)
+            chain.follow()
         _reseal(chain)
         return taken
 
@@ -56,7 +59,7 @@ def _take(chain: Chain, name: str, runs: tuple[PageRun, ...], level: int) -> int
 def clear(images: ImageDirectory) -> None:
     """Take all pages of a directory and of its parents away: they have been restored."""
     with Chain(images) as chain:
-        while chain.follow(must=False):
+        while chain.follow():
             continue
         for level in chain.levels:
             for name in level.names:

@@ -22,7 +22,7 @@ from torpor.engine.images.kinds import file_name
 from torpor.engine.images.pages import LocatedRun, PageFlags, PageRun
 from torpor.engine.images.writing import PARENT
 
-MAX_DEPTH = 1000
+MAX_DEPTH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +119,6 @@ class Chain:
         self.close()
 
     def _resolve(self, name: str, level: int) -> list[Stored]:
-        if level >= len(self.levels):
-            self.follow()
         images = self.levels[level]
         if name not in images:
             return []
@@ -146,27 +144,28 @@ class Chain:
         """Pages of a run that this level has not."""
         if PageFlags.PARENT not in run.flags:
             raise _missing(name, run, "they are still where it was dumped (--lazy-pages)")
+        if level + 1 == len(self.levels) and not self.follow():
+            raise _missing(name, run, f"there is no link {PARENT} to an earlier dump")
         parts = overlapping(self.stored(name, level + 1), run.vaddr, run.end)
         if sum(part.size_bytes for part in parts) != run.size_bytes:
             raise _missing(name, run, f"{self.levels[level + 1].path} has them not")
         return parts
 
-    def follow(self, *, must: bool = True) -> bool:
+    def follow(self) -> bool:
         """Open the parent of the oldest directory; whether there is one.
 
-        Raises: BadImage when there must be one and is none.
+        Raises: BadImage when it is no directory of images, or leads back to one of the chain.
         """
         last = self.levels[-1]
         path = last.path / PARENT
         if not os.path.lexists(path):
-            if must:
-                raise BadImage("has no parent", subject=str(last.path),
-                               remedy="keep all dumps of a chain, and their links")  # fmt: skip
             return False
         if len(self.levels) > MAX_DEPTH:
             raise BadImage("too many parents", subject=str(path))
-        images = ImageDirectory.open(path.resolve(), verify=Verify.WITHOUT_PAGES)
+        images = ImageDirectory.open(Path(os.path.realpath(path)), verify=Verify.WITHOUT_PAGES)
         self._own.append(images)
+        if any(os.path.samestat(os.fstat(images.fd), os.fstat(one.fd)) for one in self.levels):
+            raise BadImage("leads in a circle of parents", subject=str(path))
         self.levels.append(images)
         return True
 

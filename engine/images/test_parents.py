@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torpor.engine.errors import BadImage
+from torpor.engine.errors import BadImage, Error
 from torpor.engine.images.dedup import clear, dedup
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import write_inventory
@@ -51,6 +51,16 @@ def letters(path: Path) -> str:
     return "".join(pages.get(BASE + i * PAGE_BYTES, " ") for i in range(count))
 
 
+@pytest.mark.parametrize("parent", [".", "../0", "parent", "../none", "/"])
+def test_parents_that_lead_nowhere(tmp_path, parent):
+    level(tmp_path / "1", "-", "../0")
+    level(tmp_path / "0", "A-", parent)
+    with ImageDirectory.open(tmp_path / "1") as images, Chain(images) as chain:
+        with pytest.raises(Error):
+            chain.merged("pagemap-7")
+        assert len(chain.levels) < 4
+
+
 @pytest.fixture
 def chain(tmp_path):
     level(tmp_path / "0", "abcdef")
@@ -71,7 +81,7 @@ def test_a_page_that_nobody_has(tmp_path):
 
 def test_a_link_that_is_missing_or_leads_nowhere(chain):
     (chain / "parent").unlink()
-    with pytest.raises(BadImage, match="has no parent"):
+    with pytest.raises(BadImage, match="no link parent"):
         letters(chain)
     (chain / "parent").symlink_to("../gone")
     with pytest.raises(Exception, match="gone"):

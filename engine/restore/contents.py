@@ -42,8 +42,6 @@ class TaskPages:
     fd: int
     file: str = ""
     """Name of the file that ``fd`` is."""
-    pagemap: str = ""
-    """Name of the file that the runs are from."""
     _starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +98,6 @@ class Contents:
             runs=tuple(pagemap.located()),
             fd=pages.open_pages(self.images, pagemap),
             file=file_name(pagemap.pages_name),
-            pagemap=file_name(name),
         )
 
     def _open_merged(self, name: str) -> TaskPages:

@@ -24,7 +24,7 @@ from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import sysv
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.sysv import Segment
-from torpor.engine.restore.contents import Contents, TaskPages, subtract
+from torpor.engine.restore.contents import Contents, subtract
 from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
@@ -189,7 +189,7 @@ def _check_backings(snapshot: Snapshot) -> None:
             _check_pages(snapshot, task.pid, task.memory.areas)
     for number in _shared_memory(snapshot):
         _expect(snapshot.images, f"pagemap-shmem-{number}")
-        _check_whole(snapshot.contents.of_shared(number))
+        snapshot.contents.of_shared(number)
 
 
 def _shared_memory(snapshot: Snapshot) -> set[int]:
@@ -204,7 +204,6 @@ def _check_pages(snapshot: Snapshot, pid: int, areas: Sequence[Area]) -> None:
     """Every page that is stored has a place in the task's memory."""
     name = f"pagemap-{pid}"
     _expect(snapshot.images, name)
-    _check_whole(snapshot.contents.of(pid))
     runs = [(one.run.vaddr, one.run.end) for one in snapshot.contents.of(pid).runs]
     nowhere = subtract(runs, [(area.start, area.end) for area in areas])
     if nowhere:
@@ -214,17 +213,6 @@ def _check_pages(snapshot: Snapshot, pid: int, areas: Sequence[Area]) -> None:
             subject=file_name(name),
             cause=f"{start:x}-{end:x} is in no area of mm-{pid}.img",
         )
-
-
-def _check_whole(stored: TaskPages) -> None:
-    """Every page is in these images."""
-    for index, one in enumerate(stored.runs):
-        if one.offset is None:
-            raise BadImage(
-                "has pages that are in the images of an earlier dump, or served later",
-                subject=f"{stored.pagemap}, run {index}, flags {int(one.run.flags)}",
-                remedy="dump all pages (without --prev-images-dir and --lazy-pages)",
-            )
 
 
 def _expect(images: ImageDirectory, name: str) -> None:

@@ -281,7 +281,7 @@ CASES = (
     Wrong("filter that is not there", "core-*.img", absent_filter, "seccomp",
           file="seccomp.img", shown=False),
     Wrong("newer version", "inventory.img", on(0, img_version=3), "version 3", shown=False),
-    Wrong("pages of an earlier dump", "pagemap-[0-9]*.img", in_parent, "earlier dump",
+    Wrong("pages of an earlier dump", "pagemap-[0-9]*.img", in_parent, "no link parent",
           shown=False),
     Wrong("pages file that is not there", "pagemap-[0-9]*.img", on(0, pages_id=NOWHERE), "0 bytes",
           file="pages-77777.img"),
