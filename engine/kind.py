@@ -15,6 +15,7 @@ the final numbers in place (epoll registrations) is returned by `late`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Generic, NewType, Protocol, TypeVar
 
 from torpor.engine.errors import Refused
@@ -79,9 +80,6 @@ class FdView(Protocol):
     def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
         """None when the socket does not know the option."""
 
-    def int_options(self, wanted: "Sequence[tuple[int, int]]") -> "list[int | None]":
-        """Values of int options, given as (level, option); None when the socket knows it not."""
-
     def sockname(self) -> bytes:
         """Raw sockaddr."""
 
@@ -98,7 +96,7 @@ class FdView(Protocol):
         """As ioctl; None when the command is unknown."""
 
     def poll_events(self) -> int:
-        """Revents of poll(2) right now, asked for POLLIN and POLLOUT (POLLHUP 16, POLLERR 8)."""
+        """Revents of poll(2) right now, asked for POLLIN, POLLPRI and POLLOUT."""
 
     def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
         """Path inside the task's root of an inotify watch, None when it cannot be found.
@@ -111,6 +109,12 @@ class FdView(Protocol):
 
     def peek_messages(self) -> "Sequence[Message]":
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
+
+    def tcp_repair(self, *, connected: bool) -> "TcpRepair | None":
+        """What TCP_REPAIR tells of a connection; None without the right to it.
+
+        ``connected`` is false when only the SYN is sent.
+        """
 
     def file_content(self, limit_bytes: int) -> bytes:
         """Whole content by pread, for memfds and unlinked files; Refused above the limit."""
@@ -160,6 +164,36 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TcpRepair:
+    """What only TCP_REPAIR tells of a connection (`kernel/repair.py`).
+
+    ``sent`` is the send queue: not acknowledged bytes, the last ``unsent`` of them (a FIN counts)
+    never sent. The sequence numbers are those after the last byte of each queue. ``window`` is
+    struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
+    """
+
+    received: bytes
+    sent: bytes
+    in_sequence: int
+    out_sequence: int
+    unsent: int = 0
+    mss: int = 0
+    timestamp: int = 0
+    window: tuple[int, ...] = ()
+
+
+class End(Enum):
+    """How a TCP connection ends when its tasks are killed."""
+
+    FIN = "fin"
+    """As the kernel closes it; SO_REUSEADDR lets the port be bound again in TIME_WAIT."""
+    RESET = "reset"
+    """By a RST, without TIME_WAIT."""
+    SILENT = "silent"
+    """No packet is sent: it will go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
     """One use of an open file description: a task (its pid inside) and its number."""
 
@@ -187,6 +221,8 @@ class DumpContext:
     """Every task, thread and process group of the tree: as seen from here → inside."""
     realtime_ns: int = 0
     """CLOCK_REALTIME when the tree was frozen; 0 when not known."""
+    skip_in_flight: bool = False
+    """Connections that are not accepted yet may be lost."""
     same_netns: bool = True
     """The tree is in our own network namespace."""
     link_remap: bool = False
@@ -247,6 +283,10 @@ class PlanContext:
     new_container: bool = False
     uid: int = 0
     """User id with which the operations run."""
+    tcp_repair: bool = False
+    """The root has the rights to restore TCP connections by TCP_REPAIR."""
+    tcp_close: bool = False
+    """Every TCP connection comes back as a closed socket (CRIU's --tcp-close)."""
     warn: Callable[[str], None] = lambda _: None
 
     def fd(self, file_id: FileId) -> int:
@@ -258,7 +298,7 @@ class PlanContext:
 class LateOp:
     """An operation that a holder runs once its descriptors have their final numbers.
 
-    ``last`` ones run when its threads are there, and only the descriptors that stay.
+    ``last`` ones run when its threads are there, only the descriptors that stay, and packets pass.
     """
 
     task: int

@@ -29,8 +29,7 @@ SIGINFO_BATCH = 64
 FILTER_ROOM = 4096 * 8
 SCAN_ROOM = 4096
 DEFAULT_TIMEOUT_S = 10.0
-UNKNOWN_OPTION = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTCONN)
-TEXT_ROOM, TYPICAL_TEXT = 4 << 20, 2 << 10
+TEXT_ROOM, TYPICAL_TEXT = 64 << 10, 2 << 10
 
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM = range(7)
 KCMP_EPOLL_TFD = 7
@@ -502,20 +501,6 @@ def kcmp(pid1: int, pid2: int, kind: int, index1: int, index2: int) -> int:
     return result
 
 
-def int_options(fd: int, wanted: Sequence[tuple[int, int]], subject: str) -> list[int | None]:
-    """Values of a socket's int options, given as (level, option); None for an unknown one."""
-    names = ffi.new("int[]", [word for one in wanted for word in one])
-    values = ffi.new("int[]", max(len(wanted), 1))
-    sizes = ffi.new("int[]", max(len(wanted), 1))
-    lib.seam_int_options(fd, names, len(wanted), values, sizes)
-    found: list[int | None] = []
-    for (level, option), value, size in zip(wanted, values, sizes, strict=False):
-        if size < 0 and -size not in UNKNOWN_OPTION:
-            raise error_for(size, f"getsockopt({level}, {option})", subject)
-        found.append(None if size < 0 else value)
-    return found
-
-
 # ---- memory
 
 
@@ -560,7 +545,7 @@ def scan_pages(  # noqa: PLR0913 - the fields of struct pm_scan_arg
     """PAGEMAP_SCAN of the whole range: (start, end, categories) triples, flat."""
     position = ffi.new("uint64_t *", start)
     masks = ffi.new("uint64_t[]", [inverted, required, any_of, returned])
-    room = _new_uncleared("uint64_t[]", 3 * SCAN_ROOM)
+    room = ffi.new("uint64_t[]", 3 * SCAN_ROOM)
     found = array("Q")
     while position[0] < end:
         count = lib.seam_scan_pages(pagemap_fd, position, end, masks, flags, room, SCAN_ROOM)

@@ -16,8 +16,20 @@ class TcpPolicy(Enum):
 
     CLOSE = "close"
     """Comes back closed, as if the peer had reset it (ECONNRESET, then EOF)."""
+    CLOSE_ALL = "close-all"
+    """As a closed socket, also when both ends are in the tree (CRIU's --tcp-close)."""
     REFUSE = "refuse"
     """The dump is refused while there is one."""
+    KEEP = "keep"
+    """Goes on: no packet passes until the restore, then it is as it was (--tcp-established)."""
+
+
+class NetworkLock(Enum):
+    """How the packets of kept connections are held back from the dump until the restore."""
+
+    NFTABLES = "nftables"
+    SKIP = "skip"
+    """Not at all: the caller sees to it."""
 
 
 class After(Enum):
@@ -65,6 +77,8 @@ class DumpOptions:
     images_dir: Path
     after: After = After.STOP
     tcp: TcpPolicy = TcpPolicy.REFUSE
+    skip_in_flight: bool = False
+    network_lock: NetworkLock = NetworkLock.NFTABLES
     shell_job: bool = False
     container: bool = False
     runtime_seccomp_filters: int = 0
@@ -137,6 +151,7 @@ class RestoreOptions:
 
     images_dir: Path
     inherit: Mapping[str, int] = field(default_factory=dict)
+    tcp_close: bool = False
     timeout_s: float = 60.0
     sibling: bool = False
     leave_stopped: bool = False

@@ -18,6 +18,7 @@ REFUSING = ("refused", "other sockets")
 HELPERS = {
     "common", "ghost", "later", "locks", "revive", "table", "address", "options", "tcp", "udp",
     "unix_plan",
+    "inet_images", "inet_state", "segment", "tcp_kept", "tcp_stream",
 }  # fmt: skip
 KINDS = {kind.name: kind for kind in FILE_KINDS}
 

@@ -16,6 +16,8 @@ PIPES = "tests/functional/workloads/files_pipes.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
+TCP = "tests/functional/workloads/sockets_tcp.py"
+CATALOGUE = "tests/compat/test_catalogue.py"
 TASK_STATE = "tests/functional/workloads/task_state.py"
 CORE = "tests/functional/workloads/core_"
 
@@ -50,7 +52,10 @@ KINDS: dict[str, Support] = {
         ours=f"{SAME}; without senders of datagrams",
         tests=(UNIX, "tests/functional/test_sockets_unix.py"),
     ),
-    "TCP and UDP socket": Support(tests=(INET, "tests/functional/test_sockets_inet.py")),
+    "TCP and UDP socket": Support(
+        ours=TESTED, theirs=TESTED,
+        tests=(INET, TCP, "tests/functional/test_sockets_inet.py", CATALOGUE),
+    ),
     "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
     "other sockets": Support(
         is_taken=False, ours="–", theirs="refused",

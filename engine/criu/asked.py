@@ -6,7 +6,7 @@ from pathlib import Path
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.errors import Refused
 from torpor.engine.inherit import parse_inherit
-from torpor.engine.options import After, DumpOptions, RestoreOptions, TcpPolicy
+from torpor.engine.options import After, DumpOptions, NetworkLock, RestoreOptions, TcpPolicy
 from torpor.engine.text import parse_size
 
 DEFAULT_TIMEOUT_S = 10.0
@@ -22,7 +22,9 @@ def dump_options(line: CommandLine) -> DumpOptions:
         pid=line.number("tree"),
         images_dir=Path(line.last("images_dir", ".")),
         after=_after(line),
-        tcp=TcpPolicy.CLOSE if line.flag("tcp_close") else TcpPolicy.REFUSE,
+        tcp=_tcp(line),
+        skip_in_flight=line.flag("skip_in_flight") or line.flag("tcp_skip_in_flight"),
+        network_lock=_network_lock(line),
         shell_job=line.flag("shell_job"),
         freezer_cgroups=tuple(Path(path) for path in line.all("freeze_cgroup")),
         ghost_limit_bytes=parse_size(ghosts) if ghosts else CRIU_GHOST_LIMIT,
@@ -43,6 +45,7 @@ def restore_options(line: CommandLine) -> RestoreOptions:
     return RestoreOptions(
         images_dir=Path(line.last("images_dir", ".")),
         inherit=_inherited(line),
+        tcp_close=line.flag("tcp_close"),
         sibling=line.flag("restore_sibling"),
         leave_stopped=line.flag("leave_stopped"),
     )
@@ -67,3 +70,14 @@ def _inherited(line: CommandLine) -> dict[str, int]:
                           remedy="open it in the caller of criu")  # fmt: skip
         inherit[name] = fd
     return inherit
+
+
+def _tcp(line: CommandLine) -> TcpPolicy:
+    if line.flag("tcp_close"):
+        return TcpPolicy.CLOSE_ALL
+    return TcpPolicy.KEEP if line.flag("tcp_established") else TcpPolicy.REFUSE
+
+
+def _network_lock(line: CommandLine) -> NetworkLock:
+    """`iptables` means rules that iptables-nft would make, and nftables has them all."""
+    return NetworkLock.SKIP if line.last("network_lock") == "skip" else NetworkLock.NFTABLES

@@ -61,7 +61,7 @@ def test_options_of_criu_are_understood(tmp_path):
     )
     asked = asking.dump_options(line)
     assert (asked.pid, asked.images_dir, asked.after) == (41, tmp_path, After.CONTINUE)
-    assert (asked.tcp, asked.shell_job, asked.timeout_s) == (TcpPolicy.CLOSE, True, 7)
+    assert (asked.tcp, asked.shell_job, asked.timeout_s) == (TcpPolicy.CLOSE_ALL, True, 7)
     assert (asked.ghost_limit_bytes, asked.freezer_cgroups) == (2 << 20, (Path("/c"),))
     assert line.last("verbosity") == "4"
 

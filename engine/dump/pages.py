@@ -30,8 +30,6 @@ from torpor.engine.kernel.proc import Vma
 from torpor.engine.memory.areas import PAGE, Area, Backing
 
 ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
-ALONE = "Shared_Clean:          0 kB", "Shared_Dirty:          0 kB"
-"""Most mappings say so; to look for it is cheap."""
 COMMON = re.compile(r"^Shared_(?:Clean|Dirty): +[1-9]", re.MULTILINE)
 
 
@@ -121,7 +119,7 @@ def take(
 def _has_common_pages(vma: Vma) -> bool:
     """Anonymous pages that are in other tasks too; such pages of files are too few to matter."""
     return (
-        not (vma.shared or vma.inode or all(line in vma.details for line in ALONE))
+        not (vma.shared or vma.inode)
         and ANONYMOUS.search(vma.details) is not None
         and COMMON.search(vma.details) is not None
     )
@@ -181,17 +179,17 @@ def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
         for a in found
         if not a.shared and not a.droppable and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
     ]
+    runs = array("Q")
     fd = pagemap.open_pagemap(pid)
     try:
-        own = [(a.start, a.end) for a in wanted if a.backing is not Backing.VDSO]
-        runs = pagemap.private_runs(fd, own)
+        for area in wanted:
+            if area.backing is Backing.VDSO:
+                runs.extend((area.start, area.size_bytes))
+            else:
+                runs.extend(pagemap.private_runs(fd, area.start, area.end))
     finally:
         os.close(fd)
-    whole = [(a.start, a.size_bytes) for a in wanted if a.backing is Backing.VDSO]
-    if not whole:
-        return runs
-    pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])
-    return array("Q", [word for pair in pairs for word in pair])
+    return runs
 
 
 def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = None) -> int:

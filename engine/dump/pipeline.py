@@ -7,6 +7,7 @@ rest before anything is written; a refusal or an error at any point lets every t
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import Captured, capture_tasks
 from torpor.engine.dump.freeze import StoppedTask, StoppedTree, list_tasks, stopped
+from torpor.engine.dump.netlock import Lock
 from torpor.engine.dump.netns import NetnsSockets
 from torpor.engine.dump.owners import owners
 from torpor.engine.errors import Error, Findings, Refused, Timeout, Vanished
@@ -29,15 +31,23 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
-from torpor.engine.kernel import fdview, nslinks, proc
+from torpor.engine.kernel import fdview, nftables, nslinks, proc, repair
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas, sysv
-from torpor.engine.options import After, DumpOptions, DumpReport, Progress, ProgressFn
+from torpor.engine.options import (
+    After,
+    DumpOptions,
+    DumpReport,
+    NetworkLock,
+    Progress,
+    ProgressFn,
+    TcpPolicy,
+)
 from torpor.engine.restore import tree as tree_shape
 from torpor.engine.restore.load import processor_components
-from torpor.engine.sockets import inet
+from torpor.engine.sockets import inet, inet_state
 from torpor.engine.tasks import codec, namespaces, seccomp
 from torpor.engine.tasks.model import Tree
 
@@ -56,6 +66,9 @@ class TreeDump:
     """Content of memfds that no task maps (see `DumpContext`)."""
     taken: pages.PagesTaken | None = None
     shared: sharing.Shared = field(default_factory=dict)
+    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    guard: repair.Guard = field(default_factory=repair.Guard)
+    lock: Lock = field(init=False)
     warnings: list[str] = field(default_factory=list)
     links: list[tuple[int, str]] = field(default_factory=list)
     """(pid, path in its root) of names that were made for this dump."""
@@ -63,6 +76,9 @@ class TreeDump:
     parents: Chain | None = None
     """Earlier dumps that have pages already."""
     written_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.lock = Lock(nftables.table_name(self.run_id))
 
 
 class Phases:
@@ -102,6 +118,9 @@ def dump_trees(
     dumps = [TreeDump(options=options) for options in trees]
     hold = any(options.after is not After.CONTINUE or options.hold for options in trees)
     with ExitStack() as cleanup:
+        for dump in dumps:
+            cleanup.enter_context(dump.lock)
+            cleanup.callback(dump.guard.end)
         with phase("look"):
             may_read = may_read_filters()
             for dump in dumps:
@@ -116,11 +135,13 @@ def dump_trees(
             phase.seconds["stop"] = time.perf_counter() - frozen_at
             for dump, stop, capture in zip(dumps, trees_stopped, captures, strict=True):
                 _take(dump, stop, capture, phase, may_read)
+                dump.guard.end()
             if while_frozen is not None:
                 with phase("files of the root"):
                     while_frozen()
             if not hold:
-                for stop in trees_stopped:
+                for dump, stop in zip(dumps, trees_stopped, strict=True):
+                    dump.lock.release()
                     stop.release()
             frozen_s = time.perf_counter() - frozen_at
             with phase("check"):
@@ -133,8 +154,7 @@ def dump_trees(
             links.pop_all()
             for stop in trees_stopped:
                 if stop.options.after is After.STOP:
-                    _free_ports(dumps[trees_stopped.index(stop)])
-                    stop.end()
+                    _end(dumps[trees_stopped.index(stop)], stop)
                 elif stop.options.after is After.PAUSE:
                     stop.pause()
     return tuple(report_of(dump, phase, frozen_s) for dump in dumps)
@@ -160,14 +180,17 @@ def _remove_links(dumps: Sequence[TreeDump]) -> None:
                 fdview.remove_name(pid, path)
 
 
-def _free_ports(dump: TreeDump) -> None:
-    """Have the ports of connections free for a restore on this machine."""
+def _end(dump: TreeDump, stop: StoppedTree) -> None:
+    """Kill the tasks; their connections go on, or have their ports free for a restore here."""
     states = dump.files.states.get(inet.KIND.name, {})
     outside = {c.capture.ns_pid: c.task.pid for c in dump.captured}
-    for file_id, reset in inet.before_kill(states).items():
+    for file_id, end in inet_state.before_kill(states).items():
         holder = dump.files.holders[file_id][0]
         with suppress(Error):
-            fdview.free_port(outside[holder.task], holder.fd, reset=reset)
+            fdview.free_port(outside[holder.task], holder.fd, end, dump.guard)
+    stop.end()
+    if dump.options.tcp is TcpPolicy.KEEP:
+        dump.lock.stay()
 
 
 def may_read_filters() -> bool:
@@ -313,15 +336,18 @@ def _descriptors(
             for c in dump.captured
         ),
         realtime_ns=time.time_ns(),
+        skip_in_flight=dump.options.skip_in_flight,
         same_netns=fdview.same_netns(dump.options.pid),
         mapped=mapped.ranges(alive),
     )
     with (
         NetnsSockets(alive) as sockets,
         fdview.open_views(
-            [group[0].task.pid for group in groups], netns_socket=sockets.get
+            [group[0].task.pid for group in groups], netns_socket=sockets.get, guard=dump.guard
         ) as views,
     ):
+        if not dump.lock.hold(views, dump.options.tcp, dump.options.network_lock):
+            views.leave_connections()
         directories = {
             (view.ns_pid, view.name): view
             for view in views.removed_directories([c.task.pid for c in alive])
@@ -367,7 +393,13 @@ def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: floa
 def _write(dump: TreeDump, out: NewImageDirectory) -> None:
     assert dump.tree is not None
     assert dump.taken is not None
-    inventory(out)
+    inventory(
+        out,
+        tcp_close=dump.options.tcp is TcpPolicy.CLOSE_ALL,
+        locked=dump.options.tcp is TcpPolicy.KEEP
+        and dump.options.network_lock is NetworkLock.NFTABLES,
+        run_id=dump.run_id,
+    )
     table.encode_tables(dump.files, FILE_KINDS, out)
     codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
     segments = {
@@ -386,13 +418,18 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
     write_pages(dump, out)
 
 
-def inventory(out: NewImageDirectory) -> None:
+def inventory(
+    out: NewImageDirectory, *, tcp_close: bool = False, locked: bool = False, run_id: str = ""
+) -> None:
     """What every directory has."""
     write_inventory(
         out,
         root_ids=pb.task_kobj_ids_entry(
             vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS
         ),
+        tcp_close=tcp_close,
+        locked=locked,
+        run_id=run_id,
     )
 
 

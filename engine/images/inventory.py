@@ -14,6 +14,7 @@ from torpor.engine.images.writing import NewImageDirectory
 
 NAME = "inventory"
 VERSION = 2
+LOCK_IPTABLES, LOCK_NFTABLES, LOCK_SKIP = 0, 1, 2
 
 
 def write_inventory(
@@ -22,9 +23,14 @@ def write_inventory(
     root_ids: pb.task_kobj_ids_entry,
     root_cgroup_set: int | None = None,
     tcp_close: bool = False,
+    locked: bool = False,
+    run_id: str = "",
     uptime_us: int | None = None,
 ) -> None:
-    """Write the inventory; `root_ids` are the ids of the dumping process."""
+    """Write the inventory; `root_ids` are the ids of the dumping process.
+
+    ``locked``: a table of nftables that is named after ``run_id`` holds packets back.
+    """
     inventory = pb.inventory_entry(
         img_version=VERSION,
         fdinfo_per_id=True,
@@ -33,9 +39,9 @@ def write_inventory(
         root_cg_set=root_cgroup_set,
         lsmtype=pb.NO_LSM,
         dump_uptime=uptime_us,
-        network_lock_method=0,
+        network_lock_method=LOCK_NFTABLES if locked else LOCK_SKIP,
         plugins_entry=pb.plugins_entry(),
-        dump_criu_run_id=str(uuid.uuid4()),
+        dump_criu_run_id=run_id or str(uuid.uuid4()),
     )
     if tcp_close:
         inventory.tcp_close = True

@@ -55,6 +55,7 @@ class IPPROTO(IntEnum):
     ICMPV6 = 58
     SCTP = 132
     UDPLITE = 136
+    RAW = 255
     MPTCP = 262
 
 
@@ -109,6 +110,7 @@ class IP(IntEnum):
 
     TOS = 1
     TTL = 2
+    OPTIONS = 4
     RECVOPTS = 6
     PKTINFO = 8
     MTU_DISCOVER = 10
@@ -144,6 +146,7 @@ class TCP(IntEnum):
     """Options of IPPROTO_TCP."""
 
     NODELAY = 1
+    MAXSEG = 2
     CORK = 3
     KEEPIDLE = 4
     KEEPINTVL = 5
@@ -151,11 +154,18 @@ class TCP(IntEnum):
     SYNCNT = 7
     LINGER2 = 8
     DEFER_ACCEPT = 9
+    WINDOW_CLAMP = 10
     INFO = 11
     CONGESTION = 13
     USER_TIMEOUT = 18
+    REPAIR = 19
+    REPAIR_QUEUE = 20
+    QUEUE_SEQ = 21
+    REPAIR_OPTIONS = 22
     FASTOPEN = 23
+    TIMESTAMP = 24
     NOTSENT_LOWAT = 25
+    REPAIR_WINDOW = 29
     ULP = 31
 
 
@@ -195,6 +205,7 @@ SIOCOUTQ = 0x5411
 SOCK_CLOEXEC = 0o2000000
 MSG_DONTWAIT = 0x40
 MSG_NOSIGNAL = 0x4000
+POLLPRI = 2
 POLLERR = 8
 POLLHUP = 16
 POLLRDHUP = 0x2000

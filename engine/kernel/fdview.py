@@ -19,9 +19,9 @@ from typing import Self
 
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Refused, Vanished
-from torpor.engine.kernel import fdcalls, netlink, watches
+from torpor.engine.kernel import fdcalls, netlink, repair, watches
 from torpor.engine.kernel.filefacts import FileFacts
-from torpor.engine.kind import FdView, Message
+from torpor.engine.kind import End, FdView, Message, TcpRepair
 
 NetnsSocket = Callable[[int, int], int]
 """(pid, netlink protocol) → a raw netlink socket in that task's network namespace, ours to
@@ -37,15 +37,17 @@ class TaskFiles:
     """What the views of one task have in common: pidfd, root, working directory, namespace."""
 
     def __init__(
-        self, pid: int, ns_pid: int | None = None, netns_socket: NetnsSocket | None = None
+        self,
+        pid: int,
+        ns_pid: int | None = None,
+        netns_socket: NetnsSocket | None = None,
+        guard: repair.Guard | None = None,
     ) -> None:
         self.pid = pid
         self.ns_pid = _ns_pid(pid) if ns_pid is None else ns_pid
-        self.netns_socket = netns_socket
+        self.netns_socket, self.guard = netns_socket, guard
         self._opened: dict[str, int] = {}
         self._netlink: dict[int, int] = {}
-        self.magics: dict[int, int] = {}
-        """Mount → its file system."""
 
     @property
     def pidfd(self) -> int:
@@ -102,7 +104,7 @@ class LiveFd(FileFacts):
         "st_uid", "task",
     )  # fmt: skip
 
-    def __init__(self, task: TaskFiles, fd: int, fdinfo: bytes | None = None) -> None:
+    def __init__(self, task: TaskFiles, fd: int) -> None:
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, fd
         self._copy = -1
@@ -111,7 +113,7 @@ class LiveFd(FileFacts):
         with _translated(f"task {task.ns_pid}, fd {fd}", path):
             self.link = os.readlink(path)
             self._take(os.stat(path))
-            text = _read(f"/proc/{task.pid}/fdinfo/{fd}") if fdinfo is None else _text(fdinfo)
+            text = _read(f"/proc/{task.pid}/fdinfo/{fd}")
         head, self.info = _parse_fdinfo(text)
         self.pos = int(head.get("pos", "0"))
         self.flags = int(head.get("flags", "0"), 8)
@@ -136,10 +138,7 @@ class LiveFd(FileFacts):
     def fs_magic(self) -> int:
         """f_type of the file system."""
         if self._magic is None:
-            known = self.task.magics
-            self._magic = known.get(self.mnt_id) or fdcalls.statfs_magic(self.path.encode())
-            if self.mnt_id >= 0:
-                known[self.mnt_id] = self._magic
+            self._magic = fdcalls.statfs_magic(self.path.encode())
         return self._magic
 
     @property
@@ -167,10 +166,6 @@ class LiveFd(FileFacts):
     def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
         """None when the socket does not know the option."""
         return fdcalls.getsockopt(self.copy, level, option, size_bytes, self.subject)
-
-    def int_options(self, wanted: Sequence[tuple[int, int]]) -> list[int | None]:
-        """Values of int options, given as (level, option), in one go."""
-        return native.int_options(self.copy, wanted, self.subject)
 
     def sockname(self) -> bytes:
         """Raw sockaddr."""
@@ -214,6 +209,12 @@ class LiveFd(FileFacts):
     def peek_messages(self) -> Sequence[Message]:
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
         return fdcalls.peek_messages(self.copy, self.subject)
+
+    def tcp_repair(self, *, connected: bool) -> TcpRepair | None:
+        """What TCP_REPAIR tells; None without the right to it, or when the task may run."""
+        if self.task.guard is None:
+            return None
+        return repair.read(self.copy, self.task.guard, self.subject, connected=connected)
 
     def file_content(self, limit_bytes: int) -> bytes:
         """Whole content by pread; Refused above the limit."""
@@ -274,14 +275,13 @@ class LiveFd(FileFacts):
             raise Refused(f"a request to address family {family}", subject=self.subject)
         return netlink.ask(self.task.netlink_socket(protocol), request)
 
-    def free_port(self, *, reset: bool) -> None:
-        """Make a TCP socket leave nothing that keeps its port; its holders are killed next.
-
-        SO_REUSEADDR lets the port be bound again while the connection is in TIME_WAIT; with
-        ``reset`` it ends by a RST and there is no TIME_WAIT.
-        """
+    def free_port(self, end: End) -> None:
+        """Make a TCP socket leave nothing that keeps its port; its holders are killed next."""
+        if end is End.SILENT and self.task.guard is not None:
+            repair.keep_silent(self.copy, self.task.guard, self.subject)
+            return
         fdcalls.set_reusable(self.copy, self.subject)
-        if reset:
+        if end is End.RESET:
             fdcalls.set_linger_zero(self.copy, self.subject)
 
     def epoll_targets(self) -> Sequence[tuple[int, int, int, int]]:
@@ -375,13 +375,15 @@ class MappedFd(LiveFd):
 class Views:
     """The descriptors of several tasks. A context manager: all copies are closed at its end."""
 
-    def __init__(self, pids: Iterable[int], netns_socket: NetnsSocket | None) -> None:
+    def __init__(
+        self, pids: Iterable[int], netns_socket: NetnsSocket | None, guard: repair.Guard | None
+    ) -> None:
         self.tasks: dict[int, TaskFiles] = {}
         self._views: dict[int, dict[int, LiveFd]] = {}
         self._mapped: list[MappedFd] = []
         for pid in pids:
-            self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket)
-            self._views[pid] = {fd: LiveFd(task, fd, info) for fd, info in _infos(pid)}
+            self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
+            self._views[pid] = {fd: LiveFd(task, fd) for fd in descriptors(pid)}
 
     def of(self, pid: int) -> Sequence[LiveFd]:
         """All of a task, by number."""
@@ -412,6 +414,11 @@ class Views:
         """Task → number → view."""
         return self._views
 
+    def leave_connections(self) -> None:
+        """Have no TCP connection be put into repair mode."""
+        for task in self.tasks.values():
+            task.guard = None
+
     def close(self) -> None:
         """Close every copy, pidfd and socket."""
         for views in self._views.values():
@@ -434,20 +441,26 @@ class Views:
         self.close()
 
 
-def open_views(pids: Iterable[int], *, netns_socket: NetnsSocket | None = None) -> Views:
+def open_views(
+    pids: Iterable[int],
+    *,
+    netns_socket: NetnsSocket | None = None,
+    guard: repair.Guard | None = None,
+) -> Views:
     """Read the descriptor tables of tasks (pids as seen from here).
 
-    Raises Vanished, or Denied when /proc/PID/fd may not be read.
+    With a ``guard``, TCP connections may be put into repair mode to be read: only when the tasks
+    are stopped. Raises Vanished, or Denied when /proc/PID/fd may not be read.
     """
-    return Views(pids, netns_socket)
+    return Views(pids, netns_socket, guard)
 
 
-def free_port(pid: int, fd: int, *, reset: bool) -> None:
+def free_port(pid: int, fd: int, end: End, guard: repair.Guard) -> None:
     """`LiveFd.free_port` of one descriptor."""
-    task = TaskFiles(pid)
+    task = TaskFiles(pid, guard=guard)
     view = LiveFd(task, fd)
     try:
-        view.free_port(reset=reset)
+        view.free_port(end)
     finally:
         view.close()
         task.close()
@@ -483,20 +496,15 @@ def _topmost(fd: int) -> int:
             return fd
 
 
-def _infos(pid: int) -> list[tuple[int, bytes | None]]:
-    """Numbers of a task's descriptors, each with its text of fdinfo when that could be read."""
-    numbers = descriptors(pid)
-    texts = native.read_texts([f"/proc/{pid}/fdinfo/{fd}" for fd in numbers])
-    return [
-        (fd, text if isinstance(text, bytes) else None)
-        for fd, text in zip(numbers, texts, strict=True)
-    ]
+def netns(pid: int) -> str:
+    """A task's network namespace: `net:[4026531840]`."""
+    with _translated(f"task {pid}", f"/proc/{pid}/ns/net"):
+        return os.readlink(f"/proc/{pid}/ns/net")
 
 
 def same_netns(pid: int) -> bool:
     """Whether a task is in our network namespace."""
-    with _translated(f"task {pid}", f"/proc/{pid}/ns/net"):
-        return os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net")
+    return netns(pid) == netns(os.getpid())
 
 
 def _parse_fdinfo(text: str) -> tuple[dict[str, str], Sequence[str]]:
@@ -537,11 +545,7 @@ def _read(path: str) -> str:
             text += step
     finally:
         os.close(fd)
-    return _text(text)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _ns_pid(pid: int) -> int:

@@ -20,6 +20,7 @@ from torpor.engine.kind import (
     Message,
     PlanContext,
     State,
+    TcpRepair,
 )
 from torpor.engine.options import TcpPolicy
 
@@ -58,6 +59,7 @@ class RecordedFd:
     """Inode number → path."""
     pipe: bytes = b""
     messages: Sequence[Message] = ()
+    repair: TcpRepair | None = None
     content: bytes = b""
     paths: Mapping[str, tuple[int, int]] | None = None
     """None: the link itself is there, and nothing else."""
@@ -82,14 +84,6 @@ class RecordedFd:
         """As recorded, None otherwise."""
         value = self.sockopts.get((level, option))
         return None if value is None else value[:size_bytes]
-
-    def int_options(self, wanted: Sequence[tuple[int, int]]) -> list[int | None]:
-        """As recorded, None otherwise."""
-        found = [self.getsockopt(level, option, 4) for level, option in wanted]
-        return [
-            None if raw is None else int.from_bytes(raw, "little", signed=len(raw) == 4)
-            for raw in found
-        ]
 
     def sockname(self) -> bytes:
         """As recorded."""
@@ -134,6 +128,11 @@ class RecordedFd:
     def peek_messages(self) -> Sequence[Message]:
         """As recorded."""
         return self.messages
+
+    def tcp_repair(self, *, connected: bool) -> TcpRepair | None:
+        """As recorded."""
+        del connected
+        return self.repair
 
     def file_content(self, limit_bytes: int) -> bytes:
         """As recorded; refused above the limit."""

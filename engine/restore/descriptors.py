@@ -52,7 +52,7 @@ class Descriptors:
     locks on it, and owners of signals."""
 
 
-def plan(
+def plan(  # noqa: PLR0913 - what the kinds may know
     snapshot: Snapshot,
     seed: Seed,
     *,
@@ -60,6 +60,8 @@ def plan(
     address_map: Mapping[str, str],
     new_container: bool,
     warn: Callable[[str], None],
+    tcp_repair: bool = False,
+    tcp_close: bool = False,
 ) -> Descriptors:
     """Number everything and let the kinds plan."""
     stdio, inherit = seed.stdio, seed.inherit
@@ -80,6 +82,8 @@ def plan(
         address_map=dict(address_map),
         new_container=new_container,
         uid=seed.uid,
+        tcp_repair=tcp_repair,
+        tcp_close=tcp_close,
         warn=warn,
     )
     program = Program("files")

@@ -19,7 +19,7 @@ from torpor.engine import native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import proc, rights
 from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.memory import areas as area_kinds
 from torpor.engine.memory import vdso
@@ -170,6 +170,8 @@ class _Restore(Work):
                 path_map=self.path_map,
                 address_map=self.address_map,
                 new_container=self.container,
+                tcp_repair=not self.container and "NET_ADMIN" in rights.effective(),
+                tcp_close=self.host is not None and self.host.tcp_close,
                 warn=self.warnings.append,
             )
             self._build(root)
@@ -258,6 +260,7 @@ class _Restore(Work):
             state.place_descriptors(self)
             for task in self.alive():
                 state.task_state(self, task)
+            state.unlock_network(self)
             state.finish_descriptors(self)
             for task in self.alive():
                 state.last_state(self, task)

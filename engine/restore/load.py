@@ -15,10 +15,12 @@ from torpor.engine.files.table import Placed
 from torpor.engine.images import manifest, references
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.failures import readable
-from torpor.engine.images.inventory import read_inventory
+from torpor.engine.images.inventory import LOCK_NFTABLES, read_inventory
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.parents import Chain
+from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.source import Source
+from torpor.engine.kernel import nftables
 from torpor.engine.kind import FileId
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import sysv
@@ -49,6 +51,8 @@ class Snapshot:
     segments: Sequence[Segment]
     states: Sequence[tuple[Any, Mapping[FileId, Any]]]
     contents: Contents
+    lock_table: str = ""
+    """The table of nftables that holds the packets of its connections back."""
 
     def close(self) -> None:
         """Close everything that was opened."""
@@ -68,7 +72,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
     images = ImageDirectory.open(path, verify=verify)
     contents = Contents(images, parents=Chain(images) if with_parents else None)
     try:
-        read_inventory(images)
+        inventory = read_inventory(images)
         source = Source(images)
         references.check(images, source)
         tree, numbers = codec.decode_tree(source, processor_components(), native.xstate_template())
@@ -86,6 +90,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
             locks=_decoded("filelocks.img", table.decode_locks, source),
             segments=_decoded(f"{manifest.NAME}, sysv", sysv.decode, source),
             contents=contents,
+            lock_table=_lock_table(inventory),
         )
         _check_backings(snapshot)
     except BaseException:
@@ -104,6 +109,12 @@ def mapped_files(tree: Tree) -> Set[FileId]:
         for area in task.memory.areas
         if area.file_id
     }
+
+
+def _lock_table(inventory: pb.inventory_entry) -> str:
+    if inventory.network_lock_method != LOCK_NFTABLES:
+        return ""
+    return nftables.table_name(inventory.dump_criu_run_id)
 
 
 def clock_warning(source: Source) -> str | None:

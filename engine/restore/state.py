@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import nftables, proc
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, spawn
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
@@ -35,10 +35,18 @@ def place_descriptors(work: Work) -> None:
 
 
 def finish_descriptors(work: Work) -> None:
-    """File locks and owners of signals, which need all threads and no number but the final ones."""
+    """What needs all threads, and no number but the final ones: locks, owners, connections."""
     for pid, ops in work.plan.last.items():
         task = work.living[pid]
-        task.arena.run(task.pid, Program("locks and owners", list(ops)), task.image.subject)
+        task.arena.run(
+            task.pid, Program("locks, owners, connections", list(ops)), task.image.subject
+        )
+
+
+def unlock_network(work: Work) -> None:
+    """Let packets of kept connections pass again: there is no way back after this."""
+    if work.snapshot.lock_table:
+        nftables.unlock(work.snapshot.lock_table)
 
 
 def task_state(work: Work, task: Living) -> None:

@@ -109,6 +109,7 @@ TCP_OPTIONS = (
     Option(IPPROTO.TCP, TCP.SYNCNT, "TCP_SYNCNT", 6),
     Option(IPPROTO.TCP, TCP.LINGER2, "TCP_LINGER2", 60),
     Option(IPPROTO.TCP, TCP.DEFER_ACCEPT, "TCP_DEFER_ACCEPT"),
+    Option(IPPROTO.TCP, TCP.WINDOW_CLAMP, "TCP_WINDOW_CLAMP", lenient=True),
     Option(IPPROTO.TCP, TCP.USER_TIMEOUT, "TCP_USER_TIMEOUT"),
     Option(IPPROTO.TCP, TCP.FASTOPEN, "TCP_FASTOPEN", lenient=True),
     Option(IPPROTO.TCP, TCP.NOTSENT_LOWAT, "TCP_NOTSENT_LOWAT"),
@@ -206,16 +207,11 @@ def number(view: FdView, level: int, option: int) -> int | None:
 
 def read(view: FdView, family: int, protocol: int) -> SocketOptions:
     """All options. Raises Refused when the filter cannot be read."""
-    known = table(family, protocol)
-    sizes = [(SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK)]
-    sndbuf, rcvbuf, lock, *found = view.int_options(
-        [*sizes, *((option.level, option.number) for option in known)]
-    )
-    values = [
-        (option.level, option.number, value)
-        for option, value in zip(known, found, strict=True)
-        if value is not None and value != option.default
-    ]
+    values = []
+    for option in table(family, protocol):
+        value = number(view, option.level, option.number)
+        if value is not None and value != option.default:
+            values.append((option.level, option.number, value))
     linger = view.getsockopt(SOL_SOCKET, SO.LINGER, 8)
     on, seconds = struct.unpack("<ii", linger) if linger else (0, 0)
     device = view.getsockopt(SOL_SOCKET, SO.BINDTODEVICE, IFNAMSIZ) or b""
@@ -224,9 +220,9 @@ def read(view: FdView, family: int, protocol: int) -> SocketOptions:
     except KernelError as error:
         raise refuse(FILTER_UNREADABLE, view.subject, error.cause) from error
     return SocketOptions(
-        sndbuf_bytes=sndbuf or 0,
-        rcvbuf_bytes=rcvbuf or 0,
-        buf_lock=lock,
+        sndbuf_bytes=number(view, SOL_SOCKET, SO.SNDBUF) or 0,
+        rcvbuf_bytes=number(view, SOL_SOCKET, SO.RCVBUF) or 0,
+        buf_lock=number(view, SOL_SOCKET, SO.BUF_LOCK),
         send_timeout_us=_time(view.getsockopt(SOL_SOCKET, SO.SNDTIMEO, 16)),
         receive_timeout_us=_time(view.getsockopt(SOL_SOCKET, SO.RCVTIMEO, 16)),
         linger_s=seconds if on else None,

@@ -3,9 +3,10 @@
 
 1. connections inside the tree: a listener for the purpose at the server's address and port,
    the client bound to its old port, connect, accept; then these listeners are closed;
-2. connections that are over or lead outside: connected to a listener on the loopback device,
-   filled with what was queued, and then closed by the other end: by a FIN where the peer had
-   closed, by a RST (SO_LINGER of 0) otherwise;
+2. connections that are over or lead outside (and are not kept: `tcp_kept`): connected to a
+   listener on the loopback device, filled with what was queued, and then closed by the other end:
+   by a FIN where the peer had closed, by a RST (SO_LINGER of 0) otherwise; those with nothing
+   left to read or to tell are fresh sockets that are shut down;
 3. listening, bound and fresh sockets at their addresses; clients that wait to be accepted;
 4. options, queued bytes, shutdown, buffer sizes, status flags.
 
@@ -35,15 +36,10 @@ from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot, move, place
 from torpor.engine.sockets import address as addresses
 from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets.address import Address
-from torpor.engine.sockets.inet import (
-    SHUT_WRITING,
-    InetState,
-    leads_outside,
-    mates,
-    waiting_clients,
-)
+from torpor.engine.sockets.inet_state import InetState, leads_outside, mates, waiting_clients
+from torpor.engine.sockets.tcp_stream import FIN_SENT, MASK
 
-SHUT_WR = 1
+SHUT_WR, SHUT_RDWR = 1, 2
 ROOMY_BYTES = 32768
 SOCKADDR_SIZE = {AF.INET: 16, AF.INET6: 28}
 ADDRESS_REMEDY = (
@@ -55,7 +51,12 @@ V6ONLY = sockopts.ALL[IPPROTO.IPV6, IPV6.V6ONLY]
 
 def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[Op]:
     """Operations for all TCP sockets of the tree."""
-    return _Planner(dict(sorted(created(states, context).items())), context).run()
+    mine = dict(sorted(created(states, context).items()))
+    mine = {
+        i: s.as_closed() if s.over or (context.tcp_close and (s.connected or s.calling)) else s
+        for i, s in mine.items()
+    }
+    return _Planner(mine, context).run()
 
 
 def moved(address: Address, context: PlanContext) -> Address:
@@ -75,7 +76,7 @@ class _Planner:
     slots: int = 0
 
     def run(self) -> list[Op]:
-        pairs = mates(self.states)
+        pairs = {one: two for one, two in mates(self.states).items() if one != two}
         clients = waiting_clients(self.states, pairs)
         over = [i for i in self.states if i not in pairs and i not in clients and self._over(i)]
         rest = [i for i in self.states if i not in pairs and i not in over]
@@ -98,7 +99,7 @@ class _Planner:
         for file_id in self.states:
             self._options(file_id, accepted=file_id in pairs)
         for file_id, other in pairs.items():
-            queued = self.states[file_id].received + self.states[other].unsent
+            queued = self.states[file_id].received + _missing(self.states, file_id, other)
             self._send(self.context.fd(other), queued, self._where(file_id), other)
         for file_id in self.states:
             self._finish(file_id, paired=file_id in pairs)
@@ -106,6 +107,8 @@ class _Planner:
 
     def _over(self, file_id: FileId) -> bool:
         state = self.states[file_id]
+        if state.closed:
+            return False
         return leads_outside(state) or state.reset or state.ended
 
     # ---- connections inside
@@ -257,6 +260,12 @@ class _Planner:
             fd,
         )
         self.ops += sockopts.early_ops(state.options, fd, where)
+        if state.closed:
+            self.ops.append(
+                Op(call="shutdown", args=(fd, SHUT_RDWR), subject=where, expect=Expect.ANY,
+                   note="ENOTCONN, and shut nevertheless")
+            )  # fmt: skip
+            return
         if state.source.port:
             at = moved(state.source, self.context)
             if state.state == TCPState.ESTABLISHED:
@@ -308,12 +317,12 @@ class _Planner:
 
     def _finish(self, file_id: FileId, *, paired: bool) -> None:
         state, where, fd = self.states[file_id], self._where(file_id), self.context.fd(file_id)
-        if paired and state.state in SHUT_WRITING:
+        if paired and state.state in FIN_SENT:
             self.ops.append(Op(call="shutdown", args=(fd, SHUT_WR), subject=where))
         if state.state != TCPState.LISTEN:
             raised = file_id in self.raised
             self.ops += sockopts.buffer_ops(state.options, fd, where, raised=raised)
-        bound = paired or (state.source.port and not self._over(file_id))
+        bound = paired or (state.source.port and not self._over(file_id) and not state.closed)
         if bound and not state.options.value(SOL_SOCKET, SO.REUSEADDR):
             self.ops.append(sockopts.set_value(fd, REUSEADDR, 0, where))
         self.ops += status_flags(fd, state.flags, 0, where)
@@ -324,6 +333,18 @@ class _Planner:
 
     def _where(self, file_id: FileId) -> str:
         return subject(self.context, file_id, self.states[file_id].label)
+
+
+def _missing(states: Mapping[FileId, InetState], file_id: FileId, other: FileId) -> bytes:
+    """What the other end sent and this one has not received: the end of its send queue."""
+    mine, theirs = states[file_id].stream, states[other].stream
+    if mine is None or theirs is None:
+        return b""
+    behind = (theirs.out_sequence - mine.in_sequence) & MASK
+    if states[other].state in FIN_SENT and behind:
+        behind -= 1
+    sent = states[other].sent
+    return sent[len(sent) - behind :] if behind <= len(sent) else sent
 
 
 def _is_v6only(op: Op) -> bool:

@@ -3,9 +3,12 @@ import struct
 
 import pytest
 
+from torpor.engine.errors import Refused
+from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.abi import SIOCOUTQ, SIOCOUTQNSD, TCPState
 from torpor.engine.kernel.recorded import (
     RecordedFd,
+    RecordedImages,
     described,
     dump_context,
     plan_context,
@@ -148,7 +151,7 @@ def test_tls_in_the_kernel_is_refused():
     assert [(r.what, r.cause) for r in refused] == [(inet.ULP.what, "tls")]
 
 
-@pytest.mark.parametrize("policy", TcpPolicy)
+@pytest.mark.parametrize("policy", [TcpPolicy.REFUSE, TcpPolicy.CLOSE])
 def test_outside(policy):
     warnings = []
     outside = view(7, at("10.0.0.1", 4711), at("10.0.0.2", 443), TCPState.ESTABLISHED,
@@ -179,7 +182,7 @@ def test_outside(policy):
     ]
 
 
-@pytest.mark.parametrize("policy", TcpPolicy)
+@pytest.mark.parametrize("policy", [TcpPolicy.REFUSE, TcpPolicy.CLOSE])
 def test_connections_that_wait_at_a_listener(policy):
     warnings = []
     info = tcp_info(TCPState.LISTEN, unacked=2, sacked=5)
@@ -187,6 +190,39 @@ def test_connections_that_wait_at_a_listener(policy):
                          warn=warnings.append)  # fmt: skip
     assert bool(refused) == (policy is TcpPolicy.REFUSE)
     assert bool(warnings) == (policy is TcpPolicy.CLOSE)
+
+
+def test_connections_that_wait_are_lost_with_leave():
+    warnings = []
+    info = tcp_info(TCPState.LISTEN, unacked=2, sacked=5)
+    _, refused = collect([view(7, at("0.0.0.0", 80), info=info)], tcp=TcpPolicy.KEEP,
+                         skip_in_flight=True, warn=warnings.append)  # fmt: skip
+    assert not refused
+    assert "are lost" in warnings[0]
+
+
+def test_criu_s_tcp_close_closes_all():
+    states, refused = collect(connection(info=tcp_info(1, acked=6)), tcp=TcpPolicy.CLOSE_ALL)
+    assert not refused
+    images = RecordedImages()
+    images.add("inventory", pb.inventory_entry(img_version=2, tcp_close=True))
+    KIND.encode(states, images)
+    assert sorted(images.images) == ["files", "inventory"]
+    back = KIND.decode(images)
+    assert back == states
+    lines = described(KIND, back, plan_context(1, 2)).splitlines()
+    assert not [line for line in lines if line.startswith(("bind", "connect"))]
+    assert [line.partition(")")[0] for line in lines if "shutdown" in line] == [
+        "shutdown(513, 2", "shutdown(514, 2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "lost"), [(1, True), (5, False)])
+def test_mptcp_is_refused_when_connected(state, lost):
+    one = view(7, at("10.0.0.1", 4711), at("10.0.0.2", 443), state,
+               options={(SOL, 38): word(262)})  # fmt: skip
+    with pytest.raises(Refused, match="MPTCP"):
+        collect([one], tcp=TcpPolicy.REFUSE if lost else TcpPolicy.KEEP)
 
 
 def test_data_for_a_server_that_has_not_accepted_is_refused():

@@ -8,7 +8,7 @@ from torpor.engine.kind import FileId, PlanContext
 from torpor.engine.program.ops import Op, place
 from torpor.engine.sockets import address as addresses
 from torpor.engine.sockets import options as sockopts
-from torpor.engine.sockets.inet import InetState
+from torpor.engine.sockets.inet_state import InetState
 from torpor.engine.sockets.tcp import ADDRESS_REMEDY, moved
 
 

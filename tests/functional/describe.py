@@ -10,6 +10,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from tests.functional import describe_sockets
+
 CHANGING = {
     "Ngid": "a NUMA group, made by the scheduler",
     "FDSize": "what the table's array has grown to, not what is open",
@@ -231,6 +233,9 @@ def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:
             if name.startswith("lock"):
                 value = re.sub(r"^\s*\d+:", "", value)
             lines.append(f"{name}: {' '.join(value.split())}")
+        if link.startswith("socket:"):
+            for name, text in describe_sockets.describe(int(here.name), int(number)).items():
+                said[f"fd {number} socket {name}"] = text
         said[f"fd {number} info"] = "\n".join(sorted(lines))
     return said
 

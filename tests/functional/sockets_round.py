@@ -15,7 +15,7 @@ from torpor.engine.kernel.recorded import RecordedImages
 from torpor.engine.kind import DumpContext, FileId, FileKind, Holder, PlanContext
 from torpor.engine.options import TcpPolicy
 from torpor.engine.program.ops import Op
-from torpor.engine.sockets import inet
+from torpor.engine.sockets import inet, inet_state
 
 from .run_ops import Runner, run_in_child
 
@@ -87,8 +87,8 @@ def _look(
         states = {i: kind.collect(view, context) for i, view in context.views.items()}
         refusals = list(kind.check(states, context))
         if kind is inet.KIND:
-            for file_id, reset in inet.before_kill(states).items():
-                views.get(pid, ids[file_id]).free_port(reset=reset)
+            for file_id, end in inet_state.before_kill(states).items():
+                views.get(pid, ids[file_id]).free_port(end)
     images = RecordedImages()
     kind.encode(states, images)
     decoded = kind.decode(images)

@@ -3,4 +3,46 @@
 
 from tests.functional.catalogue.case import Case
 
-CASES: tuple[Case, ...] = ()
+ESTABLISHED = ("--tcp-established",)
+TCP_STATES = {
+    "v4": "TCP to a peer outside, over IPv4",
+    "v6": "TCP to a peer outside, over IPv6",
+    "mapped": "TCP to a peer outside, IPv4 mapped into IPv6",
+    "full": "TCP to a peer outside, both queues full, some bytes never sent",
+    "fin_wait1": "TCP in FIN_WAIT1, its FIN not sent yet",
+    "fin_wait2": "TCP in FIN_WAIT2",
+    "close_wait": "TCP in CLOSE_WAIT",
+    "last_ack": "TCP in LAST_ACK",
+    "closing": "TCP in CLOSING",
+    "syn_sent": "TCP in SYN_SENT",
+    "settings": "TCP with all its options set",
+    "inside_full": "TCP inside the tree, both queues full",
+    "inside_half_shut": "TCP inside the tree, half shut",
+    "self_connected": "TCP connected to itself",
+}
+
+AFTER_FIN = "cannot write again what was never sent before a FIN"
+CHANGES = {" socket option 41, 26$": "IPV6_V6ONLY: bind(2) to an address that is none of IPv4"}
+
+CASES: tuple[Case, ...] = (
+    *(
+        Case(
+            state=text, program="sockets_tcp", arguments=(name,), options=ESTABLISHED,
+            restore_options=ESTABLISHED, changes=CHANGES if name == "v6" else {},
+            criu=AFTER_FIN if name == "inside_full" else "",
+        )
+        for name, text in TCP_STATES.items()
+    ),
+    Case(
+        state="TCP that is to come back closed", program="sockets_tcp", arguments=("closed",),
+        options=("--tcp-close",), restore_options=("--tcp-close",), changes={" socket ": "closed"},
+    ),
+    Case(
+        state="TCP to the outside without leave", program="sockets_tcp", arguments=("refused",),
+        refused="--tcp-established",
+    ),
+    Case(
+        state="TCP with urgent data", program="sockets_tcp", arguments=("urgent",),
+        options=ESTABLISHED, refused="urgent data",
+    ),
+)  # fmt: skip
