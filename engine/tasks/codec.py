@@ -121,15 +121,18 @@ def table_id(tree: Tree, task: TaskImage, name: str) -> int:
 
 
 class _FilterTable:
-    """seccomp.img: filters chained by `prev`, shared between threads."""
+    """seccomp.img: filters chained by `prev`, from the oldest of a thread to its newest.
+
+    Fact: so has CRIU 4.2, seen in its images; it sets them in the order of the chain.
+    """
 
     def __init__(self) -> None:
         self.entries: list[pb.seccomp_filter] = []
         self.known: dict[tuple[tuple[bytes, int], ...], int] = {}
 
     def index(self, filters: Sequence[Filter]) -> int:
-        """Index of the newest filter of a thread; the older ones come before it."""
-        chain = tuple((f.program, f.flags) for f in reversed(filters))
+        """Index of the oldest filter of a thread (they are given newest first)."""
+        chain = tuple((f.program, f.flags) for f in filters)
         for length in range(1, len(chain) + 1):
             if chain[:length] in self.known:
                 continue
@@ -459,7 +462,7 @@ class _TaskReader:
             one, at = self.filters[at]
             chain.append(one)
             steps += 1
-        return chain
+        return chain[::-1]
 
     def memory(self) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")

@@ -48,7 +48,7 @@ def test_a_path_is_one_file():
     assert sorted(names) == [b"/", b"/bin/worker"]
 
 
-def test_filters_of_threads_share_their_chain():
+def test_filters_are_chained_from_the_oldest():
     old, new, other = (Filter(program=bytes([n]) * 8, flags=0) for n in (1, 2, 3))
     members = (
         trees.thread(41, seccomp=(new, old)),
@@ -59,7 +59,7 @@ def test_filters_of_threads_share_their_chain():
     images = encoded(tree)
     ((message, _),) = images.entries("seccomp")
     chain = [(f.filter[0], f.HasField("prev") and f.prev) for f in message.seccomp_filters]
-    assert chain == [(1, False), (2, 0), (3, 0)]
+    assert chain == [(2, False), (1, 0), (3, False), (1, 2)]
     assert decoded(images)[0] == tree
 
 

@@ -120,6 +120,9 @@ class Live:
 
     def unharmed(self) -> None:
         """None but those that were before are stopped, none is traced, none has complained."""
+        deadline = time.monotonic() + 2
+        while stopped(self.pid) != self.at_rest and time.monotonic() < deadline:
+            time.sleep(0.005)  # a stop that was asked for takes its time
         assert stopped(self.pid) == self.at_rest
         result = self.folder / "result"
         assert not result.exists(), result.read_text()

@@ -8,7 +8,10 @@ BLOCKED = (
     "futex", "futex_timed", "nanosleep", "nanosleep_absolute", "recv", "recv_timed", "accept",
     "wait4", "sigwaitinfo", "sigtimedwait", "sigsuspend", "read_eventfd",
 )  # fmt: skip
-SAYS_INTERRUPTED = ("poll", "poll_timed", "nanosleep", "futex_timed", "epoll_wait")
+SAYS_INTERRUPTED = (
+    "poll", "poll_timed", "nanosleep", "futex_timed", "epoll_wait", "epoll_wait_timed",
+    "recv_timed", "sigwaitinfo", "sigtimedwait",
+)  # fmt: skip
 OTHER_USER = "may not read the limits of another user's task without CAP_SYS_RESOURCE"
 
 NO_ORPHANS = "cannot make orphans again on the host: they would go to its init"
@@ -33,11 +36,20 @@ CASES: tuple[Case, ...] = (
     Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
     Case(state="SIGTRAP handled", program="tasks_trap", arguments=("handled",)),
-    Case(state="SIGTRAP ignored", program="tasks_trap", arguments=("ignored",)),
+    Case(
+        state="SIGTRAP ignored",
+        program="tasks_trap",
+        arguments=("ignored",),
+        criu="comes back with the default action",
+    ),
     Case(state="tree: sessions, groups, zombies", program="core_tree"),
     Case(state="name, arguments, environment, exe, cwd, umask", program="core_identity"),
     Case(state="tasks stopped by a signal", program="core_stopped"),
-    Case(state="limits, niceness, scheduling, affinity", program="core_settings"),
+    Case(
+        state="limits, niceness, scheduling, affinity",
+        program="core_settings",
+        criu="does not keep the affinity",
+    ),
     Case(state="seccomp filters", program="core_seccomp"),
     Case(state="ids, groups, capabilities", program="core_user", criu=OTHER_USER),
     Case(state="a tree that computes all the time", program="core_busy", busy=True),

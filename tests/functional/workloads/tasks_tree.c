@@ -223,8 +223,11 @@ static void zombies_of_kinds(void)
 {
 	static const int ends[] = { 0, SIGKILL, SIGSEGV, SIGUSR2, SIGXCPU, 0 };
 
+	pid_t pids[sizeof(ends) / sizeof(ends[0])];
+
 	for (unsigned i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
-		if (!make(SIGCHLD)) {
+		pids[i] = make(SIGCHLD);
+		if (!pids[i]) {
 			if (i == 4)
 				CHECK(setsid() > 0);
 			if (i == 5)
@@ -238,8 +241,7 @@ static void zombies_of_kinds(void)
 	siginfo_t info;
 
 	for (unsigned i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
-		CHECK(!waitid(P_ALL, 0, &info, WEXITED | WNOWAIT));
-	rest(50);
+		CHECK(!waitid(P_PID, pids[i], &info, WEXITED | WNOWAIT));
 }
 
 static void zombies_as_before(void)
