@@ -37,8 +37,12 @@ class ThreadCapture:
     affinity: bytes
     ioprio: int
     timerslack_ns: int
+    sched_attr: bytes = b""
+    """struct sched_attr, of SCHED_DEADLINE only."""
     seccomp: Sequence[tuple[bytes, int]] | None = ()
     """Its filters, newest first; None when they could not be read."""
+    settings: Mapping[str, int] = field(default_factory=dict)
+    """Of `tasks.settings.THREAD`, those which are not as usual."""
 
     @property
     def ns_tid(self) -> int:
@@ -80,7 +84,8 @@ class TaskCapture:
     posix_timers: Sequence[PosixTimerCapture] = ()
     auxv: bytes = b""
     brk: int = 0
-    prctl: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, int] = field(default_factory=dict)
+    """Of `tasks.settings.PROCESS`, those which are not as usual; and whether a subreaper."""
 
     @property
     def zombie(self) -> bool:

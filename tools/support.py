@@ -75,10 +75,16 @@ KINDS: dict[str, Support] = {
 }  # fmt: skip
 
 STATE: dict[str, Support] = {
-    "tree: sessions, groups, zombies, stopped tasks, old pids": Support(
-        ours="tested: a child",
-        theirs="tested: a child",
-        tests=(f"{CORE}tree.py", f"{CORE}stopped.py", FILES_FROM_CRIU, FILES_TO_CRIU),
+    "tree: sessions, groups, zombies, orphans, stopped tasks, old pids": Support(
+        ours="tested, but for orphans",
+        theirs="tested, but for orphans",
+        tests=(
+            "tests/functional/workloads/tasks_tree.c",
+            f"{CORE}tree.py",
+            f"{CORE}stopped.py",
+            FILES_FROM_CRIU,
+            FILES_TO_CRIU,
+        ),
     ),
     "threads: registers with all XSAVE state, TLS, robust lists, rseq": Support(
         tests=(f"{CORE}threads.c", f"{CORE}busy.c")
@@ -90,8 +96,9 @@ STATE: dict[str, Support] = {
         ours="tested, but for root", tests=(f"{CORE}identity.py", FILES_TO_CRIU)
     ),
     "limits, niceness, scheduling, affinity": Support(tests=(f"{CORE}settings.py",)),
-    "prctl state: dumpable, no_new_privs, subreaper, pdeathsig, THP": Support(
-        tests=(TASK_STATE, f"{CORE}tree.py")
+    "prctl state: dumpable, no_new_privs, subreaper, pdeathsig, THP, TSC, MCE, MDWE": Support(
+        ours=f"{SAME}; what CRIU has no field for in our own file",
+        tests=(TASK_STATE, f"{CORE}tree.py"),
     ),
     "ids, groups, capabilities, securebits": Support(tests=(f"{CORE}user.py", TASK_STATE)),
     "seccomp filters": Support(tests=(f"{CORE}seccomp.c",)),

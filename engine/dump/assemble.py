@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From captures to the tree of an image: parsing, after the thaw or for a preview."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,10 +13,10 @@ from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status, pa
 from torpor.engine.kind import Limit, refuse
 from torpor.engine.memory import vdso
 from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.tasks import creds, registers, signals, timers
-from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks import creds, registers, seccomp, settings, signals, timers
+from torpor.engine.tasks.attributes import Scheduling, deadline_of, narrowed
 from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage, Tree
-from torpor.engine.tasks.seccomp import Filter
+from torpor.engine.tasks.seccomp import MODE_STRICT, Filter, filter_count
 
 LIMITS = (
     Limit(
@@ -84,6 +85,10 @@ def _task(
         )
     refused += item.refused
     refused += _links(capture)
+    threads = tuple(_thread(capture, t, runtime_filters) for t in capture.threads)
+    for thread in threads:
+        asks = seccomp.refusal(thread.seccomp, f"{capture.subject}, thread {thread.tid}")
+        refused += [asks] if asks else []
     broken = vdso.check(item.areas, capture.subject)
     refused += [broken] if broken else []
     loginuid = capture.texts["loginuid"]
@@ -95,13 +100,13 @@ def _task(
         state=STOPPED if item.task.state == "T" else ALIVE,
         exit_code=0,
         comm=comm,
-        threads=tuple(_thread(capture, t, runtime_filters) for t in capture.threads),
+        threads=threads,
         memory=_memory(capture, item.areas),
         cwd=capture.links["cwd"],
         root=capture.links["root"],
         umask=status.umask or 0,
         personality=int(capture.texts["personality"] or "0", 16),
-        subreaper=bool(capture.prctl.get("subreaper", 0)),
+        subreaper=bool(capture.settings.get("subreaper", 0)),
         oom_score_adj=int(capture.texts["oom_score_adj"]),
         loginuid=int(loginuid) if loginuid.strip() else None,
         rlimits=tuple(parse_limits(capture.texts["limits"])),
@@ -113,9 +118,17 @@ def _task(
             capture.posix_timers,
             {t.tid: t.ns_tid for t in capture.threads},
         ),
+        settings=settings.kept(settings.PROCESS, capture.settings),
+        membarrier=capture.settings.get("membarrier", 0),
+        coredump_filter=_coredump_filter(capture.texts["coredump_filter"]),
         exit_signal=stat.exit_signal,
         **{name: inside.get(owners.get(item.task.pid, 0)) for name, owners in shared.items()},
     )
+
+
+def _coredump_filter(text: str) -> int | None:
+    """None for a memory that is gone, and on a kernel without core files."""
+    return int(text, 16) if text.strip() else None
 
 
 def _links(capture: TaskCapture) -> list[Refused]:
@@ -140,28 +153,27 @@ def _thread(capture: TaskCapture, thread: ThreadCapture, runtime_filters: int) -
         tid_address=thread.tid_address,
         pdeathsig=thread.pdeathsig,
         scheduling=_scheduling(thread),
-        creds=creds.collect(thread.status, capture.prctl.get("securebits", 0)),
+        creds=creds.collect(thread.status, thread.settings.get("securebits", 0)),
+        settings=settings.kept(settings.THREAD, thread.settings),
         seccomp=tuple(Filter(program=code, flags=flags) for code, flags in kept),
+        seccomp_strict=filter_count(thread.status)[0] == MODE_STRICT,
     )
 
 
 def _scheduling(thread: ThreadCapture) -> Scheduling:
-    import os
-
-    every = (1 << (os.cpu_count() or 1)) - 1
-    mask = int.from_bytes(thread.affinity, "little")
     return Scheduling(
         policy=thread.policy,
         priority=thread.priority,
         nice=thread.nice,
-        affinity=thread.affinity if mask & every != every else None,
+        affinity=narrowed(thread.affinity, os.cpu_count() or 1),
         ioprio=thread.ioprio,
         timerslack_ns=thread.timerslack_ns,
+        deadline=deadline_of(thread.sched_attr),
     )
 
 
 def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
-    stat = parse_stat(capture.texts["stat"])
+    stat, thp = parse_stat(capture.texts["stat"]), capture.settings.get("thp_disable", 0)
     return Memory(
         start_code=stat.startcode,
         end_code=stat.endcode,
@@ -177,6 +189,7 @@ def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
         auxv=capture.auxv,
         areas=tuple(a for a in found if a.backing is not Backing.VSYSCALL),
         exe=capture.links["exe"],
-        dumpable=capture.prctl.get("dumpable", 1),
-        thp_disabled=bool(max(capture.prctl.get("thp_disable", 0), 0)),
+        dumpable=capture.settings.get("dumpable", 1),
+        thp_disabled=bool(thp & 1),
+        thp_flags=thp & ~1,
     )

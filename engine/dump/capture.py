@@ -6,6 +6,7 @@ into the task (`kernel/remote.py`), which leave no mark. Nothing is parsed here 
 needed to go on: captures are turned into images after the thaw.
 """
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,9 @@ from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
-from torpor.engine.tasks.seccomp import filter_count
+from torpor.engine.tasks import settings
+from torpor.engine.tasks.attributes import SCHED_ATTR
+from torpor.engine.tasks.seccomp import MODE_FILTER, filter_count
 
 TEXTS = (
     "stat",
@@ -35,16 +38,20 @@ TEXTS = (
     "personality",
     "comm",
     "cgroup",
+    "coredump_filter",
 )
-MAY_BE_MISSING = ("timers", "loginuid", "smaps", "limits", "cgroup")
+MAY_BE_MISSING = ("timers", "loginuid", "smaps", "limits", "cgroup", "coredump_filter")
 PR_GET_AUXV = 0x41555856
 PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 40, 2, 37
-PRCTL_VALUES = {"dumpable": 3, "keepcaps": 7, "securebits": 27, "thp_disable": 42}
 PR_GET_TIMERSLACK = 30
 ACTION_BYTES, ITIMER_BYTES, ALTSTACK_BYTES, SIGSET_BYTES = 32, 32, 24, 8
+SLACK_RESULT = 3 + len(settings.THREAD)
+RESET_ON_FORK, DEADLINE = os.SCHED_RESET_ON_FORK, 6
 # where calls put their answers in the buffer
-TID_ADDRESS_AT, PDEATHSIG_AT, SUBREAPER_AT, THREAD_BYTES = 32, 40, 44, 48
-ITIMERS_AT = 48
+TID_ADDRESS_AT, PDEATHSIG_AT, SUBREAPER_AT, SETTINGS_AT = 32, 40, 44, 48
+THREAD_BYTES = SETTINGS_AT + settings.SLOT_BYTES * len(settings.THREAD)
+PROCESS_AT = THREAD_BYTES
+ITIMERS_AT = PROCESS_AT + settings.SLOT_BYTES * len(settings.PROCESS)
 ACTIONS_AT = ITIMERS_AT + 3 * ITIMER_BYTES
 
 
@@ -163,6 +170,7 @@ def _thread_calls(at: int, ask_slack: bool) -> list[Call]:
         ("sigaltstack", (0, at)),
         ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
         ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
+        *settings.questions(settings.THREAD, at + SETTINGS_AT),
         *slack,
     ]
 
@@ -171,7 +179,7 @@ def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
     return [
         ("brk", (0,)),
         ("prctl", (PR_GET_CHILD_SUBREAPER, at + SUBREAPER_AT, 0, 0, 0)),
-        *(("prctl", (number, 0, 0, 0, 0)) for number in PRCTL_VALUES.values()),
+        *settings.questions(settings.PROCESS, at + PROCESS_AT),
         *(("getitimer", (which, at + ITIMERS_AT + ITIMER_BYTES * which)) for which in range(3)),
         *(
             ("rt_sigaction", (signal, 0, at + ACTIONS_AT + ACTION_BYTES * i, SIGSET_BYTES))
@@ -188,8 +196,10 @@ def _finish(
     may_read: bool,
 ) -> Captured:
     pid, leader = one.task.pid, answers[0]
-    brk, _, *prctl = leader.results[len(_thread_calls(0, ask_slack)) :]
-    values = dict(zip(PRCTL_VALUES, prctl, strict=False))
+    brk, _, *told = leader.results[len(_thread_calls(0, ask_slack)) :]
+    values = settings.answers(
+        settings.PROCESS, told[: len(settings.PROCESS)], leader.buffer[PROCESS_AT:]
+    )
     (values["subreaper"],) = struct.unpack_from("<i", leader.buffer, SUBREAPER_AT)
     timers = [t.timer_id for t in parse_timers(one.texts["timers"])]
     auxv, posix, segments = _seldom(one, timers)
@@ -198,7 +208,7 @@ def _finish(
         ns_pid=one.status.ns_pid[-1],
         texts=one.texts,
         links=_links(pid),
-        threads=tuple(_thread(a, slacks[a.facts.tid], may_read) for a in answers),
+        threads=tuple(_thread(one, a, slacks[a.facts.tid], may_read) for a in answers),
         shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
         sigactions=dict(
             zip(one.signals, _pieces(leader.buffer, ACTIONS_AT, ACTION_BYTES), strict=True)
@@ -207,14 +217,14 @@ def _finish(
         posix_timers=posix,
         auxv=auxv,
         brk=brk,
-        prctl=values,
+        settings=values,
     )
     return Captured(
         task=one.task,
         capture=capture,
         vmas=one.vmas,
         areas=one.areas,
-        refused=one.refused,
+        refused=[*one.refused, *settings.refusals(values, capture.subject)],
         segments=segments,
     )
 
@@ -250,7 +260,7 @@ def _links(pid: int) -> dict[str, str]:
     return {name: proc.read_link(pid, name) for name in ("exe", "cwd", "root")}
 
 
-def _thread(answer: Answer, slack: int | None, may_read: bool) -> ThreadCapture:
+def _thread(one: _Begun, answer: Answer, slack: int | None, may_read: bool) -> ThreadCapture:
     facts, raw = answer.facts, answer.buffer
     asked, status = facts.asked, facts.status.decode("utf-8", "surrogateescape")
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, TID_ADDRESS_AT)
@@ -273,9 +283,21 @@ def _thread(answer: Answer, slack: int | None, may_read: bool) -> ThreadCapture:
         nice=asked.nice,
         affinity=asked.affinity,
         ioprio=asked.ioprio,
-        timerslack_ns=max(answer.results[3], 0) if slack is None else slack,
+        timerslack_ns=max(answer.results[SLACK_RESULT], 0) if slack is None else slack,
+        sched_attr=_sched_attr(one, facts.tid)
+        if asked.policy & ~RESET_ON_FORK == DEADLINE
+        else b"",
+        settings=settings.answers(
+            settings.THREAD, answer.results[3:SLACK_RESULT], raw[SETTINGS_AT:]
+        ),
         seccomp=_filters(facts.tid, filter_count(status)[0], may_read),
     )
+
+
+def _sched_attr(one: _Begun, tid: int) -> bytes:
+    with Remote.safe(tid, one.space) as remote:
+        remote.call("sched_getattr", 0, remote.buffer, SCHED_ATTR.size, 0)
+        return remote.read(remote.buffer, SCHED_ATTR.size)
 
 
 def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture, ...]:
@@ -308,7 +330,7 @@ def _segments(remote: Remote, vmas: Sequence[Vma]) -> dict[int, bytes]:
 
 def _filters(tid: int, mode: int, may_read: bool) -> tuple[tuple[bytes, int], ...] | None:
     """Newest first; the kernel counts from the oldest (kernel/seccomp.c, get_nth_filter)."""
-    if mode == 0:
+    if mode != MODE_FILTER:
         return ()
     if not may_read:
         return None

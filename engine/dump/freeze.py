@@ -65,8 +65,11 @@ class StoppedTree:
 
 
 @contextmanager
-def stopped(trees: Sequence[DumpOptions]) -> Iterator[list[StoppedTree]]:
-    """Stop all trees at one instant; whatever happens inside, nothing stays stopped."""
+def stopped(trees: Sequence[DumpOptions], seize: int = 0) -> Iterator[list[StoppedTree]]:
+    """Stop all trees at one instant; whatever happens inside, nothing stays stopped.
+
+    ``seize`` are PTRACE_O_* options for every thread.
+    """
     cgroups = [path for options in trees for path in options.freezer_cgroups]
     result = [StoppedTree(options=options) for options in trees]
     with ExitStack() as stack:
@@ -76,12 +79,12 @@ def stopped(trees: Sequence[DumpOptions]) -> Iterator[list[StoppedTree]]:
         if cgroups:
             with frozen(cgroups) as freezer:
                 for tree in result:
-                    _seize_tree(tree, wait=False)
+                    _seize_tree(tree, seize, wait=False)
                 freezer.thaw()
                 for tree in result:
                     _settle(tree)
         for tree in result:
-            _seize_tree(tree, wait=True)
+            _seize_tree(tree, seize, wait=True)
         yield result
 
 
@@ -97,7 +100,7 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _seize_tree(tree: StoppedTree, *, wait: bool) -> None:
+def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
     """Seize until no new task or thread appears (one round inside a frozen cgroup)."""
     for _ in range(ROUNDS):
         tasks = list_tasks(tree.options.pid)
@@ -109,12 +112,12 @@ def _seize_tree(tree: StoppedTree, *, wait: bool) -> None:
         if not fresh:
             return
         if wait:
-            gone = native.stop_all(fresh)
+            gone = native.stop_all(fresh, options)
         else:
             gone = []
             for tid in fresh:
                 try:
-                    native.seize(tid)
+                    native.seize(tid, options)
                     native.interrupt(tid)
                 except Vanished:
                     gone.append(tid)

@@ -33,6 +33,7 @@ from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import fdview, nftables, nslinks, proc, repair
 from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kernel.ptrace import Option
 from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas, sysv
@@ -131,7 +132,7 @@ def dump_trees(
         frozen_at = time.perf_counter()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
-        with stopped(trees) as trees_stopped:
+        with stopped(trees, Option.SUSPEND_SECCOMP if may_read else 0) as trees_stopped:
             phase.seconds["stop"] = time.perf_counter() - frozen_at
             for dump, stop, capture in zip(dumps, trees_stopped, captures, strict=True):
                 _take(dump, stop, capture, phase, may_read)

@@ -29,6 +29,7 @@ def thread(tid=PID, **more):
         "xstate": TEMPLATE, "sigmask": 1, "pending": (), "rseq": (0, 0, 0, 0), "robust": (0, 24),
         "altstack": bytes(8) + b"\2" + bytes(15), "tid_address": 5, "pdeathsig": 0, "policy": 0,
         "priority": 0, "nice": 0, "affinity": b"\xff" * 8, "ioprio": 0, "timerslack_ns": 50_000,
+        "settings": {"securebits": 4, "tsc": 2},
     }  # fmt: skip
     return ThreadCapture(**(values | more))
 
@@ -36,13 +37,13 @@ def thread(tid=PID, **more):
 def captured(areas=(), state="S", ppid=1, **more):
     texts = {name: text(name) for name in ("stat", "status", "limits")} | {
         "timers": "", "oom_score_adj": "-5\n", "loginuid": "4294967295",
-        "personality": "00040000\n", "comm": "fix ) ture\n",
+        "personality": "00040000\n", "comm": "fix ) ture\n", "coredump_filter": "00000033\n",
     }  # fmt: skip
     values = {
         "pid": PID, "ns_pid": 7, "texts": texts, "threads": (thread(),),
         "links": {"exe": "/bin/x", "cwd": "/srv", "root": "/"},
         "itimers": (bytes(32),) * 3, "brk": 0x5000, "auxv": bytes(16),
-        "prctl": {"dumpable": 1, "securebits": 4, "thp_disable": 1, "subreaper": 1},
+        "settings": {"dumpable": 2, "thp_disable": 3, "subreaper": 1, "mdwe": 1},
     } | more  # fmt: skip
     return Captured(
         task=StoppedTask(pid=PID, ppid=ppid, tids=[PID], state=state),
@@ -59,6 +60,8 @@ def test_fields():
     assert (task.memory.brk, task.memory.thp_disabled) == (0x5000, True)
     (leader,) = task.threads
     assert leader.creds.securebits == 4
+    assert (leader.settings, task.settings) == ({"tsc": 2}, {"mdwe": 1})
+    assert (task.memory.dumpable, task.memory.thp_flags, task.coredump_filter) == (2, 2, 0x33)
     assert leader.altstack.flags == 2
     assert leader.scheduling.affinity is None
 

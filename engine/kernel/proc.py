@@ -104,6 +104,12 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+def affinity(tid: int) -> bytes:
+    """Processors that a thread may use, as a mask of whole 64-bit words."""
+    mask = sum(1 << cpu for cpu in os.sched_getaffinity(tid))
+    return mask.to_bytes((mask.bit_length() + 63) // 64 * 8, "little")
+
+
 def _error(pid: int | str, path: str, error: OSError) -> Error:
     if error.errno in (errno.ENOENT, errno.ESRCH):
         return Vanished("is gone", subject=f"task {pid}", cause=f"no {path}")

@@ -8,7 +8,7 @@ from torpor.engine.kind import FileId
 from torpor.engine.memory import mapping
 from torpor.engine.memory.areas import AT_FDCWD, O_CLOEXEC
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot
-from torpor.engine.tasks import attributes, creds, seccomp, signals, timers
+from torpor.engine.tasks import attributes, creds, seccomp, settings, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.creds import Creds
 from torpor.engine.tasks.model import Memory, TaskImage, ThreadImage
@@ -170,21 +170,41 @@ def last_program(
 ) -> Program:
     """Pending signals and credentials of a thread; nothing may need a right after it."""
     program = Program("credentials")
+    leader = thread is task.threads[0]
     program.extend(signals.plan_queue(thread.pending, task.pid, thread.tid))
+    program.extend(settings.plan(settings.THREAD, thread.settings))
+    if leader:
+        program.extend(_process_settings(task, memory))
+    filters = seccomp.plan(thread.seccomp)
+    last = creds.may_filter(thread.creds)
+    if not last:
+        program.extend(filters)
     program.extend(creds.plan(thread.creds, current))
-    if thread is task.threads[0]:
+    if leader:
         program.extend(
             attributes.plan_prctl(
                 dumpable=memory.dumpable,
                 subreaper=task.subreaper,
                 thp_disabled=memory.thp_disabled,
+                thp_flags=memory.thp_flags,
                 warn=warn,
                 subject=task.subject,
             )
         )
     program.extend(attributes.plan_pdeathsig(thread.pdeathsig))
-    program.extend(seccomp.plan(thread.seccomp))
+    if last:
+        program.extend(filters)
+    if thread.seccomp_strict:
+        program.extend(seccomp.plan_strict())
     return program
+
+
+def _process_settings(task: TaskImage, memory: Memory) -> list[Op]:
+    ops = settings.plan(settings.PROCESS, task.settings)
+    ops += settings.plan_membarrier(task.membarrier)
+    if "memory_merge" in task.settings:
+        ops += settings.plan_unmerged(memory.areas)
+    return ops
 
 
 __all__ = [

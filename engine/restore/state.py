@@ -11,7 +11,7 @@ from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, spawn
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
-from torpor.engine.tasks import creds
+from torpor.engine.tasks import attributes, creds
 from torpor.engine.tasks.attributes import Scheduling
 
 
@@ -74,6 +74,7 @@ def task_state(work: Work, task: Living) -> None:
             f"{image.subject}, thread {thread.tid}",
         )
     _oom_score(work, task)
+    _core_filter(work, task)
 
 
 def _loginuid(work: Work, task: Living) -> None:
@@ -92,15 +93,26 @@ def _loginuid(work: Work, task: Living) -> None:
 
 def _oom_score(work: Work, task: Living) -> None:
     """In a container only of tasks that had another than its init, which the kubelet chose."""
-    now, wanted = int(proc.read_text(task.pid, "oom_score_adj")), task.image.oom_score_adj
-    if now == wanted or (work.container and wanted == work.tree.root.oom_score_adj):
+    wanted = task.image.oom_score_adj
+    if not (work.container and wanted == work.tree.root.oom_score_adj):
+        _write(work, task, "oom_score_adj", wanted, 10)
+
+
+def _core_filter(work: Work, task: Living) -> None:
+    if task.image.coredump_filter is not None:
+        _write(work, task, "coredump_filter", task.image.coredump_filter, 16)
+
+
+def _write(work: Work, task: Living, name: str, wanted: int, base: int) -> None:
+    """A number in a file of /proc, unless it is there."""
+    now = int(proc.read_text(task.pid, name), base)
+    if now == wanted:
         return
     try:
-        path = f"/proc/{task.pid}/oom_score_adj"
-        with open(path, "w", encoding="ascii") as file:
+        with open(f"/proc/{task.pid}/{name}", "w", encoding="ascii") as file:
             file.write(str(wanted))
     except OSError:
-        work.warnings.append(f"{task.image.subject}: oom_score_adj stays {now} instead of {wanted}")
+        work.warnings.append(f"{task.image.subject}: {name} stays {now} instead of {wanted}")
 
 
 def last_state(work: Work, task: Living) -> None:
@@ -123,7 +135,16 @@ def current_scheduling(tid: int) -> Scheduling:
         policy=os.sched_getscheduler(tid),
         priority=os.sched_getparam(tid).sched_priority,
         nice=os.getpriority(os.PRIO_PROCESS, tid),
+        affinity=attributes.narrowed(proc.affinity(tid), os.cpu_count() or 1),
+        ioprio=native.ioprio_get(tid),
+        timerslack_ns=_timerslack(tid),
     )
+
+
+def _timerslack(tid: int) -> int:
+    with suppress(Error):
+        return int(proc.read_text(tid, "timerslack_ns"))
+    return 0
 
 
 def loginuid_of(pid: int) -> int | None:

@@ -2,6 +2,7 @@
 """Programs of a task's own state: what they hold, and in which order."""
 
 import struct
+from dataclasses import replace
 
 from tests.fixtures.trees import ROOT, USER, memory, task, thread
 from torpor.engine.program.ops import Expect
@@ -62,7 +63,8 @@ def test_threads_need_no_right():
 
 
 def test_what_a_change_of_user_clears_is_set_after_it():
-    leader = thread(creds=USER, pdeathsig=15, seccomp=(Filter(program=bytes(8), flags=0),))
+    user = replace(USER, no_new_privs=True)
+    leader = thread(creds=user, pdeathsig=15, seccomp=(Filter(program=bytes(8), flags=0),))
     one = task(threads=(leader, thread(42, creds=USER)), subreaper=True)
     program = build.last_program(one, leader, memory(dumpable=0), ROOT, lambda _: None)
     subjects = [op.subject for op in program.ops if op.subject != "credentials"]
@@ -70,6 +72,23 @@ def test_what_a_change_of_user_clears_is_set_after_it():
     assert program.ops[-1].call == "seccomp"
     other = build.last_program(one, one.threads[1], memory(), ROOT, lambda _: None)
     assert "dumpable" not in [op.subject for op in other.ops]
+
+
+def test_a_filter_that_the_user_may_not_install_comes_before_the_change():
+    leader = thread(creds=USER, seccomp=(Filter(program=bytes(8), flags=0),), seccomp_strict=True)
+    program = build.last_program(task(threads=(leader,)), leader, memory(), ROOT, lambda _: None)
+    names = [op.call for op in program.ops]
+    assert names.index("seccomp") < names.index("setresuid")
+    assert (program.ops[-1].subject, program.ops[-1].args[0]) == ("seccomp strict mode", 0)
+
+
+def test_settings_are_given_while_all_rights_are_there():
+    leader = thread(creds=USER, settings={"tsc": 2})
+    one = task(threads=(leader,), settings={"mdwe": 1, "memory_merge": 1}, membarrier=16)
+    program = build.last_program(one, leader, memory(), ROOT, lambda _: None)
+    subjects = [op.subject for op in program.ops]
+    assert subjects[:4] == ["tsc", "mdwe", "memory_merge", "membarrier registration"]
+    assert [op.args[2] for op in program.ops if op.call == "madvise"] == [13, 13, 13]
 
 
 def test_loginuid():

@@ -17,13 +17,17 @@ from dataclasses import dataclass
 from torpor.engine.program.ops import Data, Expect, Op
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_TIMERSLACK = 1, 4, 15, 29
-PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE, PR_MCE_KILL, PR_SET_TSC = 36, 41, 33, 26
+PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE = 36, 41
 RLIM_INFINITY = (1 << 64) - 1
 RLIMIT_NAMES = (
     "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS",
     "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
 )  # fmt: skip
-SCHED_OTHER, SCHED_FIFO, SCHED_RR, SCHED_BATCH, SCHED_IDLE = 0, 1, 2, 3, 5
+SCHED_OTHER, SCHED_FIFO, SCHED_RR, SCHED_BATCH, SCHED_IDLE, SCHED_DEADLINE = 0, 1, 2, 3, 5, 6
+SCHED_ATTR = struct.Struct("<IIQiIQQQ")
+"""struct sched_attr as of Linux 3.14: size, policy, flags, nice, priority, runtime, ..."""
+SCHED_FLAG_RESET_ON_FORK = 1
+EVERY_PROCESSOR = b"\xff" * 128
 
 
 def plan_rlimits(
@@ -70,16 +74,27 @@ class Scheduling:
     affinity: bytes | None = None
     ioprio: int = 0
     timerslack_ns: int = 50_000
+    deadline: tuple[int, int, int, int] | None = None
+    """Of SCHED_DEADLINE: SCHED_FLAG_* and runtime, deadline, period in ns."""
+
+
+def deadline_of(attr: bytes) -> tuple[int, int, int, int] | None:
+    """What a struct sched_attr says of SCHED_DEADLINE."""
+    if len(attr) < SCHED_ATTR.size:
+        return None
+    _, _, flags, _, _, runtime, deadline, period = SCHED_ATTR.unpack_from(attr)
+    return flags, runtime, deadline, period
 
 
 def plan_scheduling(wanted: Scheduling, current: Scheduling) -> list[Op]:
     """Set what differs, for the calling thread."""
     ops = []
-    if wanted.affinity is not None:
+    if wanted.affinity != current.affinity:
+        mask = wanted.affinity or EVERY_PROCESSOR
         ops.append(
             Op(
                 call="sched_setaffinity",
-                args=(0, len(wanted.affinity), Data(wanted.affinity)),
+                args=(0, len(mask), Data(mask)),
                 subject="affinity",
                 expect=Expect.OK,
                 remedy="the new machine lacks these processors",
@@ -94,7 +109,27 @@ def plan_scheduling(wanted: Scheduling, current: Scheduling) -> list[Op]:
                 remedy="a lower nice value needs CAP_SYS_NICE",
             )
         )
-    if (wanted.policy, wanted.priority) != (current.policy, current.priority):
+    if wanted.timerslack_ns != current.timerslack_ns and wanted.timerslack_ns:
+        ops.append(
+            Op(
+                call="prctl",
+                args=(PR_SET_TIMERSLACK, wanted.timerslack_ns, 0, 0, 0),
+                subject="timer slack",
+            )
+        )
+    if wanted.deadline is not None:
+        flags, *times = wanted.deadline
+        raw = SCHED_ATTR.pack(SCHED_ATTR.size, SCHED_DEADLINE, flags, 0, 0, *times)
+        ops.append(
+            Op(
+                call="sched_setattr",
+                args=(0, Data(raw), 0),
+                subject="scheduling policy",
+                note="deadline",
+                remedy="SCHED_DEADLINE needs CAP_SYS_NICE, and room on the processors",
+            )
+        )
+    elif (wanted.policy, wanted.priority) != (current.policy, current.priority):
         ops.append(
             Op(
                 call="sched_setscheduler",
@@ -105,14 +140,6 @@ def plan_scheduling(wanted: Scheduling, current: Scheduling) -> list[Op]:
         )
     if wanted.ioprio != current.ioprio:
         ops.append(Op(call="ioprio_set", args=(1, 0, wanted.ioprio), subject="io priority"))
-    if wanted.timerslack_ns != current.timerslack_ns and wanted.timerslack_ns:
-        ops.append(
-            Op(
-                call="prctl",
-                args=(PR_SET_TIMERSLACK, wanted.timerslack_ns, 0, 0, 0),
-                subject="timer slack",
-            )
-        )
     return ops
 
 
@@ -133,6 +160,7 @@ def plan_prctl(
     dumpable: int,
     subreaper: bool,
     thp_disabled: bool,
+    thp_flags: int = 0,
     warn: Callable[[str], None],
     subject: str,
 ) -> list[Op]:
@@ -151,7 +179,7 @@ def plan_prctl(
         ops.append(
             Op(
                 call="prctl",
-                args=(PR_SET_THP_DISABLE, 1, 0, 0, 0),
+                args=(PR_SET_THP_DISABLE, 1, thp_flags, 0, 0),
                 subject="transparent huge pages off",
             )
         )
@@ -165,6 +193,7 @@ def plan_pdeathsig(signal: int) -> list[Op]:
     return [Op(call="prctl", args=(PR_SET_PDEATHSIG, signal, 0, 0, 0), subject="pdeathsig")]
 
 
-def unpack_affinity(raw: bytes) -> int:
-    """Bit mask of processors."""
-    return int.from_bytes(raw, "little")
+def narrowed(mask: bytes, processors: int) -> bytes | None:
+    """An affinity, None when it holds every processor of the machine."""
+    every = (1 << processors) - 1
+    return mask if int.from_bytes(mask, "little") & every != every else None

@@ -87,6 +87,8 @@ def _core(task: TaskImage) -> Iterator[str]:
         yield from _in_range(f"timer {timer.timer_id}", times, SIGNED64)
         words = (timer.timer_id, timer.signal, timer.notify, timer.thread or 0)
         yield from _in_range(f"timer {timer.timer_id}", words, SIGNED32)
+    numbers = (*task.settings.values(), task.membarrier, task.coredump_filter or 0)
+    yield from _in_range("settings", numbers, SIGNED64)
     if not -1000 <= task.oom_score_adj <= 1000:
         yield f"oom_score_adj {task.oom_score_adj} cannot be"
     if len(task.rlimits) > 16 or task.umask > 0o777:
@@ -101,6 +103,8 @@ def _thread(thread: ThreadImage) -> Iterator[str]:
     plan = thread.scheduling
     yield from _in_range("scheduling", (plan.policy, plan.priority, plan.ioprio), SIGNED32)
     yield from _in_range("timer slack", (plan.timerslack_ns,), SIGNED64)
+    yield from _in_range("deadline", plan.deadline or (), SIGNED64)
+    yield from _in_range("settings", thread.settings.values(), SIGNED64)
     if not -20 <= plan.nice <= 19:
         yield f"nice value {plan.nice} cannot be"
     if not 0 <= thread.pdeathsig <= SIGNAL_COUNT:

@@ -21,7 +21,7 @@ from torpor.engine.memory import areas
 from torpor.engine.memory.areas import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
-from torpor.engine.tasks.model import DEAD, Memory, TaskImage, ThreadImage, Tree
+from torpor.engine.tasks.model import DEAD, SIGCHLD, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.registers import Component
 from torpor.engine.tasks.seccomp import Filter
 
@@ -31,8 +31,6 @@ MARKERS = {
     "start_stack": "mm_start_stack", "arg_start": "mm_arg_start", "arg_end": "mm_arg_end",
     "env_start": "mm_env_start", "env_end": "mm_env_end",
 }  # fmt: skip
-OWN_FIELDS = ("exit_signal",)
-"""Of a task: numbers that CRIU's messages have no place for."""
 FIRST_ID = 2
 """Of kernel objects: 1 is the dumping process itself, and CRIU takes an equal id for sharing."""
 MAX_AUXV = 44
@@ -87,7 +85,7 @@ def encode_tree(
             entry.threads.append(task.pid)
         images.add("pstree", entry)
         _encode_task(task, images, components, filters)
-        images.extra("tasks", str(task.pid), {name: getattr(task, name) for name in OWN_FIELDS})
+        _encode_own(task, images)
         if task.memory is None:
             continue
         ids = pb.task_kobj_ids_entry(
@@ -118,6 +116,27 @@ def table_id(tree: Tree, task: TaskImage, name: str) -> int:
     found = getattr(task, name)
     owner = found if found is not None else task.pid
     return next(i for i, t in enumerate(tree.tasks, FIRST_ID) if t.pid == owner)
+
+
+def _encode_own(task: TaskImage, images: ImageSink) -> None:
+    """What of a task CRIU's messages have no place for."""
+    own: dict[str, Any] = {"exit_signal": task.exit_signal, "settings": dict(task.settings)}
+    if task.coredump_filter is not None:
+        own["coredump_filter"] = task.coredump_filter
+    if task.memory is not None and task.memory.thp_flags:
+        own["thp_flags"] = task.memory.thp_flags
+    images.extra("tasks", str(task.pid), own)
+
+
+def _decode_settings(own: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): index(value) for name, value in own.get("settings", {}).items()}
+
+
+def _decode_deadline(own: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    if own.get("deadline") is None:
+        return None
+    flags, runtime, deadline, period = (index(word) for word in own["deadline"])
+    return flags, runtime, deadline, period
 
 
 class _FilterTable:
@@ -166,6 +185,8 @@ def _encode_task(
                 else None,
                 "ioprio": thread.scheduling.ioprio,
                 "timerslack_ns": thread.scheduling.timerslack_ns,
+                "deadline": thread.scheduling.deadline,
+                "settings": dict(thread.settings),
             },
         )
     if task.zombie:
@@ -193,6 +214,8 @@ def _encode_leader(task: TaskImage, tc: Any) -> None:  # noqa: ANN401
     if task.loginuid is not None:
         tc.loginuid = task.loginuid
     tc.oom_score_adj, tc.child_subreaper = task.oom_score_adj, task.subreaper
+    if task.membarrier:
+        tc.membarrier_registration_mask = task.membarrier
     signals.encode_actions(task.actions, tc)
 
 
@@ -215,6 +238,8 @@ def _encode_thread(thread: ThreadImage, entry: Any, filters: _FilterTable) -> No
     if thread.seccomp:
         entry.seccomp_mode = pb.filter
         entry.seccomp_filter = filters.index(thread.seccomp)
+    if thread.seccomp_strict:
+        entry.seccomp_mode = pb.strict
     if thread.rseq[0]:
         entry.rseq_entry.rseq_abi_pointer = thread.rseq[0]
         entry.rseq_entry.rseq_abi_size = thread.rseq[1]
@@ -355,7 +380,7 @@ class _TaskReader:
             )
         tc = core.tc
         own = self.images.extra("tasks", str(entry.pid)) or {}
-        own = {name: index(own[name]) for name in OWN_FIELDS if own.get(name) is not None}
+        exit_signal = index(own.get("exit_signal", SIGCHLD))
         if tc.task_state in (DEAD, 6):
             return TaskImage(
                 pid=entry.pid,
@@ -365,7 +390,7 @@ class _TaskReader:
                 state=DEAD,
                 exit_code=tc.exit_code,
                 comm=tc.comm,
-                **own,
+                exit_signal=exit_signal,
             )
         self.ids = core.ids if core.HasField("ids") else self.one(f"ids-{entry.pid}")
         fs = self.one(f"fs-{entry.pid}")
@@ -380,7 +405,7 @@ class _TaskReader:
             exit_code=tc.exit_code,
             comm=tc.comm,
             threads=tuple(self.threads(core)),
-            memory=self.memory(),
+            memory=self.memory(index(own.get("thp_flags", 0))),
             cwd=self.path(fs.cwd_id, "fs", "cwd_id"),
             root=self.path(fs.root_id, "fs", "root_id"),
             cwd_file=fs.cwd_id if fs.cwd_id in removed else None,
@@ -395,7 +420,10 @@ class _TaskReader:
             itimers=plain,
             posix_timers=posix,
             shared_pending=signals.decode_queue(tc.signals_s),
-            **own,
+            settings=_decode_settings(own),
+            membarrier=tc.membarrier_registration_mask,
+            coredump_filter=index(own["coredump_filter"]) if "coredump_filter" in own else None,
+            exit_signal=exit_signal,
         )
 
     def path(self, number: int, image: str, field_name: str) -> str:
@@ -447,9 +475,12 @@ class _TaskReader:
                 affinity=bytes.fromhex(own["affinity"]) if own.get("affinity") else None,
                 ioprio=index(own.get("ioprio", 0)),
                 timerslack_ns=index(own.get("timerslack_ns", 0)),
+                deadline=_decode_deadline(own),
             ),
             creds=creds.decode(entry.creds),
             seccomp=tuple(self.chain(entry)),
+            seccomp_strict=entry.seccomp_mode == pb.strict,
+            settings=_decode_settings(own),
         )
 
     def chain(self, entry: Any) -> list[Filter]:  # noqa: ANN401
@@ -464,7 +495,7 @@ class _TaskReader:
             steps += 1
         return chain[::-1]
 
-    def memory(self) -> Memory:
+    def memory(self, thp_flags: int) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")
         found = [areas.decode(vma, self.files) for vma in entry.vmas]
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
@@ -475,4 +506,5 @@ class _TaskReader:
             exe=self.path(entry.exe_file_id, "mm", "exe_file_id"),
             dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
             thp_disabled=entry.thp_disabled,
+            thp_flags=thp_flags,
         )

@@ -21,7 +21,7 @@ from torpor.engine.kernel.proc import parse_status
 from torpor.engine.program.ops import Data, Expect, Op
 
 PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 24, 28, 38
-PR_SET_KEEPCAPS, CAP_SETPCAP = 8, 8
+PR_SET_KEEPCAPS, CAP_SETPCAP, CAP_SYS_ADMIN = 8, 8, 21
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 SECBIT_KEEP_CAPS, SECBIT_NO_SETUID_FIXUP = 1 << 4, 1 << 2
 CAP_VERSION_3 = 0x20080522
@@ -127,6 +127,11 @@ def plan(wanted: Creds, current: Creds) -> list[Op]:
     if wanted.no_new_privs and not current.no_new_privs:
         ops.append(_op("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs"))
     return ops
+
+
+def may_filter(creds: Creds) -> bool:
+    """Whether a thread with these may install a seccomp filter (seccomp(2))."""
+    return creds.no_new_privs or bool(creds.effective >> CAP_SYS_ADMIN & 1)
 
 
 def _sets(creds: Creds) -> tuple[int, int, int]:

@@ -51,6 +51,9 @@ class ThreadImage:
     scheduling: Scheduling
     creds: Creds
     seccomp: Sequence[Filter] = ()
+    seccomp_strict: bool = False
+    settings: Mapping[str, int] = field(default_factory=dict)
+    """Of `settings.THREAD`, those which are not as usual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,8 @@ class Memory:
     exe: str
     dumpable: int
     thp_disabled: bool
+    thp_flags: int = 0
+    """PR_THP_DISABLE_*."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,11 @@ class TaskImage:
     """Pid of the first task with the same descriptor table (CLONE_FILES), None if it is that."""
     fs_of: int | None = None
     """As `files_of`: root and working directory, umask (CLONE_FS)."""
+    settings: Mapping[str, int] = field(default_factory=dict)
+    """Of `settings.PROCESS`, those which are not as usual."""
+    membarrier: int = 0
+    """Registrations, as bits of the commands that make them."""
+    coredump_filter: int | None = None
     exit_signal: int = SIGCHLD
     """Sent to its parent at its end; 0 for none."""
 

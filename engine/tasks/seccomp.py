@@ -7,7 +7,8 @@ Facts:
   CAP_SYS_ADMIN in the initial user namespace and when the reader has no filter of its own.
 - The filters that a runtime put on a container's init are in the new container too; only
   what a program added itself must be read and set again.
-- While tasks are restored filters are suspended (PTRACE_O_SUSPEND_SECCOMP) where we may.
+- While tasks are dumped or restored filters, and strict mode, are suspended
+  (PTRACE_O_SUSPEND_SECCOMP) where we may: with CAP_SYS_ADMIN and without filters of our own.
 """
 
 import struct
@@ -19,20 +20,27 @@ from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import Limit, refuse
 from torpor.engine.program.ops import Data, Op
 
-SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER = 0, 1
 MODE_STRICT, MODE_FILTER = 1, 2
-INSTRUCTION_BYTES = 8
+INSTRUCTION = struct.Struct("<HBBI")
+INSTRUCTION_BYTES = INSTRUCTION.size
+RETURN_VALUE, RET_ACTION, RET_USER_NOTIF = 0x06, 0xFFFF0000, 0x7FC00000
 
 LIMITS = (
     Limit(
         case="strict",
         what="seccomp strict mode",
-        remedy="checkpoint before the program enters strict mode",
+        remedy="run the engine with CAP_SYS_ADMIN, or without filters of its own",
     ),
     Limit(
         case="unreadable",
         what="seccomp filters that the program set itself",
         remedy="run the engine with CAP_SYS_ADMIN, or without filters of its own",
+    ),
+    Limit(
+        case="user-notification",
+        what="a seccomp filter that asks another process (SECCOMP_RET_USER_NOTIF)",
+        remedy="dump without the supervisor's filter: its descriptor cannot be made again",
     ),
 )
 
@@ -54,13 +62,34 @@ def filter_count(status: str) -> tuple[int, int]:
 def preflight(status: str, runtime_filters: int, may_read: bool, subject: str) -> Refused | None:
     """Whether a task's filters can be saved; asked before anything is injected."""
     mode, count = filter_count(status)
-    if mode == MODE_STRICT:
+    if mode == MODE_STRICT and not may_read:
         return refuse(LIMITS[0], subject)
     if mode == MODE_FILTER and count > runtime_filters and not may_read:
         return refuse(
             LIMITS[1], subject, f"{count} filters, {runtime_filters} of them by the runtime"
         )
     return None
+
+
+def refusal(filters: Sequence[Filter], subject: str) -> Refused | None:
+    """Whether one of a thread's filters cannot be set again."""
+    for one in filters:
+        for code, _, _, value in INSTRUCTION.iter_unpack(one.program):
+            if code == RETURN_VALUE and value & RET_ACTION == RET_USER_NOTIF:
+                return refuse(LIMITS[2], subject)
+    return None
+
+
+def plan_strict() -> list[Op]:
+    """After this only read, write, exit and sigreturn are left."""
+    return [
+        Op(
+            call="seccomp",
+            args=(SECCOMP_SET_MODE_STRICT, 0, 0),
+            subject="seccomp strict mode",
+            remedy="restore with CAP_SYS_ADMIN",
+        )
+    ]
 
 
 def plan(filters: Sequence[Filter]) -> list[Op]:

@@ -72,4 +72,19 @@ def test_names_and_parent_death():
     assert op.note == "redis-\ufffd"
     assert attributes.plan_pdeathsig(0) == []
     assert attributes.plan_pdeathsig(15)[0].args[:2] == (1, 15)
-    assert attributes.unpack_affinity(b"\5\0") == 5
+
+
+def test_deadline_replaces_policy():
+    raw = attributes.SCHED_ATTR.pack(48, 6, 1, 0, 0, 10, 20, 30)
+    assert attributes.deadline_of(raw) == (1, 10, 20, 30)
+    assert attributes.deadline_of(b"") is None
+    wanted = replace(PLAIN, policy=6, deadline=(1, 10, 20, 30))
+    (op,) = attributes.plan_scheduling(wanted, PLAIN)
+    assert (op.call, op.args[1].content) == ("sched_setattr", raw)
+
+
+def test_what_the_restorer_has_otherwise_is_set_back():
+    narrow = replace(PLAIN, affinity=b"\1" + bytes(7), ioprio=0x4000, timerslack_ns=1)
+    ops = attributes.plan_scheduling(PLAIN, narrow)
+    assert [op.call for op in ops] == ["sched_setaffinity", "prctl", "ioprio_set"]
+    assert set(ops[0].args[2].content) == {0xFF}

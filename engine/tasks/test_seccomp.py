@@ -13,7 +13,8 @@ OLD, NEW = Filter(program=bytes(8), flags=0), Filter(program=bytes(16), flags=2)
     ("mode", "count", "runtime", "may_read", "what"),
     [
         (0, 0, 0, False, None),
-        (1, 0, 0, True, "seccomp strict mode"),
+        (1, 0, 0, True, None),
+        (1, 0, 0, False, "seccomp strict mode"),
         (2, 1, 1, False, None),
         (2, 2, 1, True, None),
         (2, 2, 1, False, "seccomp filters that the program set itself"),
@@ -24,6 +25,13 @@ def test_preflight(mode, count, runtime, may_read, what):
     found = seccomp.preflight(status, runtime, may_read, "task 41")
     assert (found.what if found else None) == what
     assert found is None or found.remedy
+
+
+def test_a_filter_with_a_listener():
+    asks = Filter(program=struct.pack("<HBBI", 6, 0, 0, 0x7FC00001), flags=0)
+    found = seccomp.refusal((OLD, asks), "task 41, thread 42")
+    assert "asks another process" in found.what
+    assert seccomp.refusal((OLD, NEW), "task 41") is None
 
 
 def test_oldest_first():

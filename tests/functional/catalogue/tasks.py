@@ -14,6 +14,25 @@ SAYS_INTERRUPTED = (
 )  # fmt: skip
 OTHER_USER = "may not read the limits of another user's task without CAP_SYS_RESOURCE"
 
+STATES = (
+    "plain", "fsuid", "securebits", "locked_securebits", "keepcaps", "keepcaps_of_a_user", "user",
+    "ambient", "ambient_not_to_be_raised", "bounding", "pdeathsig", "pdeathsig_of_a_user",
+    "subreaper", "not_dumpable", "thp_disable", "timerslack", "ioprio", "oom_score_adj", "umask",
+    "personality", "personality_read_implies_exec", "core_limit", "limits", "no_new_privs", "nice",
+    "batch", "idle", "round_robin", "fifo", "deadline", "policies_of_threads", "ioprio_realtime",
+    "ioprio_idle", "ioprio_of_threads", "affinity", "loginuid", "thread", "credentials_of_threads",
+    "many_groups", "dropped_capabilities", "mce_kill_early", "mce_kill_late", "mdwe",
+    "memory_merge", "thp_disable_but_advised", "membarrier", "coredump_filter",
+    "filter_that_logs", "filters_of_threads", "filter_without_no_new_privs",
+)  # fmt: skip
+LOST_BY_CRIU = (
+    "ambient_not_to_be_raised", "pdeathsig", "timerslack", "ioprio", "personality",
+    "personality_read_implies_exec", "deadline", "ioprio_realtime", "ioprio_idle",
+    "ioprio_of_threads", "affinity", "thread", "mce_kill_early", "mce_kill_late", "mdwe",
+    "memory_merge", "thp_disable_but_advised", "coredump_filter", "filter_without_no_new_privs",
+)  # fmt: skip
+OF_ANOTHER_USER = ("keepcaps_of_a_user", "user", "ambient", "pdeathsig_of_a_user")
+STATES_REFUSED = {"process_keyring": "a keyring of its own"}
 NO_ORPHANS = "cannot make orphans again on the host: they would go to its init"
 NO_SHARED_TABLES = "shares tables neither between siblings nor, of directories, at all"
 TREES = {
@@ -50,10 +69,38 @@ CASES: tuple[Case, ...] = (
         program="core_settings",
         criu="does not keep the affinity",
     ),
+    Case(
+        state="PR_SET_TSC of each thread",
+        program="tasks_tsc",
+        criu="does not keep PR_SET_TSC",
+    ),
+    Case(state="seccomp strict mode, of a task and of a thread", program="tasks_strict"),
     Case(state="seccomp filters", program="core_seccomp"),
     Case(state="ids, groups, capabilities", program="core_user", criu=OTHER_USER),
     Case(state="a tree that computes all the time", program="core_busy", busy=True),
     Case(state="threads that come and go", program="core_threaded", busy=True),
+    *(
+        Case(
+            state=f"settings: {name.replace('_', ' ')}",
+            program="task_state",
+            arguments=(name,),
+            criu=OTHER_USER
+            if name in OF_ANOTHER_USER
+            else "does not keep it"
+            if name in LOST_BY_CRIU
+            else "",
+        )
+        for name in STATES
+    ),
+    *(
+        Case(
+            state=f"settings: {name.replace('_', ' ')}",
+            program="task_state",
+            arguments=(name,),
+            refused=text,
+        )
+        for name, text in STATES_REFUSED.items()
+    ),
     *(
         Case(state=state, program="tasks_tree", arguments=(mode,), criu=why)
         for mode, (state, why) in TREES.items()

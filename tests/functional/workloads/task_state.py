@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives itself a state, tells it, waits to be asked again, tells it again.
+"""Small settings of a task and its threads, each of which reads them back itself.
 
-    task_state.py CASE FOLDER
-
-Writes FOLDER/before.json; when FOLDER/ask is there, FOLDER/after.json, and ends.
+task_state.py FOLDER CASE
 """
 
 import ctypes
-import json
 import os
 import resource
+import struct
 import sys
 import threading
-import time
 from pathlib import Path
+
+from files_base import workload
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 GETTERS = {
@@ -21,7 +20,11 @@ GETTERS = {
     "no_new_privs": 39, "thp_disable": 42,
 }  # fmt: skip
 WORDS = {"pdeathsig": 2, "subreaper": 37, "tsc": 25}
+OPTIONAL = {"mce_kill": 34, "mdwe": 66, "memory_merge": 68, "io_flusher": 58, "ssb": (52, 0),
+            "indirect branches": (52, 1)}  # fmt: skip
+SYS_SCHED_SETATTR, SYS_SCHED_GETATTR, SYS_MEMBARRIER, SYS_SECCOMP = 314, 315, 324, 317
 SYS_SETFSUID, SYS_SETFSGID, SYS_CAPSET = 122, 123, 126
+SYS_SETGROUPS, SYS_SETRESUID, SYS_KEYCTL = 116, 117, 250
 SYS_IOPRIO_SET, SYS_IOPRIO_GET = 251, 252
 
 
@@ -55,6 +58,18 @@ def read_own(name):
         return "not readable"
 
 
+def optional(number):
+    """What some kernels or rights do not have."""
+    words = number if isinstance(number, tuple) else (number,)
+    return LIBC.prctl(*(ctypes.c_ulong(a) for a in (*words, 0, 0, 0, 0)[:5]))
+
+
+def scheduling():
+    room = ctypes.create_string_buffer(48)
+    call(SYS_SCHED_GETATTR, 0, ctypes.addressof(room), 48, 0)
+    return room.raw
+
+
 def state_of(thread):
     status = Path(f"/proc/self/task/{thread}/status").read_text().splitlines()
     kept = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp", "Sig", "Name")
@@ -71,6 +86,8 @@ def thread_state():
         "affinity": sorted(os.sched_getaffinity(0)),
         **{name: prctl(number) for name, number in GETTERS.items() if number},
         **{name: word(number) for name, number in WORDS.items()},
+        **{name: optional(number) for name, number in OPTIONAL.items()},
+        "scheduling": scheduling(),
     }
 
 
@@ -84,6 +101,8 @@ def state():
         "limits": {n: resource.getrlimit(n) for n in range(16)},
         "oom_score_adj": read_own("oom_score_adj"),
         "loginuid": read_own("loginuid"),
+        "coredump_filter": read_own("coredump_filter"),
+        "membarrier": call(SYS_MEMBARRIER, 1 << 9, 0, 0),
         "resuid": [os.getresuid(), os.getresgid()],
         "cwd": os.getcwd(),
     }
@@ -152,33 +171,81 @@ def bounding():
     prctl(24, 21)
 
 
-def thread():
-    """A second thread whose settings are others than the leader's."""
-    done, again, last = threading.Event(), threading.Event(), threading.Event()
+def mixed_credentials():
+    """Another user with one capability, groups of its own, no_new_privs."""
+    LIBC.syscall(SYS_SETGROUPS, 3, (ctypes.c_uint32 * 3)(7, 8, 9))
+    prctl(8, 1)
+    call(SYS_SETRESUID, 1001, 1002, 1003)
+    capset(1 << 10, 1 << 10 | 1 << 12, 0)
+    prctl(38, 1)
 
-    def body():
-        prctl(1, 12)
-        prctl(29, 70_000)
-        call(SYS_IOPRIO_SET, 1, 0, 3 << 13)
-        call(SYS_SETFSUID, 77)
-        os.setpriority(os.PRIO_PROCESS, 0, 7)
-        OTHER["before"] = thread_state()
-        done.set()
-        again.wait()
-        OTHER["after"] = thread_state()
-        last.set()
 
-    one = threading.Thread(target=body, daemon=True)
-    one.start()
-    done.wait()
-    return again, last
+def threads(*setups):
+    """Threads whose settings are others than the leader's; each reads its own."""
+
+    def run(setup, ready):
+        setup()
+        told = [thread_state()]
+        ready.set()
+        AGAIN.wait()
+        told.append(thread_state())
+        TOLD.append(told)
+
+    for setup in setups:
+        ready = threading.Event()
+        one = threading.Thread(target=run, args=(setup, ready))
+        one.start()
+        OTHERS.append(one)
+        assert ready.wait(10)
+
+
+def a_bit_of_everything():
+    prctl(1, 12)
+    prctl(29, 70_000)
+    call(SYS_IOPRIO_SET, 1, 0, 3 << 13)
+    call(SYS_SETFSUID, 77)
+    os.setpriority(os.PRIO_PROCESS, 0, 7)
+
+
+def sched_attr(policy, flags=0, nice=0, priority=0, runtime=0, deadline=0, period=0):
+    raw = struct.pack("<IIQiIQQQ", 48, policy, flags, nice, priority, runtime, deadline, period)
+    room = ctypes.create_string_buffer(raw)
+    call(SYS_SCHED_SETATTR, 0, ctypes.addressof(room), 0)
+
+
+def policy(number, priority=0):
+    return lambda: os.sched_setscheduler(0, number, os.sched_param(priority))
+
+
+def ioprio(kind, level=0):
+    return lambda: call(SYS_IOPRIO_SET, 1, 0, kind << 13 | level)
+
+
+def filtered(flags=0):
+    """A filter that lets everything pass."""
+
+    def install():
+        code = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000))
+        program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 1, ctypes.addressof(code)))
+        call(SYS_SECCOMP, 1, flags, ctypes.addressof(program))
+
+    return install
+
+
+def filtered_with_privileges():
+    filtered()()
+    user()
+
+
+def new_session_keyring():
+    call(SYS_KEYCTL, 0, -2, 1)
 
 
 def loginuid():
     Path("/proc/self/loginuid").write_text("1234")
 
 
-OTHER = {}
+AGAIN, TOLD, OTHERS = threading.Event(), [], []
 CASES = {
     "plain": lambda: None,
     "fsuid": fsuid,
@@ -209,28 +276,54 @@ CASES = {
     ),
     "no_new_privs": lambda: prctl(38, 1),
     "nice": lambda: os.setpriority(os.PRIO_PROCESS, 0, -5),
-    "policy": lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
-    "fifo": lambda: os.sched_setscheduler(
-        0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(3)
+    "batch": policy(os.SCHED_BATCH),
+    "idle": policy(os.SCHED_IDLE),
+    "round_robin": policy(os.SCHED_RR, 7),
+    "fifo": policy(os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 3),
+    "deadline": lambda: sched_attr(6, 1, 0, 0, 1_000_000, 50_000_000, 100_000_000),
+    "policies_of_threads": lambda: threads(
+        policy(os.SCHED_BATCH), policy(os.SCHED_IDLE), policy(os.SCHED_RR, 2), lambda: None
     ),
+    "ioprio_realtime": ioprio(1, 3),
+    "ioprio_idle": ioprio(3),
+    "ioprio_of_threads": lambda: threads(ioprio(2, 1), ioprio(3), ioprio(1, 7)),
     "affinity": lambda: os.sched_setaffinity(0, {0}),
     "loginuid": loginuid,
-    "thread": thread,
+    "thread": lambda: threads(a_bit_of_everything),
+    "credentials_of_threads": lambda: threads(mixed_credentials, fsuid, securebits, lambda: None),
+    "many_groups": lambda: os.setgroups(range(1000, 1100)),
+    "dropped_capabilities": lambda: capset((1 << 10) - 1, (1 << 12) - 1, 1 << 3),
+    "mce_kill_early": lambda: prctl(33, 1, 1),
+    "mce_kill_late": lambda: prctl(33, 1, 0),
+    "mdwe": lambda: prctl(65, 1),
+    "memory_merge": lambda: prctl(67, 1),
+    "thp_disable_but_advised": lambda: prctl(41, 1, 2),
+    "membarrier": lambda: [call(SYS_MEMBARRIER, 1 << bit, 0, 0) for bit in (2, 4, 6)],
+    "coredump_filter": lambda: Path("/proc/self/coredump_filter").write_text("0x7f"),
+    "filter_that_logs": filtered(2),
+    "filters_of_threads": lambda: threads(filtered(), lambda: (filtered()(), filtered(2)())),
+    "filter_without_no_new_privs": filtered_with_privileges,
+    "process_keyring": new_session_keyring,
 }
 
 
-def main():
-    case, folder = sys.argv[1], Path(sys.argv[2])
-    os.chdir(folder)  # relative paths: another user could not pass through its parents
-    events = CASES[case]()
-    Path("before.new").write_text(json.dumps([state(), OTHER.get("before")]))
-    os.rename("before.new", "before.json")
-    while not os.path.exists("ask"):
-        time.sleep(0.01)
-    if case == "thread":
-        events[0].set()
-        events[1].wait()
-    Path("after.json").write_text(json.dumps([state(), OTHER.get("after")]))
+def body(place):
+    CASES[sys.argv[2]]()
+    before = state()
+    yield
+    after = state()
+    assert after == before, [
+        f"{name}: was {before[name]}, is {after[name]}"
+        for name in before if before[name] != after[name]
+    ]  # fmt: skip
+    AGAIN.set()
+    for one in OTHERS:
+        one.join()
+    for was, now in TOLD:
+        assert now == was, f"was {was}\nis  {now}"
 
 
-main()
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])  # relative paths: another user could not pass through its parents
+    sys.argv[1] = "."
+    workload(body)
