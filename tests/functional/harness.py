@@ -144,7 +144,7 @@ class Live:
         pids = self.pids | set(tree(self.pid))
         for orphan in _orphans_of(self.pid):
             pids |= set(tree(orphan))
-        for pid in pids:
+        for pid in pids & _ours():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.reap(pids)
@@ -156,7 +156,7 @@ class Live:
             for pid in pids | _orphans_of(self.pid):
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-            left = {pid for pid in pids | _orphans_of(self.pid) if Path(f"/proc/{pid}").exists()}
+            left = (pids | _orphans_of(self.pid)) & _ours()
             if not left:
                 return
             assert time.monotonic() < deadline, f"still there: {left}"
@@ -174,6 +174,11 @@ class Live:
             assert time.monotonic() < deadline, f"no {name}: {self.log()}"
             time.sleep(0.005)
         return path.read_text()
+
+
+def _ours() -> set[int]:
+    """What descends from us: a pid that was a workload's may be somebody else's by now."""
+    return set(tree(os.getpid()))
 
 
 def _orphans_of(session: int) -> set[int]:

@@ -26,6 +26,7 @@ static struct common *common;
 static char before[MOST][200];
 static const char *mode;
 static int sent;
+static pid_t ended[6];
 
 static int is(const char *name)
 {
@@ -223,11 +224,9 @@ static void zombies_of_kinds(void)
 {
 	static const int ends[] = { 0, SIGKILL, SIGSEGV, SIGUSR2, SIGXCPU, 0 };
 
-	pid_t pids[sizeof(ends) / sizeof(ends[0])];
-
-	for (unsigned i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
-		pids[i] = make(SIGCHLD);
-		if (!pids[i]) {
+	for (int i = 0; i < 6; i++) {
+		ended[i] = make(SIGCHLD);
+		if (!ended[i]) {
 			if (i == 4)
 				CHECK(setsid() > 0);
 			if (i == 5)
@@ -240,25 +239,19 @@ static void zombies_of_kinds(void)
 	}
 	siginfo_t info;
 
-	for (unsigned i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
-		CHECK(!waitid(P_PID, pids[i], &info, WEXITED | WNOWAIT));
+	for (int i = 0; i < 6; i++)
+		CHECK(!waitid(P_PID, ended[i], &info, WEXITED | WNOWAIT));
 }
 
 static void zombies_as_before(void)
 {
 	static const int statuses[] = { 40 << 8, SIGKILL, SIGSEGV, SIGUSR2, SIGXCPU, 45 << 8 };
-	int status, found[6] = { 0 };
+	int status;
 
 	for (int i = 0; i < 6; i++) {
-		CHECK(waitpid(-1, &status, 0) > 0);
-		for (int k = 0; k < 6; k++)
-			if (!found[k] && (status & ~0x80) == statuses[k]) {
-				found[k] = 1;
-				break;
-			}
+		CHECK(waitpid(ended[i], &status, 0) == ended[i]);
+		SAME(status & ~0x80, statuses[i]);
 	}
-	for (int k = 0; k < 6; k++)
-		CHECK(found[k]);
 }
 
 static void count_signal(int signal)
