@@ -252,6 +252,7 @@ static void zombies_as_before(void)
 		CHECK(waitpid(ended[i], &status, 0) == ended[i]);
 		SAME(status & ~0x80, statuses[i]);
 	}
+	CHECK(waitpid(-1, &status, WNOHANG) < 0 && errno == ECHILD);
 }
 
 static void count_signal(int signal)
