@@ -32,7 +32,7 @@ def tmux(stage: Stage) -> Steps:
     (folder / "conf").write_text("set -g exit-empty off\n")
     stage.run("tmux", "-S", socket, "-D", "-f", folder / "conf", environment=environment)
     stage.eventually(lambda: do("new-session", "-d", "-s", "s", "-n", "sh", "sh"), "no server")
-    do("new-window", "-d", "-t", "s", "-n", "vi", "vi", str(folder / "text"))
+    do("new-window", "-d", "-t", "s:", "-n", "vi", "vi", str(folder / "text"))
     see("s:vi", "first line")
     do("send-keys", "-t", "s:sh", "n=41; cd /usr; sleep 1000 &", "Enter")
     do("send-keys", "-t", "s:vi", "o", "second line")
