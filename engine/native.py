@@ -545,7 +545,7 @@ def scan_pages(  # noqa: PLR0913 - the fields of struct pm_scan_arg
     """PAGEMAP_SCAN of the whole range: (start, end, categories) triples, flat."""
     position = ffi.new("uint64_t *", start)
     masks = ffi.new("uint64_t[]", [inverted, required, any_of, returned])
-    room = ffi.new("uint64_t[]", 3 * SCAN_ROOM)
+    room = _new_uncleared("uint64_t[]", 3 * SCAN_ROOM)
     found = array("Q")
     while position[0] < end:
         count = lib.seam_scan_pages(pagemap_fd, position, end, masks, flags, room, SCAN_ROOM)

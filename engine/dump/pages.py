@@ -30,6 +30,8 @@ from torpor.engine.kernel.proc import Vma
 from torpor.engine.memory.areas import PAGE, Area, Backing
 
 ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
+ALONE = "Shared_Clean:          0 kB", "Shared_Dirty:          0 kB"
+"""Most mappings say so; to look for it is cheap."""
 COMMON = re.compile(r"^Shared_(?:Clean|Dirty): +[1-9]", re.MULTILINE)
 
 
@@ -119,7 +121,7 @@ def take(
 def _has_common_pages(vma: Vma) -> bool:
     """Anonymous pages that are in other tasks too; such pages of files are too few to matter."""
     return (
-        not (vma.shared or vma.inode)
+        not (vma.shared or vma.inode or all(line in vma.details for line in ALONE))
         and ANONYMOUS.search(vma.details) is not None
         and COMMON.search(vma.details) is not None
     )
@@ -179,17 +181,17 @@ def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
         for a in found
         if not a.shared and not a.droppable and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
     ]
-    runs = array("Q")
     fd = pagemap.open_pagemap(pid)
     try:
-        for area in wanted:
-            if area.backing is Backing.VDSO:
-                runs.extend((area.start, area.size_bytes))
-            else:
-                runs.extend(pagemap.private_runs(fd, area.start, area.end))
+        own = [(a.start, a.end) for a in wanted if a.backing is not Backing.VDSO]
+        runs = pagemap.private_runs(fd, own)
     finally:
         os.close(fd)
-    return runs
+    whole = [(a.start, a.size_bytes) for a in wanted if a.backing is Backing.VDSO]
+    if not whole:
+        return runs
+    pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])
+    return array("Q", [word for pair in pairs for word in pair])
 
 
 def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = None) -> int:

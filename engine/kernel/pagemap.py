@@ -11,6 +11,7 @@ Source: Documentation/admin-guide/mm/pagemap.rst (v6.18).
 import errno
 import os
 from array import array
+from collections.abc import Sequence
 from enum import IntFlag
 from functools import cache
 
@@ -35,6 +36,9 @@ class Page(IntFlag):
 
 
 WP_MATCHING, CHECK_WP_ASYNC = 1, 2
+OWN_ABSENT, OWN_PRESENT = int(Page.FILE | Page.PFN_ZERO), int(Page.PRESENT | Page.SWAPPED)
+NEAR = 2 << 20
+"""Bytes between two mappings that are looked at in one go."""
 
 
 def open_pagemap(pid: int) -> int:
@@ -51,11 +55,45 @@ def open_pagemap(pid: int) -> int:
         ) from None
 
 
-def private_runs(fd: int, start: int, end: int) -> "array[int]":
-    """(address, length) pairs of a private mapping's own pages."""
-    absent = Page.FILE | Page.PFN_ZERO | (Page.GUARD if knows_guards() else 0)
-    present = Page.PRESENT | Page.SWAPPED
-    return _pairs(_scan(fd, start, end, inverted=absent, required=absent, any_of=present))
+def private_runs(fd: int, ranges: Sequence[tuple[int, int]]) -> "array[int]":
+    """(address, length) pairs of the own pages of private mappings, given by address.
+
+    One look covers mappings that are near to each other, and what lies between them.
+    """
+    runs = array("Q")
+    span: list[tuple[int, int]] = []
+    for one in ranges:
+        if span and one[0] - span[-1][1] > NEAR:
+            runs += cut(_own_runs(fd, span[0][0], span[-1][1]), span)
+            span = []
+        span.append(one)
+    if span:
+        runs += cut(_own_runs(fd, span[0][0], span[-1][1]), span)
+    return runs
+
+
+def cut(runs: "array[int]", ranges: Sequence[tuple[int, int]]) -> "array[int]":
+    """What of (address, length) pairs lies in ranges; both are sorted."""
+    if len(ranges) == 1:
+        return runs
+    found = array("Q")
+    at = 0
+    for low, high in ranges:
+        while at < len(runs) and runs[at] + runs[at + 1] <= low:
+            at += 2
+        inside = at
+        while inside < len(runs) and runs[inside] < high:
+            start, end = max(runs[inside], low), min(runs[inside] + runs[inside + 1], high)
+            found.append(start)
+            found.append(end - start)
+            inside += 2
+        at = max(inside - 2, at)
+    return found
+
+
+def _own_runs(fd: int, start: int, end: int) -> "array[int]":
+    absent = OWN_ABSENT | (int(Page.GUARD) if knows_guards() else 0)
+    return _pairs(_scan(fd, start, end, inverted=absent, required=absent, any_of=OWN_PRESENT))
 
 
 def resident_runs(fd: int, start: int, end: int) -> "array[int]":
@@ -94,7 +132,7 @@ def _scan(
             inverted=inverted,
             required=required,
             any_of=any_of,
-            returned=Page.PFN_ZERO,
+            returned=int(Page.PFN_ZERO),
         )
     except KernelError as error:
         if error.errno in (errno.ENOTTY, errno.EINVAL):

@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Vanished
@@ -29,7 +31,6 @@ _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
 _SMAPS_SIZE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
-_SMAPS_FLAGS = re.compile(r"^VmFlags:(.*)$", re.MULTILINE)
 _SMAPS_HEAD = re.compile(f"^{_MAPS_LINE.pattern}$", re.MULTILINE)
 _SIGNAL_MASKS = re.compile(rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)$", re.MULTILINE)
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
@@ -300,9 +301,11 @@ def private_signals(status: bytes) -> int:
 # ---- maps and smaps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vma:
-    """A mapping. The fields from ``vm_flags`` on come from smaps and are empty from maps."""
+class Vma(NamedTuple):
+    """A mapping. The fields from ``vm_flags`` on come from smaps and are empty from maps.
+
+    A tuple, because there may be thousands, and they are made while tasks stand still.
+    """
 
     start: int
     end: int
@@ -380,20 +383,25 @@ def parse_smaps(text: str) -> list[Vma]:
 
 
 def _vma(match: "re.Match[str]", details: str = "") -> Vma:
-    flags = _SMAPS_FLAGS.search(details)
     start, end, prot, offset, major, minor, inode, name = match.groups()
     return Vma(
-        start=int(start, 16),
-        end=int(end, 16),
-        prot=prot,
-        offset=int(offset, 16),
-        dev_major=int(major, 16),
-        dev_minor=int(minor, 16),
-        inode=int(inode),
-        name=name.replace("\\012", "\n"),
-        vm_flags=frozenset(flags[1].split()) if flags else frozenset(),
-        details=details,
+        int(start, 16),
+        int(end, 16),
+        prot,
+        int(offset, 16),
+        int(major, 16),
+        int(minor, 16),
+        int(inode),
+        name.replace("\\012", "\n"),
+        _flags(details[details.find("VmFlags:") :].partition("\n")[0]) if details else frozenset(),
+        details,
     )
+
+
+@cache
+def _flags(line: str) -> frozenset[str]:
+    """Mappings have few different sets of them."""
+    return frozenset(line.partition(":")[2].split())
 
 
 # ---- limits, timers, cgroup, mountinfo, fdinfo

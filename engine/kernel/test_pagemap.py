@@ -4,6 +4,7 @@
 import ctypes
 import mmap
 import os
+from array import array
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_only_written_private_pages_count(fd):
     room[3 * PAGE] = 1
     room[4 * PAGE] = 1
     room[9 * PAGE] = 1
-    runs = pagemap.private_runs(fd, start, start + len(room))
+    runs = pagemap.private_runs(fd, [(start, start + len(room))])
     assert list(runs) == [start + 3 * PAGE, 2 * PAGE, start + 9 * PAGE, PAGE]
 
 
@@ -44,7 +45,7 @@ def test_untouched_pages_of_a_private_file_mapping_do_not_count(fd, tmp_path):
     start = address_of(room)
     assert room[0] == room[PAGE]
     room[2 * PAGE] = 1
-    assert list(pagemap.private_runs(fd, start, start + len(room))) == [start + 2 * PAGE, PAGE]
+    assert list(pagemap.private_runs(fd, [(start, start + len(room))])) == [start + 2 * PAGE, PAGE]
     assert sum(pagemap.resident_runs(fd, start, start + len(room))[1::2]) >= 2 * PAGE
 
 
@@ -52,7 +53,7 @@ def test_shared_pages_count_when_they_are_there(fd):
     room = mmap.mmap(-1, 8 * PAGE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     start = address_of(room)
     room[5 * PAGE] = 1
-    assert list(pagemap.private_runs(fd, start, start + len(room))) == []
+    assert list(pagemap.private_runs(fd, [(start, start + len(room))])) == []
     assert list(pagemap.resident_runs(fd, start, start + len(room))) == [start + 5 * PAGE, PAGE]
 
 
@@ -62,7 +63,7 @@ def test_more_runs_than_one_call_returns(fd):
     start = address_of(room)
     for page in range(0, 2 * count, 2):
         room[page * PAGE] = 1
-    runs = pagemap.private_runs(fd, start, start + len(room))
+    runs = pagemap.private_runs(fd, [(start, start + len(room))])
     assert len(runs) == 2 * count
     assert list(runs[::2]) == list(range(start, start + len(room), 2 * PAGE))
 
@@ -73,5 +74,34 @@ def test_guard_pages_are_not_content(fd):
     room[0] = 1
     if LIBC.madvise(ctypes.c_void_p(start + 2 * PAGE), PAGE, MADV_GUARD_INSTALL):
         pytest.skip("this kernel has no guard pages (Linux 6.13)")
-    assert list(pagemap.private_runs(fd, start, start + len(room))) == [start, PAGE]
+    assert list(pagemap.private_runs(fd, [(start, start + len(room))])) == [start, PAGE]
     assert list(pagemap.guard_runs(fd, start, start + len(room))) == [start + 2 * PAGE, PAGE]
+
+
+def test_near_mappings_are_looked_at_together(fd, monkeypatch):
+    room = mmap.mmap(-1, 16 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = address_of(room)
+    for page in range(3, 13):
+        room[page * PAGE] = 1
+    ranges = [
+        (start + first * PAGE, start + last * PAGE) for first, last in ((0, 5), (6, 8), (12, 16))
+    ]
+    wanted = [start + 3 * PAGE, 2 * PAGE, start + 6 * PAGE, 2 * PAGE, start + 12 * PAGE, PAGE]
+    assert list(pagemap.private_runs(fd, ranges)) == wanted
+    monkeypatch.setattr(pagemap, "NEAR", 0)
+    assert list(pagemap.private_runs(fd, ranges)) == wanted
+    assert list(pagemap.private_runs(fd, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "left"),
+    [
+        ([], []),
+        ([0, 100], [10, 10, 30, 10]),
+        ([15, 10, 35, 100], [15, 5, 35, 5]),
+        ([0, 5, 20, 10, 50, 5], []),
+        ([12, 2, 14, 2], [12, 2, 14, 2]),
+    ],
+)
+def test_cut(runs, left):
+    assert list(pagemap.cut(array("Q", runs), [(10, 20), (30, 40)])) == left
