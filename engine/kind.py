@@ -80,6 +80,9 @@ class FdView(Protocol):
     def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
         """None when the socket does not know the option."""
 
+    def int_options(self, wanted: "Sequence[tuple[int, int]]") -> "list[int | None]":
+        """Values of int options, given as (level, option); None when the socket knows it not."""
+
     def sockname(self) -> bytes:
         """Raw sockaddr."""
 

@@ -29,6 +29,7 @@ SIGINFO_BATCH = 64
 FILTER_ROOM = 4096 * 8
 SCAN_ROOM = 4096
 DEFAULT_TIMEOUT_S = 10.0
+UNKNOWN_OPTION = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTCONN)
 TEXT_ROOM, TYPICAL_TEXT = 64 << 10, 2 << 10
 
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM = range(7)
@@ -499,6 +500,20 @@ def kcmp(pid1: int, pid2: int, kind: int, index1: int, index2: int) -> int:
     if result < 0:
         raise error_for(result, "kcmp", f"tasks {pid1} and {pid2}")
     return result
+
+
+def int_options(fd: int, wanted: Sequence[tuple[int, int]], subject: str) -> list[int | None]:
+    """Values of a socket's int options, given as (level, option); None for an unknown one."""
+    names = ffi.new("int[]", [word for one in wanted for word in one])
+    values = ffi.new("int[]", max(len(wanted), 1))
+    sizes = ffi.new("int[]", max(len(wanted), 1))
+    lib.seam_int_options(fd, names, len(wanted), values, sizes)
+    found: list[int | None] = []
+    for (level, option), value, size in zip(wanted, values, sizes, strict=False):
+        if size < 0 and -size not in UNKNOWN_OPTION:
+            raise error_for(size, f"getsockopt({level}, {option})", subject)
+        found.append(None if size < 0 else value)
+    return found
 
 
 # ---- memory

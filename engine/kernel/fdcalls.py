@@ -13,6 +13,7 @@ import select
 import struct
 from array import array
 
+from torpor.engine import native
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import Message
 
@@ -29,12 +30,10 @@ F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 NR_OPENAT2 = 437  # the same number on every architecture
 POLLERR = 8
-BPF_INSTRUCTIONS = 4096
 SOCKADDR_ROOM = 128
 CONTROL_ROOM = 4096
 """Holds the most descriptors that one message can carry (SCM_MAX_FD is 253) and more."""
 MESSAGE_ROOM = 1 << 20
-UNKNOWN_OPTION = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTCONN)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.tee.restype = ctypes.c_ssize_t
@@ -108,11 +107,16 @@ def address_of(slot: EpollSlot) -> int:
 def getsockopt(fd: int, level: int, option: int, size_bytes: int, subject: str) -> bytes | None:
     """Raw value of an option, None when the socket does not know it."""
     is_filter = level == SOL_SOCKET and option == SO_GET_FILTER
-    # This one option counts in instructions of eight bytes (sk_get_filter, v6.8).
-    room = ctypes.create_string_buffer(max(size_bytes, 8 * BPF_INSTRUCTIONS * is_filter, 1))
-    size = ctypes.c_uint32(BPF_INSTRUCTIONS if is_filter else size_bytes)
+    # This one option counts in instructions of eight bytes, and tells how many there are when
+    # there is no room (sk_get_filter, v6.8).
+    size = ctypes.c_uint32(0 if is_filter else size_bytes)
+    if is_filter and _libc.getsockopt(fd, level, option, None, ctypes.byref(size)) == 0:
+        if not size.value:
+            return b""
+        size_bytes = 8 * size.value
+    room = ctypes.create_string_buffer(max(size_bytes, 1))
     if _libc.getsockopt(fd, level, option, room, ctypes.byref(size)) != 0:
-        if ctypes.get_errno() in UNKNOWN_OPTION:
+        if ctypes.get_errno() in native.UNKNOWN_OPTION:
             return None
         raise kernel_error(f"getsockopt({level}, {option})", subject)
     return room.raw[: size.value * (8 if is_filter else 1)]

@@ -48,6 +48,8 @@ class TaskFiles:
         self.netns_socket, self.guard = netns_socket, guard
         self._opened: dict[str, int] = {}
         self._netlink: dict[int, int] = {}
+        self.magics: dict[int, int] = {}
+        """Mount → its file system."""
 
     @property
     def pidfd(self) -> int:
@@ -104,7 +106,7 @@ class LiveFd(FileFacts):
         "st_uid", "task",
     )  # fmt: skip
 
-    def __init__(self, task: TaskFiles, fd: int) -> None:
+    def __init__(self, task: TaskFiles, fd: int, fdinfo: bytes | None = None) -> None:
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, fd
         self._copy = -1
@@ -113,7 +115,7 @@ class LiveFd(FileFacts):
         with _translated(f"task {task.ns_pid}, fd {fd}", path):
             self.link = os.readlink(path)
             self._take(os.stat(path))
-            text = _read(f"/proc/{task.pid}/fdinfo/{fd}")
+            text = _read(f"/proc/{task.pid}/fdinfo/{fd}") if fdinfo is None else _text(fdinfo)
         head, self.info = _parse_fdinfo(text)
         self.pos = int(head.get("pos", "0"))
         self.flags = int(head.get("flags", "0"), 8)
@@ -138,7 +140,10 @@ class LiveFd(FileFacts):
     def fs_magic(self) -> int:
         """f_type of the file system."""
         if self._magic is None:
-            self._magic = fdcalls.statfs_magic(self.path.encode())
+            known = self.task.magics
+            self._magic = known.get(self.mnt_id) or fdcalls.statfs_magic(self.path.encode())
+            if self.mnt_id >= 0:
+                known[self.mnt_id] = self._magic
         return self._magic
 
     @property
@@ -166,6 +171,10 @@ class LiveFd(FileFacts):
     def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
         """None when the socket does not know the option."""
         return fdcalls.getsockopt(self.copy, level, option, size_bytes, self.subject)
+
+    def int_options(self, wanted: Sequence[tuple[int, int]]) -> list[int | None]:
+        """Values of int options, given as (level, option), in one go."""
+        return native.int_options(self.copy, wanted, self.subject)
 
     def sockname(self) -> bytes:
         """Raw sockaddr."""
@@ -383,7 +392,7 @@ class Views:
         self._mapped: list[MappedFd] = []
         for pid in pids:
             self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
-            self._views[pid] = {fd: LiveFd(task, fd) for fd in descriptors(pid)}
+            self._views[pid] = {fd: LiveFd(task, fd, info) for fd, info in _infos(pid)}
 
     def of(self, pid: int) -> Sequence[LiveFd]:
         """All of a task, by number."""
@@ -502,6 +511,16 @@ def netns(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/ns/net")
 
 
+def _infos(pid: int) -> list[tuple[int, bytes | None]]:
+    """Numbers of a task's descriptors, each with its text of fdinfo when that could be read."""
+    numbers = descriptors(pid)
+    texts = native.read_texts([f"/proc/{pid}/fdinfo/{fd}" for fd in numbers])
+    return [
+        (fd, text if isinstance(text, bytes) else None)
+        for fd, text in zip(numbers, texts, strict=True)
+    ]
+
+
 def same_netns(pid: int) -> bool:
     """Whether a task is in our network namespace."""
     return netns(pid) == netns(os.getpid())
@@ -545,7 +564,11 @@ def _read(path: str) -> str:
             text += step
     finally:
         os.close(fd)
-    return text.decode("utf-8", "surrogateescape")
+    return _text(text)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _ns_pid(pid: int) -> int:

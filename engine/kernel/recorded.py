@@ -85,6 +85,14 @@ class RecordedFd:
         value = self.sockopts.get((level, option))
         return None if value is None else value[:size_bytes]
 
+    def int_options(self, wanted: Sequence[tuple[int, int]]) -> list[int | None]:
+        """As recorded, None otherwise."""
+        found = [self.getsockopt(level, option, 4) for level, option in wanted]
+        return [
+            None if raw is None else int.from_bytes(raw, "little", signed=len(raw) == 4)
+            for raw in found
+        ]
+
     def sockname(self) -> bytes:
         """As recorded."""
         return self.socket_name

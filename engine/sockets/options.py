@@ -207,11 +207,16 @@ def number(view: FdView, level: int, option: int) -> int | None:
 
 def read(view: FdView, family: int, protocol: int) -> SocketOptions:
     """All options. Raises Refused when the filter cannot be read."""
-    values = []
-    for option in table(family, protocol):
-        value = number(view, option.level, option.number)
-        if value is not None and value != option.default:
-            values.append((option.level, option.number, value))
+    known = table(family, protocol)
+    sizes = [(SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK)]
+    sndbuf, rcvbuf, lock, *found = view.int_options(
+        [*sizes, *((option.level, option.number) for option in known)]
+    )
+    values = [
+        (option.level, option.number, value)
+        for option, value in zip(known, found, strict=True)
+        if value is not None and value != option.default
+    ]
     linger = view.getsockopt(SOL_SOCKET, SO.LINGER, 8)
     on, seconds = struct.unpack("<ii", linger) if linger else (0, 0)
     device = view.getsockopt(SOL_SOCKET, SO.BINDTODEVICE, IFNAMSIZ) or b""
@@ -220,9 +225,9 @@ def read(view: FdView, family: int, protocol: int) -> SocketOptions:
     except KernelError as error:
         raise refuse(FILTER_UNREADABLE, view.subject, error.cause) from error
     return SocketOptions(
-        sndbuf_bytes=number(view, SOL_SOCKET, SO.SNDBUF) or 0,
-        rcvbuf_bytes=number(view, SOL_SOCKET, SO.RCVBUF) or 0,
-        buf_lock=number(view, SOL_SOCKET, SO.BUF_LOCK),
+        sndbuf_bytes=sndbuf or 0,
+        rcvbuf_bytes=rcvbuf or 0,
+        buf_lock=lock,
         send_timeout_us=_time(view.getsockopt(SOL_SOCKET, SO.SNDTIMEO, 16)),
         receive_timeout_us=_time(view.getsockopt(SOL_SOCKET, SO.RCVTIMEO, 16)),
         linger_s=seconds if on else None,

@@ -2,6 +2,7 @@
 /* What can be asked about another task without stopping it. */
 #include "seam_internal.h"
 
+#include <sys/socket.h>
 #include <sys/syscall.h>
 
 int seam_robust_list(int tid, uint64_t *head, uint64_t *length)
@@ -35,4 +36,17 @@ int seam_ioprio(int tid)
 	long value = syscall(SYS_ioprio_get, 1, tid); /* IOPRIO_WHO_PROCESS */
 
 	return value < 0 ? -errno : (int)value;
+}
+
+void seam_int_options(int fd, const int *wanted, size_t count, int *values, int *sizes)
+{
+	for (size_t i = 0; i < count; i++) {
+		socklen_t size = sizeof(*values);
+
+		values[i] = 0;
+		if (getsockopt(fd, wanted[2 * i], wanted[2 * i + 1], values + i, &size))
+			sizes[i] = -errno;
+		else
+			sizes[i] = (int)size;
+	}
 }

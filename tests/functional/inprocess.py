@@ -72,6 +72,13 @@ class OwnFd(RecordedFd):
         os.close(writer)
         return data
 
+    def int_options(self, wanted):
+        found = [self.getsockopt(level, option, 4) for level, option in wanted]
+        return [
+            None if raw is None else int.from_bytes(raw, "little", signed=len(raw) == 4)
+            for raw in found
+        ]
+
     def watch_path(self, device, inode, handle_type, handle):
         return self.watches.get(inode)
 

@@ -94,6 +94,9 @@ int seam_pidfd_open(int pid);
 int seam_pidfd_getfd(int pidfd, int fd);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
 
+/* Options of a socket, given as (level, number): values, and -errno or the size of each. */
+void seam_int_options(int fd, const int *wanted, size_t count, int *values, int *sizes);
+
 /* memory.c: runs are pairs (address, length) or triples (address, length,
  * offset in the file).  Several threads share the work. capture_forked is for memory that is
  * shared copy-on-write with other tasks, and leaves it so. */
