@@ -107,4 +107,31 @@ OWNERS = (
          refused="task outside of the tree"),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS)
+QUEUES = (
+    Case(state="pipes of all sizes", program="files_queues", arguments=("sizes",)),
+    Case(state="pipes with one end, and more than two", program="files_queues",
+         arguments=("ends",)),
+    Case(state="pipes with packets", program="files_queues", arguments=("packets",)),
+    Case(state="a thousand pipes", program="files_queues", arguments=("many",)),
+    Case(state="tasks that wait in pipes", program="files_queues", arguments=("waiting",)),
+    Case(state="fifos", program="files_queues", arguments=("fifos",)),
+    Case(state="spliced content of a pipe", program="files_queues", arguments=("splice",)),
+    Case(state="pipe that leads out of the tree", program="files_queues", arguments=("outside",),
+         refused="other end of the pipe"),
+)  # fmt: skip
+
+EVENTS = (
+    Case(state="eventfd", program="files_events", arguments=("eventfds",)),
+    Case(state="timerfd", program="files_events", arguments=("timers",),
+         changes={"info$": "timers run on"}),
+    Case(state="timerfd of clocks that wake", program="files_events", arguments=("alarm_timers",)),
+    Case(state="signalfd", program="files_events", arguments=("signalfds",)),
+    Case(state="inotify", program="files_events", arguments=("inotify",)),
+    Case(state="inotify on deleted files", program="files_events", arguments=("inotify_gone",)),
+    Case(state="inotify with queued events", program="files_events",
+         arguments=("inotify_queued",)),
+    Case(state="fanotify on inodes", program="files_events", arguments=("fanotify",)),
+    Case(state="fanotify on mounts", program="files_events", arguments=("fanotify_mount",)),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS)
