@@ -107,8 +107,14 @@ class FdView(Protocol):
         The arguments are s_dev, ino and the file handle of fdinfo (open_by_handle_at(2)).
         """
 
-    def pipe_content(self) -> bytes:
-        """What is queued in a pipe, not consumed (tee)."""
+    def mount_point(self, mount_id: int | None, device: int) -> str | None:
+        """Path in the task's root of a mount, by its id, or else of any mount of a device."""
+
+    def pipe_pieces(self) -> "Sequence[bytes]":
+        """What is queued in a pipe, not consumed (tee): a stream at once, each packet apart."""
+
+    def settle_timer(self) -> None:
+        """Have timerfd_gettime(2) count the ticks that are due, and read ``info`` again."""
 
     def peek_messages(self) -> "Sequence[Message]":
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""

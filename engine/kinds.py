@@ -11,6 +11,7 @@ from torpor.engine.files import (
     device,
     epoll,
     eventfd,
+    fanotify,
     fifo,
     inotify,
     memfd,
@@ -30,7 +31,6 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     eventfd.KIND,
     signalfd.KIND,
     timerfd.KIND,
-    inotify.KIND,
     pipe.KIND,
     fifo.KIND,
     unix.KIND,
@@ -44,5 +44,7 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     regular.KIND,
     terminal.KIND,
     unknown.KIND,
+    inotify.KIND,  # after the files that it watches
+    fanotify.KIND,
     epoll.KIND,  # last: watches what the others made
 )

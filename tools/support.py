@@ -13,6 +13,7 @@ FILES_FROM_CRIU = "tests/compat/test_files_from_criu.py"
 FILES_TO_CRIU = "tests/compat/test_files_to_criu.py"
 REGULAR = "tests/functional/workloads/files_regular.py"
 PIPES = "tests/functional/workloads/files_pipes.py"
+EVENTS = "tests/functional/workloads/files_events.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
@@ -45,7 +46,11 @@ KINDS: dict[str, Support] = {
     ),
     "signalfd": Support(tests=(ANONYMOUS,)),
     "timerfd": Support(ours=f"{SAME}; absolute timers as time left", tests=(ANONYMOUS,)),
-    "inotify": Support(theirs=f"{SAME}; needs --force-irmap", tests=(ANONYMOUS,)),
+    "inotify": Support(theirs=f"{SAME}; needs --force-irmap", tests=(EVENTS, ANONYMOUS)),
+    "fanotify": Support(
+        ours=f"{SAME}; without marks of file systems", theirs=f"{SAME}; needs --force-irmap",
+        tests=(EVENTS,),
+    ),
     "pipe": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "fifo": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "unix socket": Support(

@@ -40,7 +40,16 @@ from torpor.engine.files.common import (
     subject,
 )
 from torpor.engine.files.ghost import Ghost
-from torpor.engine.files.pipe import DEFAULT_BYTES, PACKETS, PIECE_BYTES, POLLERR, POLLHUP
+from torpor.engine.files.pipe import (
+    DEFAULT_BYTES,
+    EMPTY,
+    POLLERR,
+    POLLHUP,
+    Queue,
+    decode_queues,
+    encode_queue,
+    fill,
+)
 from torpor.engine.files.regular import Regular
 from torpor.engine.files.revive import Opening
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -56,7 +65,7 @@ from torpor.engine.kind import (
     PlanContext,
     refuse,
 )
-from torpor.engine.program.ops import Data, Expect, Op, Slot, place
+from torpor.engine.program.ops import Data, Op, Slot, place
 
 NAME_ID = 0x40000000
 """Added to the id of a fifo: the id of the REG entry that names it."""
@@ -66,18 +75,18 @@ SHARED = Limit(
     what="a task outside of the tree has the other side of the fifo open",
     remedy="checkpoint that task as well, or have it close the fifo",
 )
-LIMITS = (SHARED, PACKETS, regular.UNREACHABLE, OWNER_OUTSIDE)
+LIMITS = (SHARED, regular.UNREACHABLE, OWNER_OUTSIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fifo:
-    """One description. ``content`` and ``capacity`` are the same in all of a fifo's."""
+    """One description. ``queue`` and ``capacity`` are the same in all of a fifo's."""
 
     fifo_id: int
     path: str
     flags: int
     mode: int
-    content: bytes = b""
+    queue: Queue = EMPTY
     capacity: int = DEFAULT_BYTES
     ghost: Ghost | None = None
     owner: Owner = NOBODY
@@ -97,15 +106,13 @@ class FifoKind(Base[Fifo]):
 
     def collect(self, view: FdView, context: DumpContext) -> Fifo:
         """Path, flags, and once for each fifo its content."""
-        content, capacity = _shared(view, context)
-        if content and view.flags & O.DIRECT:
-            raise refuse(PACKETS, view.subject)
+        queue, capacity = _shared(view, context)
         path, is_named = regular.locate(view)
         if not is_named and view.st_nlink:
             raise refuse(regular.UNREACHABLE, view.subject)
         return Fifo(
             fifo_id=_number(view, context), path=path, flags=view.flags & ~int(O.CLOEXEC),
-            mode=view.st_mode, content=content, capacity=capacity,
+            mode=view.st_mode, queue=queue, capacity=capacity,
             ghost=None if is_named else ghosts.take(view, context, path),
             owner=read_owner(view, context),
         )  # fmt: skip
@@ -122,15 +129,12 @@ class FifoKind(Base[Fifo]):
                                   owner=state.owner, ghost=state.ghost)  # fmt: skip
             if state.fifo_id not in written:
                 written.add(state.fifo_id)
-                data = pb.pipe_data_entry(
-                    pipe_id=state.fifo_id, bytes=len(state.content), size=state.capacity
-                )
-                images.add("fifo-data", data, state.content)
+                encode_queue("fifo-data", state.fifo_id, state.queue, state.capacity, images)
         regular.KIND.encode(named, images)
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Fifo]:
         """Read fifos, names and content back."""
-        data = {entry.pipe_id: (entry, content) for entry, content in images.entries("fifo-data")}
+        data = decode_queues("fifo-data", images)
         entries = list(images.files("FIFO"))
         if not entries:
             return {}
@@ -143,11 +147,10 @@ class FifoKind(Base[Fifo]):
             named = names.get(FileId(entry.regf_id))
             if named is None:
                 bad_image(f"fifo {file_id} has no name", "files.img")
-            found, content = data.get(entry.pipe_id, (None, b""))
+            queue, capacity = data.get(entry.pipe_id, (EMPTY, DEFAULT_BYTES))
             states[file_id] = Fifo(
                 fifo_id=entry.pipe_id, path=named.path, flags=named.flags,
-                mode=named.mode or FileType.FIFO | 0o600, content=content,
-                capacity=found.size if found is not None and found.size else DEFAULT_BYTES,
+                mode=named.mode or FileType.FIFO | 0o600, queue=queue, capacity=capacity,
                 ghost=named.ghost, owner=named.owner,
             )  # fmt: skip
         return states
@@ -173,8 +176,8 @@ def _number(view: FdView, context: DumpContext) -> int:
     return known.setdefault((view.st_dev, view.st_ino), len(known) + 1)
 
 
-def _shared(view: FdView, context: DumpContext) -> tuple[bytes, int]:
-    known: dict[tuple[int, int], tuple[bytes, int]]
+def _shared(view: FdView, context: DumpContext) -> tuple[Queue, int]:
+    known: dict[tuple[int, int], tuple[Queue, int]]
     known = context.cache.setdefault("fifo-content", {})
     key = (view.st_dev, view.st_ino)
     if key not in known:
@@ -182,13 +185,13 @@ def _shared(view: FdView, context: DumpContext) -> tuple[bytes, int]:
         views = [v for v in views if not v.flags & O.PATH]
         readers = [v for v in views if v.flags & O.ACCMODE != O.WRONLY]
         writers = [v for v in views if v.flags & O.ACCMODE]
-        content = (readers or views)[0].pipe_content()
+        queue = Queue.of((readers or views)[0].pipe_pieces())
         is_outer = (not readers and not writers[0].poll_events() & POLLERR) or (
             not writers and not readers[0].poll_events() & POLLHUP
         )
-        if is_outer and content:
+        if is_outer and queue.content:
             raise refuse(SHARED, view.subject)
-        known[key] = content, view.fcntl(F.GETPIPE_SZ)
+        known[key] = queue, view.fcntl(F.GETPIPE_SZ)
     return known[key]
 
 
@@ -205,19 +208,9 @@ def _plan_fifo(openings: Mapping[FileId, Fifo], context: PlanContext) -> list[Op
     else:
         ops = _open(path, int(O.RDWR), spare, what)
         for i, f in flags.items():
-            ops += _open(path, f, context.fd(i), subject(context, i, state.path))
-    if state.capacity != DEFAULT_BYTES:
-        ops.append(
-            Op(call="fcntl", args=(spare, F.SETPIPE_SZ, state.capacity), subject=what,
-               expect=Expect.EQUAL, want=state.capacity,
-               remedy=f"raise /proc/sys/fs/pipe-max-size to {state.capacity} at least")
-        )  # fmt: skip
-    for start in range(0, len(state.content), PIECE_BYTES):
-        piece = state.content[start : start + PIECE_BYTES]
-        ops.append(
-            Op(call="write", args=(spare, Data(piece), len(piece)), subject=what,
-               expect=Expect.EQUAL, want=len(piece), note="what was queued")
-        )  # fmt: skip
+            one = openings[i].path
+            ops += _open(mapped(one, context), f, context.fd(i), subject(context, i, one))
+    ops += fill(spare, state.queue, state.capacity, what)
     ops.append(Op(call="close", args=(spare,), subject=what, note="the guard"))
     for i, s in openings.items():
         ops += status_flags(context.fd(i), s.flags, flags[i], subject(context, i, s.path))

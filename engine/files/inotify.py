@@ -2,9 +2,9 @@
 """inotify(7): watches by inode, which are found by path again.
 
 Facts (probed on v6.18):
-- fdinfo has a line for each watch: wd, ino, sdev (the kernel's own dev_t), mask, ignored_mask,
-  and the file handle; all hexadecimal, the handle as bytes. There is no path: `watch_path` of the
-  view finds one.
+- fdinfo has a line for each watch: wd, ino, sdev, mask, ignored_mask, and the file handle; all
+  hexadecimal. There is no path: `watched.py` finds one.
+- It is planned after all files, so that their making is not told.
 - Watch descriptors are given in ascending order and not again before 2^31: the one after is had by
   adding and removing the same watch. Each removal queues IN_IGNORED, which is read away.
 - The mask of fdinfo holds what inotify_add_watch takes, but for IN_ONLYDIR, IN_DONT_FOLLOW,
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.errors import Bug
+from torpor.engine.files import watched
 from torpor.engine.files.common import (
     NOBODY,
     OWNER_OUTSIDE,
@@ -30,13 +31,11 @@ from torpor.engine.files.common import (
     decode_owner,
     encode_owner,
     late_owners,
-    mapped,
-    path_bytes,
-    path_from,
     read_owner,
     status_flags,
     subject,
 )
+from torpor.engine.files.watched import Target
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -60,38 +59,27 @@ IN_DONT_FOLLOW = 0x02000000
 MAX_STEPS = 20_000
 DRAIN_EVERY = 1000
 DRAIN_BYTES = 65536
-HANDLE_WORDS = 16
 LINE = re.compile(
     r"inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+) mask:([0-9a-f]+) "
-    r"ignored_mask:([0-9a-f]+)"
-    r"(?:\s+fhandle-bytes:([0-9a-f]+) fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+))?"
+    r"ignored_mask:([0-9a-f]+)" + watched.FILE_HANDLE
 )
 
-NO_PATH = Limit(
-    case="watch-without-path",
-    what="the path of an inotify watch cannot be found",
-    remedy="run with CAP_DAC_READ_SEARCH, or remove the watch of the deleted file",
-)
 TOO_FAR = Limit(
     case="watch-number-too-high",
     what=f"more than {MAX_STEPS} watches were added and removed before those that are left",
     remedy="have the program make a new inotify descriptor",
 )
-LIMITS = (NO_PATH, TOO_FAR, OWNER_OUTSIDE)
+LIMITS = (watched.NO_PATH, TOO_FAR, OWNER_OUTSIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """One watch; ``handle`` as fdinfo prints it."""
+    """One watch."""
 
     wd: int
-    path: str
+    target: Target
     mask: int
-    inode: int = 0
-    device: int = 0
     ignored: int = 0
-    handle_type: int = 0
-    handle: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +105,7 @@ class InotifyKind(Base[Inotify]):
     def collect(self, view: FdView, context: DumpContext) -> Inotify:
         """Read the watches and find their paths."""
         watches = sorted(
-            (_watch(view, line) for line in view.info if line.startswith("inotify ")),
+            (_watch(view, line, context) for line in view.info if line.startswith("inotify ")),
             key=lambda w: w.wd,
         )
         if watches and watches[-1].wd - len(watches) > MAX_STEPS:
@@ -137,18 +125,14 @@ class InotifyKind(Base[Inotify]):
                 id=file_id, flags=state.flags, fown=encode_owner(state.owner)
             )
             for watch in state.watches:
+                target = watch.target
                 added = entry.wd.add(
-                    id=file_id, i_ino=watch.inode, mask=watch.mask, ignored_mask=watch.ignored,
-                    s_dev=watch.device, wd=watch.wd,
+                    id=file_id, i_ino=target.inode, mask=watch.mask, ignored_mask=watch.ignored,
+                    s_dev=target.device, wd=watch.wd,
                 )  # fmt: skip
-                added.f_handle.bytes = len(watch.handle)
-                added.f_handle.type = watch.handle_type
-                added.f_handle.path = path_bytes(watch.path)
-                padded = watch.handle.ljust(HANDLE_WORDS * 8, b"\0")
-                words = range(0, len(padded), 8)
-                added.f_handle.handle.extend(
-                    int.from_bytes(padded[i : i + 8], "little") for i in words
-                )
+                watched.encode(target, added.f_handle)
+                if target.file is not None:
+                    images.extra("inotify", f"{file_id} {watch.wd}", target.file)
             images.add("files", pb.file_entry(type=pb.INOTIFY, id=file_id, ify=entry))
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Inotify]:
@@ -156,7 +140,10 @@ class InotifyKind(Base[Inotify]):
         states = {}
         for file_id, entry in images.files("INOTIFY"):
             where = f"files.img, file {file_id}"
-            watches = sorted((_decode(w, where) for w in entry.wd), key=lambda w: w.wd)
+            watches = sorted(
+                (_decode(w, where, images.extra("inotify", f"{file_id} {w.wd}")) for w in entry.wd),
+                key=lambda w: w.wd,
+            )
             numbers = [w.wd for w in watches]
             if numbers and (numbers[0] < 1 or len({*numbers}) != len(numbers)):
                 bad_image("watch numbers are wrong", where)
@@ -185,29 +172,19 @@ class InotifyKind(Base[Inotify]):
         return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
 
 
-def _watch(view: FdView, line: str) -> Watch:
+def _watch(view: FdView, line: str, context: DumpContext) -> Watch:
     found = LINE.match(line)
     if found is None:
         raise Bug("fdinfo of an inotify is not understood", subject=view.subject, cause=line)
     wd, inode, device, mask, ignored = (int(text, 16) for text in found.groups()[:5])
-    handle_type = int(found[7] or "0", 16)
-    handle = bytes.fromhex(found[8] or "")
-    path = view.watch_path(device, inode, handle_type, handle)
-    if path is None:
-        raise refuse(NO_PATH, view.subject, f"wd {wd}, inode {inode} of device {device:#x}")
-    return Watch(wd=wd, path=path, mask=mask, inode=inode, device=device, ignored=ignored,
-                 handle_type=handle_type, handle=handle)  # fmt: skip
+    target = watched.find(view, context, inode=inode, device=device, kind=found[7],
+                          handle=found[8])  # fmt: skip
+    return Watch(wd=wd, target=target, mask=mask, ignored=ignored)
 
 
-def _decode(entry: pb.inotify_wd_entry, where: str) -> Watch:
-    if not entry.f_handle.HasField("path"):
-        raise refuse(NO_PATH, where, f"CRIU kept none for watch {entry.wd} (--force-irmap does)")
-    raw = b"".join(word.to_bytes(8, "little") for word in entry.f_handle.handle)
-    return Watch(
-        wd=entry.wd, path=path_from(entry.f_handle.path, where), mask=entry.mask,
-        inode=entry.i_ino, device=entry.s_dev, ignored=entry.ignored_mask,
-        handle_type=entry.f_handle.type, handle=raw[: entry.f_handle.bytes],
-    )  # fmt: skip
+def _decode(entry: pb.inotify_wd_entry, where: str, file: int | None) -> Watch:
+    target = watched.decode(entry.f_handle, entry.i_ino, entry.s_dev, where, file)
+    return Watch(wd=entry.wd, target=target, mask=entry.mask, ignored=entry.ignored_mask)
 
 
 def _add_all(state: Inotify, fd: int, what: str, context: PlanContext) -> list[Op]:
@@ -216,8 +193,8 @@ def _add_all(state: Inotify, fd: int, what: str, context: PlanContext) -> list[O
     following = 1
     undrained = 0
     for watch in state.watches:
-        path = mapped(watch.path, context)
-        mask = watch.mask & TAKEN | IN_DONT_FOLLOW
+        path, follows = watched.reached(watch.target, context)
+        mask = watch.mask & TAKEN | (0 if follows else IN_DONT_FOLLOW)
         add = Data.path(path)
         while following <= watch.wd:
             ops.append(

@@ -9,8 +9,9 @@ Facts (probed on v6.18):
 - poll(2) tells whether the other end is open anywhere: POLLERR on a write end without readers,
   POLLHUP on a read end without writers. So "the other end is outside of the tree" is told
   from "the other end is closed", and the latter comes back as such.
-- O_DIRECT on a write end makes packets. tee keeps their borders, but reading the copy as one
-  buffer loses them: queued packets are refused, empty packet pipes are not.
+- O_DIRECT on a write end makes packets of up to a page; read(2) returns at the end of one. tee
+  keeps the borders. What was written as a stream before the first packet is read together with it.
+  CRIU's image has no borders: they are in torpor.json.
 - The stdio of a container leads to the runtime. It is bound to the new container's stdio, with
   every other description of the same pipe (/dev/stdout opened by name).
 - What cannot be set back: the inode number, how the bytes lay in the pipe's buffers.
@@ -65,17 +66,37 @@ OUTSIDE = Limit(
     what="the other end of the pipe is held by a task outside of the tree",
     remedy="checkpoint that task as well, or redirect the descriptor to a file",
 )
-PACKETS = Limit(
-    case="packets-queued",
-    what="packets are queued in a pipe with O_DIRECT",
-    remedy="have the reader take them before the checkpoint",
-)
 NO_REPLACEMENT = Limit(
     case="no-replacement",
     what="the pipe led out of the tree and nothing is given in its place",
     remedy="name a descriptor for it with --inherit-fd fd[N]:pipe:[INODE]",
 )
-LIMITS = (OUTSIDE, PACKETS, NO_REPLACEMENT, OWNER_OUTSIDE)
+LIMITS = (OUTSIDE, NO_REPLACEMENT, OWNER_OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What is queued in a pipe or fifo; ``packets`` are sizes, empty for a stream."""
+
+    content: bytes = b""
+    packets: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(pieces: Sequence[bytes]) -> "Queue":
+        """From what single reads returned."""
+        sizes = tuple(map(len, pieces))
+        return Queue(content=b"".join(pieces), packets=sizes if len(sizes) > 1 else ())
+
+    def writes(self) -> Iterable[bytes]:
+        """What single writes make it of."""
+        sizes = self.packets or (PIECE_BYTES,) * -(-len(self.content) // PIECE_BYTES)
+        start = 0
+        for size in sizes:
+            yield self.content[start : start + size]
+            start += size
+
+
+EMPTY = Queue()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +104,12 @@ class Pipe:
     """One description of a pipe.
 
     ``is_outer``: its other end is outside; ``stdio``: it is that number of the container.
-    ``content`` and ``capacity`` are the pipe's, the same in all of its descriptions.
+    ``queue`` and ``capacity`` are the pipe's, the same in all of its descriptions.
     """
 
     pipe_id: int
     flags: int
-    content: bytes = b""
+    queue: Queue = EMPTY
     capacity: int = DEFAULT_BYTES
     is_outer: bool = False
     stdio: int | None = None
@@ -125,10 +146,8 @@ class PipeKind(Base[Pipe]):
     def collect(self, view: FdView, context: DumpContext) -> Pipe:
         """Read the state; the content and where it leads once for each pipe."""
         pipe = _shared(view, context)
-        if pipe.content and view.flags & O.DIRECT and view.flags & O.ACCMODE:
-            raise refuse(PACKETS, view.subject)
         return Pipe(
-            pipe_id=view.st_ino, flags=view.flags & ~int(O.CLOEXEC), content=pipe.content,
+            pipe_id=view.st_ino, flags=view.flags & ~int(O.CLOEXEC), queue=pipe.queue,
             capacity=pipe.capacity, is_outer=pipe.is_outer, stdio=pipe.stdio,
             owner=read_owner(view, context),
         )  # fmt: skip
@@ -154,25 +173,19 @@ class PipeKind(Base[Pipe]):
             if state.pipe_id in written:
                 continue
             written.add(state.pipe_id)
-            data = pb.pipe_data_entry(
-                pipe_id=state.pipe_id, bytes=len(state.content), size=state.capacity
-            )
-            images.add("pipes-data", data, state.content)
+            encode_queue("pipes-data", state.pipe_id, state.queue, state.capacity, images)
             if state.is_outer:
                 images.extra("pipe", str(state.pipe_id), {"outer": True, "stdio": state.stdio})
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Pipe]:
         """Read pipes and their content back."""
-        data = {entry.pipe_id: (entry, content) for entry, content in images.entries("pipes-data")}
+        data = decode_queues("pipes-data", images)
         states = {}
         for file_id, entry in images.files("PIPE"):
             extra = images.extra("pipe", str(entry.pipe_id)) or {}
-            found, content = data.get(entry.pipe_id, (None, b""))
-            capacity = found.size if found is not None and found.size else DEFAULT_BYTES
-            if len(content) > capacity:
-                bad_image(f"pipe {entry.pipe_id} holds more than its size", "pipes-data.img")
+            queue, capacity = data.get(entry.pipe_id, (EMPTY, DEFAULT_BYTES))
             states[file_id] = Pipe(
-                pipe_id=entry.pipe_id, flags=entry.flags & ~int(O.CLOEXEC), content=content,
+                pipe_id=entry.pipe_id, flags=entry.flags & ~int(O.CLOEXEC), queue=queue,
                 capacity=capacity, is_outer=bool(extra.get("outer")), stdio=extra.get("stdio"),
                 owner=decode_owner(entry.fown),
             )  # fmt: skip
@@ -194,6 +207,45 @@ class PipeKind(Base[Pipe]):
         return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
 
 
+def encode_queue(image: str, number: int, queue: Queue, capacity: int, images: ImageSink) -> None:
+    """pipe_data_entry, of pipes-data or fifo-data."""
+    data = pb.pipe_data_entry(pipe_id=number, bytes=len(queue.content), size=capacity)
+    images.add(image, data, queue.content)
+    if queue.packets:
+        images.extra(image, str(number), list(queue.packets))
+
+
+def decode_queues(image: str, images: ImageSource) -> dict[int, tuple[Queue, int]]:
+    """Content and capacity by the number of the pipe. Raises BadImage."""
+    found = {}
+    for entry, content in images.entries(image):
+        packets = tuple(map(int, images.extra(image, str(entry.pipe_id)) or ()))
+        capacity = entry.size or DEFAULT_BYTES
+        is_whole = not packets or (sum(packets) == len(content) and min(packets) > 0)
+        if len(content) > capacity or not is_whole:
+            bad_image(f"pipe {entry.pipe_id} holds more than its size", f"{image}.img")
+        found[entry.pipe_id] = Queue(content=content, packets=packets), capacity
+    return found
+
+
+def fill(writer: int | Slot, queue: Queue, capacity: int, what: str) -> list[Op]:
+    """Give a pipe its size and content; with packets its writer is left with O_DIRECT."""
+    ops = []
+    if capacity != DEFAULT_BYTES:
+        ops.append(
+            Op(call="fcntl", args=(writer, F.SETPIPE_SZ, capacity), subject=what,
+               expect=Expect.EQUAL, want=capacity,
+               remedy=f"raise /proc/sys/fs/pipe-max-size to {capacity} at least")
+        )  # fmt: skip
+    if queue.packets:
+        ops.append(Op(call="fcntl", args=(writer, F.SETFL, int(O.DIRECT)), subject=what))
+    return ops + [
+        Op(call="write", args=(writer, Data(piece), len(piece)), subject=what,
+           expect=Expect.EQUAL, want=len(piece), note="what was queued")
+        for piece in queue.writes()
+    ]  # fmt: skip
+
+
 def _same(states: Mapping[FileId, Pipe], state: Pipe) -> list[FileId]:
     return [i for i, other in states.items() if other.pipe_id == state.pipe_id]
 
@@ -211,7 +263,7 @@ def _shared(view: FdView, context: DumpContext) -> Pipe:
         )
         known[view.st_ino] = Pipe(
             pipe_id=view.st_ino, flags=0,
-            content=readers[0].pipe_content() if readers and not is_outer else b"",
+            queue=Queue.of(readers[0].pipe_pieces()) if readers and not is_outer else EMPTY,
             capacity=view.fcntl(F.GETPIPE_SZ), is_outer=is_outer,
             stdio=_stdio(list(ends), context) if is_outer else None,
         )  # fmt: skip
@@ -279,18 +331,7 @@ def _make(ends: Mapping[FileId, Pipe], context: PlanContext) -> list[Op]:
         Op(call="@load32", args=(both, 0), yields=reader, subject=what),
         Op(call="@load32", args=(both, 4), yields=writer, subject=what),
     ]
-    if state.capacity != DEFAULT_BYTES:
-        ops.append(
-            Op(call="fcntl", args=(writer, F.SETPIPE_SZ, state.capacity), subject=what,
-               expect=Expect.EQUAL, want=state.capacity,
-               remedy=f"raise /proc/sys/fs/pipe-max-size to {state.capacity} at least")
-        )  # fmt: skip
-    for start in range(0, len(state.content), PIECE_BYTES):
-        piece = state.content[start : start + PIECE_BYTES]
-        ops.append(
-            Op(call="write", args=(writer, Data(piece), len(piece)), subject=what,
-               expect=Expect.EQUAL, want=len(piece), note="what was queued")
-        )  # fmt: skip
+    ops += fill(writer, state.queue, state.capacity, what)
     free = {0: reader, int(O.WRONLY): writer}
     # anew first: they are opened by the ends that pipe2 gave
     first = {int(end.flags & O.ACCMODE): i for i, end in reversed(list(ends.items()))}
@@ -303,7 +344,8 @@ def _make(ends: Mapping[FileId, Pipe], context: PlanContext) -> list[Op]:
             file_id = first[direction]
             fd, name = context.fd(file_id), subject(context, file_id, state.key)
             ops += move(made, fd, subject=name)
-            ops += status_flags(fd, ends[file_id].flags, 0, name)
+            was = int(O.DIRECT) if direction and state.queue.packets else 0
+            ops += status_flags(fd, ends[file_id].flags, was, name)
         else:
             ops.append(Op(call="close", args=(made,), subject=what, note="nobody has this end"))
     return ops

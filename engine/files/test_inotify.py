@@ -3,6 +3,7 @@ import pytest
 
 from torpor.engine.errors import BadImage, Refused
 from torpor.engine.files.inotify import FIONREAD, KIND, MAX_STEPS, Inotify, Watch
+from torpor.engine.files.watched import Target
 from torpor.engine.kernel.recorded import (
     RecordedFd,
     RecordedImages,
@@ -31,10 +32,10 @@ def view(info=INFO, queued=0, paths=None):
 
 def test_collect_and_images():
     state = KIND.collect(view(), dump_context())
-    assert [(w.wd, w.path, w.mask) for w in state.watches] == [
+    assert [(w.wd, w.target.path, w.mask) for w in state.watches] == [
         (1, "/data", 0x80000FFF), (3, "/etc", 2),
     ]  # fmt: skip
-    assert state.watches[0].handle == bytes.fromhex("8ac09800c5cb0f3401020304")
+    assert state.watches[0].target.handle == bytes.fromhex("8ac09800c5cb0f3401020304")
     back, images = through_images(KIND, {FileId(1): state})
     assert back == {FileId(1): state}
     [(_, entry)] = images.files("INOTIFY")
@@ -66,7 +67,7 @@ def test_queued_events_are_warned_of():
 def test_limits():
     with pytest.raises(Refused) as error:
         KIND.collect(view(paths={}), dump_context())
-    assert "wd 3, inode 19" in error.value.cause
+    assert "inode 19" in error.value.cause
     far = "inotify wd:ffffff ino:13 sdev:0 mask:2 ignored_mask:0 "
     with pytest.raises(Refused):
         KIND.collect(view(info=(far,)), dump_context())
@@ -75,7 +76,7 @@ def test_limits():
 @pytest.mark.parametrize("numbers", [(0,), (2, 2)])
 def test_wrong_numbers(numbers):
     images = RecordedImages()
-    watches = tuple(Watch(wd=wd, path="/a", mask=2) for wd in numbers)
+    watches = tuple(Watch(wd=wd, target=Target(path="/a"), mask=2) for wd in numbers)
     KIND.encode({FileId(1): Inotify(flags=0, watches=watches)}, images)
     with pytest.raises(BadImage):
         KIND.decode(images)
@@ -83,7 +84,19 @@ def test_wrong_numbers(numbers):
 
 def test_a_hostile_number_does_not_make_a_long_plan():
     images = RecordedImages()
-    watch = Watch(wd=MAX_STEPS * 2, path="/a", mask=2)
+    watch = Watch(wd=MAX_STEPS * 2, target=Target(path="/a"), mask=2)
     KIND.encode({FileId(1): Inotify(flags=0, watches=(watch,))}, images)
     with pytest.raises(Refused):
         KIND.decode(images)
+
+
+def test_a_deleted_file_is_watched_by_a_descriptor_of_it():
+    held = RecordedFd(link="/gone (deleted)", st_dev=0xFE00, st_ino=0x13, st_nlink=0)
+    context = dump_context(views={FileId(7): held})
+    state = KIND.collect(view(paths={0x98C08A: "/data"}), context)
+    assert (state.watches[1].target.path, state.watches[1].target.file) == ("/gone", 7)
+    back, _ = through_images(KIND, {FileId(1): state})
+    assert back == {FileId(1): state}
+    assert "inotify_add_watch(513, '/proc/self/fd/519', 2)" in described(
+        KIND, back, plan_context(1, 7)
+    )

@@ -3,7 +3,7 @@ import pytest
 
 from torpor.engine.errors import BadImage, Refused
 from torpor.engine.files.common import O
-from torpor.engine.files.pipe import KIND, POLLERR, POLLHUP, Pipe
+from torpor.engine.files.pipe import KIND, POLLERR, POLLHUP, Pipe, Queue
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.recorded import (
     RecordedFd,
@@ -37,7 +37,7 @@ def collect(views, container=False):
 def test_both_ends():
     states, refused = collect([end(0), end(O.WRONLY | O.NONBLOCK | O.CLOEXEC)])
     assert not refused
-    assert states[2] == Pipe(pipe_id=7, flags=O.WRONLY | O.NONBLOCK, content=b"queued")
+    assert states[2] == Pipe(pipe_id=7, flags=O.WRONLY | O.NONBLOCK, queue=Queue(content=b"queued"))
     back, images = through_images(KIND, states)
     assert back == states
     assert len(list(images.entries("pipes-data"))) == 1
@@ -69,7 +69,7 @@ def test_an_end_that_nobody_has_is_closed():
     assert "close($pipe7.w)" in described(KIND, states, plan_context(1))
     states, refused = collect([end(O.WRONLY, poll=POLLERR)])
     assert not refused
-    assert states[1].content == b""
+    assert states[1].queue.content == b""
 
 
 def test_an_end_outside_is_refused():
@@ -107,8 +107,16 @@ def test_inherited_by_name():
 
 
 def test_packets():
-    with pytest.raises(Refused):
-        collect([end(0), end(O.WRONLY | O.DIRECT)])
+    packets = [b"one", b"three"]
+    states, _ = collect([end(0, packets=packets), end(O.WRONLY | O.DIRECT, packets=packets)])
+    back, _ = through_images(KIND, states)
+    assert back == states
+    plan = described(KIND, back, plan_context(1, 2)).splitlines()
+    assert [line.split("  #")[0] for line in plan if "$pipe7.w" in line][:3] == [
+        "fcntl($pipe7.w, 4, 0x4000)",
+        "write($pipe7.w, <3 bytes>, 3)",
+        "write($pipe7.w, <5 bytes>, 5)",
+    ]
     states, _ = collect([end(0, pipe=b""), end(O.WRONLY | O.DIRECT, pipe=b"")])
     assert "fcntl(514, 4, 0x4000)" in described(KIND, states, plan_context(1, 2))
 

@@ -4,8 +4,9 @@
 Facts (probed on v6.18):
 - fdinfo has clockid, ticks (expirations nobody has read), settime flags (octal; bit 0 absolute, bit
   1 cancel on set), it_value (time left, also of an absolute timer) and it_interval.
-- A periodic timer that has expired and was not read stands still: time left 0 with ticks > 0. Armed
-  with 0 it would be off, so it is armed with its interval.
+- A periodic timer that has expired and was not read stands still: time left 0 with ticks 1. The
+  others are counted when it is read, or by timerfd_gettime(2), which starts it again as well:
+  so that is called. Images of CRIU have time left 0: then it is armed with its interval.
 - Ticks are set by the ioctl TFD_IOC_SET_TICKS (CONFIG_CHECKPOINT_RESTORE; 0 is EINVAL), after
   timerfd_settime, which clears them.
 - A relative or monotonic timer comes back with the time it had left. An absolute timer of the wall
@@ -88,6 +89,8 @@ class TimerfdKind(Base[Timerfd]):
 
     def collect(self, view: FdView, context: DumpContext) -> Timerfd:
         """Read fdinfo."""
+        if info_number(view, "ticks") and not _time(view, "it_value"):
+            view.settle_timer()
         clock, flags = info_number(view, "clockid"), info_number(view, "settime flags", 8)
         left = _time(view, "it_value")
         is_wall = clock in WALL_CLOCKS and flags & ABSOLUTE and left

@@ -58,8 +58,6 @@ CASES: Sequence[Case] = (
     _link("bpf-map", r"anon_inode:bpf-map", "a BPF map"),
     _link("bpf-prog", r"anon_inode:bpf-prog", "a BPF program"),
     _link("bpf-other", r"anon_inode:\[?bpf", "a BPF link or iterator"),
-    _link("fanotify", r"anon_inode:\[fanotify\]", "a fanotify group",
-          "close it before the checkpoint, or use inotify"),
     _link("kvm", r"anon_inode:kvm-", "a virtual machine (KVM)", "checkpoint inside of the machine"),
     _link("landlock", r"anon_inode:\[landlock-ruleset\]", "a landlock ruleset"),
     _link("seccomp-notify", r"anon_inode:seccomp notify", "a seccomp notifier"),
@@ -162,7 +160,7 @@ def limit_of(view: FdView) -> Limit | None:
 
 def _is_known(view: FdView) -> bool:
     """Anonymous inodes that are kinds of their own."""
-    names = ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "pidfd")
+    names = ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd")
     return view.link.removeprefix("anon_inode:").strip("[]") in names
 
 

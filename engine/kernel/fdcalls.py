@@ -178,11 +178,21 @@ def poll_events(fd: int) -> int:
     return sum(events for _, events in poller.poll(0))
 
 
-def tee_pipe(reader: int, subject: str) -> bytes:
-    """What is queued in a pipe; it stays there. ``reader`` is a read end."""
+def timerfd_gettime(fd: int, subject: str) -> None:
+    """Have the kernel count what a periodic timer has missed, as a read would."""
+    if _libc.timerfd_gettime(fd, ctypes.create_string_buffer(32)) != 0:
+        raise kernel_error("timerfd_gettime", subject)
+
+
+def tee_pipe(reader: int, subject: str) -> list[bytes]:
+    """What is queued in a pipe; it stays there. ``reader`` is a read end.
+
+    A stream is one piece. tee(2) keeps the borders of packets (O_DIRECT), and so does read(2),
+    which returns at the end of each.
+    """
     queued = struct.unpack("<i", ioctl(reader, FIONREAD, bytes(4), subject))[0]
     if queued == 0:
-        return b""
+        return []
     ours, into = os.pipe2(os.O_CLOEXEC)
     try:
         # Each buffer of theirs takes one slot of ours, so equal sizes are enough.
@@ -192,9 +202,9 @@ def tee_pipe(reader: int, subject: str) -> bytes:
         copied = _libc.tee(reader, into, queued, SPLICE_F_NONBLOCK)
         if copied < 0:
             raise kernel_error("tee", subject)
-        content = bytearray()
-        while len(content) < copied:
-            content += os.read(ours, copied - len(content))
+        pieces: list[bytes] = []
+        while sum(map(len, pieces)) < copied:
+            pieces.append(os.read(ours, copied))
     finally:
         os.close(ours)
         os.close(into)
@@ -202,7 +212,7 @@ def tee_pipe(reader: int, subject: str) -> bytes:
         raise KernelError(
             f"tee copied {copied} of {queued} bytes", errno=errno.EAGAIN, subject=subject
         )
-    return bytes(content)
+    return pieces
 
 
 def peek_messages(fd: int, subject: str) -> list[Message]:

@@ -205,8 +205,17 @@ class LiveFd(FileFacts):
         watch = watches.Watch(device=device, inode=inode, handle_type=handle_type, handle=handle)
         return watches.find(self.pid, watch)
 
-    def pipe_content(self) -> bytes:
-        """What is queued in a pipe, not consumed."""
+    def mount_point(self, mount_id: int | None, device: int) -> str | None:
+        """Path in the task's root of a mount, by its id, or else of any mount of a device."""
+        return watches.mount_point(self.pid, mount_id, device)
+
+    def settle_timer(self) -> None:
+        """Have the kernel count ticks that are due, and read ``info`` again."""
+        fdcalls.timerfd_gettime(self.copy, self.subject)
+        self.info = _parse_fdinfo(_read(f"/proc/{self.pid}/fdinfo/{self.fd}"))[1]
+
+    def pipe_pieces(self) -> Sequence[bytes]:
+        """What is queued in a pipe, not consumed: a stream at once, each packet apart."""
         with _translated(self.subject, self.path):
             reader = self._reader(os.O_RDONLY | os.O_NONBLOCK)
         try:

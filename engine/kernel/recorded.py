@@ -58,6 +58,10 @@ class RecordedFd:
     watches: Mapping[int, str] = field(default_factory=dict)
     """Inode number → path."""
     pipe: bytes = b""
+    packets: Sequence[bytes] = ()
+    mounts: Mapping[int, str] = field(default_factory=dict)
+    """Mount id, or device, → mount point."""
+    settled: Sequence[str] = ()
     messages: Sequence[Message] = ()
     repair: TcpRepair | None = None
     content: bytes = b""
@@ -129,9 +133,17 @@ class RecordedFd:
         del device, handle_type, handle
         return self.watches.get(inode)
 
-    def pipe_content(self) -> bytes:
+    def mount_point(self, mount_id: int | None, device: int) -> str | None:
         """As recorded."""
-        return self.pipe
+        return self.mounts.get(device if mount_id is None else mount_id)
+
+    def pipe_pieces(self) -> Sequence[bytes]:
+        """As recorded."""
+        return self.packets or ([self.pipe] if self.pipe else [])
+
+    def settle_timer(self) -> None:
+        """As recorded, when something is."""
+        self.info = self.settled or self.info
 
     def peek_messages(self) -> Sequence[Message]:
         """As recorded."""

@@ -9,6 +9,7 @@ that device are searched for the inode number, `SEARCH_LIMIT` names at most.
 import os
 import stat
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -42,17 +43,26 @@ def find(pid: int, watch: Watch) -> str | None:
     return None
 
 
+def mount_point(pid: int, mount_id: int | None, device: int) -> str | None:
+    """Where a mount is, by its id, or else any mount of a device; the topmost of several."""
+    if mount_id is None:
+        return next(iter(reversed(_mounts(pid, device))), None)
+    return next((point for number, _, point in _mount_lines(pid) if number == mount_id), None)
+
+
 def _mounts(pid: int, device: int) -> list[str]:
     """Mount points of a device, inside the task's root."""
     wanted = f"{device >> MINOR_BITS}:{device & (1 << MINOR_BITS) - 1}"
-    found: list[str] = []
+    return [point for _, found, point in _mount_lines(pid) if found == wanted]
+
+
+def _mount_lines(pid: int) -> Iterator[tuple[int, str, str]]:
+    """(id, device, mount point) of every mount below the task's root."""
     with suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as lines:
         for line in lines:
             words = line.split()
-            if words[2].decode() == wanted:
-                raw = words[4].decode("unicode_escape").encode("latin-1")
-                found.append(os.fsdecode(raw))
-    return found
+            raw = words[4].decode("unicode_escape").encode("latin-1")
+            yield int(words[0]), words[2].decode(), os.fsdecode(raw)
 
 
 def _by_handle(root: str, mount: str, watch: Watch) -> str | None:

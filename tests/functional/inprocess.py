@@ -62,12 +62,12 @@ class OwnFd(RecordedFd):
         finally:
             os.close(again)
 
-    def pipe_content(self):
+    def pipe_pieces(self):
         reader, writer = os.pipe()
         size = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, size)
         moved = LIBC.tee(self.fd, writer, size, 2)  # SPLICE_F_NONBLOCK
-        data = os.read(reader, moved) if moved > 0 else b""
+        data = [os.read(reader, moved)] if moved > 0 else []
         os.close(reader)
         os.close(writer)
         return data

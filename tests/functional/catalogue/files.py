@@ -111,7 +111,8 @@ QUEUES = (
     Case(state="pipes of all sizes", program="files_queues", arguments=("sizes",)),
     Case(state="pipes with one end, and more than two", program="files_queues",
          arguments=("ends",)),
-    Case(state="pipes with packets", program="files_queues", arguments=("packets",)),
+    Case(state="pipes with packets", program="files_queues", arguments=("packets",),
+         criu="takes no packets"),
     Case(state="a thousand pipes", program="files_queues", arguments=("many",)),
     Case(state="tasks that wait in pipes", program="files_queues", arguments=("waiting",)),
     Case(state="fifos", program="files_queues", arguments=("fifos",)),
@@ -121,17 +122,24 @@ QUEUES = (
 )  # fmt: skip
 
 EVENTS = (
-    Case(state="eventfd", program="files_events", arguments=("eventfds",)),
+    Case(state="eventfd", program="files_events", arguments=("eventfds",),
+         criu="changes large counts"),
     Case(state="timerfd", program="files_events", arguments=("timers",),
-         changes={"info$": "timers run on"}),
-    Case(state="timerfd of clocks that wake", program="files_events", arguments=("alarm_timers",)),
+         changes={"info$": "timers run on"},
+         criu="loses the ticks that were not counted yet"),
+    Case(state="timerfd of clocks that wake", program="files_events", arguments=("alarm_timers",),
+         criu="does not know these clocks"),
     Case(state="signalfd", program="files_events", arguments=("signalfds",)),
-    Case(state="inotify", program="files_events", arguments=("inotify",)),
-    Case(state="inotify on deleted files", program="files_events", arguments=("inotify_gone",)),
+    Case(state="inotify", program="files_events", arguments=("inotify",),
+         criu="loses IN_ONESHOT"),
+    Case(state="inotify on deleted files", program="files_events", arguments=("inotify_gone",),
+         changes={"fd 4 info": "the deleted file is a new inode"},
+         criu="tells of its own work"),
     Case(state="inotify with queued events", program="files_events",
          arguments=("inotify_queued",)),
     Case(state="fanotify on inodes", program="files_events", arguments=("fanotify",)),
-    Case(state="fanotify on mounts", program="files_events", arguments=("fanotify_mount",)),
+    Case(state="fanotify on mounts", program="files_events", arguments=("fanotify_mount",),
+         criu="drops marks of file systems"),
 )  # fmt: skip
 
 CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS)
