@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REFUSING = ("refused", "other sockets")
 """Kinds that only refuse: they have no type and nothing to run."""
 HELPERS = {
-    "common", "ghost", "later", "locks", "revive", "watched", "table", "address", "options", "tcp", "udp",
-    "unix_plan",
+    "common", "ghost", "later", "locks", "revive", "watched", "table", "address", "options", "tcp",
+    "udp", "unix_plan",
     "inet_images", "inet_state", "segment", "tcp_kept", "tcp_stream",
 }  # fmt: skip
 KINDS = {kind.name: kind for kind in FILE_KINDS}
@@ -37,7 +37,7 @@ WORDS = {
     "eventfd": "eventfd", "signalfd": "signalfd", "timerfd": "timerfd", "inotify": "inotify",
     "pipe": "os.pipe", "fifo": "mkfifo", "unix socket": "AF_UNIX", "TCP and UDP socket": "AF_INET",
     "netlink socket": "AF_NETLINK", "pidfd": "pidfd_open", "memfd": "memfd_create",
-    "procfs": "/proc/self",
+    "procfs": "/proc/self", "fanotify": "fanotify_init",
     "device": "/dev/null", "regular": "O_APPEND", "terminal": "openpty", "epoll": "epoll",
 }  # fmt: skip
 
