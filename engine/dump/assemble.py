@@ -9,21 +9,22 @@ from torpor.engine.capture import TaskCapture, ThreadCapture
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.sharing import Shared
 from torpor.engine.errors import Findings, Refused
-from torpor.engine.kernel.proc import parse_limits, parse_stat, parse_status, parse_timers
-from torpor.engine.kind import Limit, refuse
-from torpor.engine.memory import vdso
-from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.kernel.proc import (
+    DELETED,
+    parse_limits,
+    parse_stat,
+    parse_status,
+    parse_timers,
+)
+from torpor.engine.kind import Limit
+from torpor.engine.memory import marks, vdso
+from torpor.engine.memory.areas import Backing
 from torpor.engine.tasks import creds, registers, seccomp, settings, signals, timers
 from torpor.engine.tasks.attributes import Scheduling, deadline_of, narrowed
 from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.seccomp import MODE_STRICT, Filter, filter_count
 
 LIMITS = (
-    Limit(
-        case="deleted-exe",
-        what="a program whose file was deleted or replaced",
-        remedy="restart the program from the file that is there now",
-    ),
     Limit(
         case="dead-leader",
         what="a task whose main thread has ended while others live",
@@ -84,7 +85,6 @@ def _task(
             comm=comm,
         )
     refused += item.refused
-    refused += _links(capture)
     threads = tuple(_thread(capture, t, runtime_filters) for t in capture.threads)
     for thread in threads:
         asks = seccomp.refusal(thread.seccomp, f"{capture.subject}, thread {thread.tid}")
@@ -101,7 +101,7 @@ def _task(
         exit_code=0,
         comm=comm,
         threads=threads,
-        memory=_memory(capture, item.areas),
+        memory=_memory(item),
         cwd=capture.links["cwd"],
         root=capture.links["root"],
         umask=status.umask or 0,
@@ -129,13 +129,6 @@ def _task(
 def _coredump_filter(text: str) -> int | None:
     """None for a memory that is gone, and on a kernel without core files."""
     return int(text, 16) if text.strip() else None
-
-
-def _links(capture: TaskCapture) -> list[Refused]:
-    found = []
-    if capture.links["exe"].endswith(" (deleted)"):
-        found.append(refuse(LIMITS[0], capture.subject, capture.links["exe"]))
-    return found
 
 
 def _thread(capture: TaskCapture, thread: ThreadCapture, runtime_filters: int) -> ThreadImage:
@@ -172,7 +165,8 @@ def _scheduling(thread: ThreadCapture) -> Scheduling:
     )
 
 
-def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
+def _memory(item: Captured) -> Memory:
+    capture = item.capture
     stat, thp = parse_stat(capture.texts["stat"]), capture.settings.get("thp_disable", 0)
     return Memory(
         start_code=stat.startcode,
@@ -187,8 +181,10 @@ def _memory(capture: TaskCapture, found: Sequence[Area]) -> Memory:
         env_start=stat.env_start,
         env_end=stat.env_end,
         auxv=capture.auxv,
-        areas=tuple(a for a in found if a.backing is not Backing.VSYSCALL),
-        exe=capture.links["exe"],
+        areas=tuple(a for a in item.areas if a.backing is not Backing.VSYSCALL),
+        exe=capture.links["exe"].removesuffix(DELETED) if item.exe_file else capture.links["exe"],
+        exe_file=item.exe_file,
+        marks=marks.collect(item.vmas, item.guards),
         dumpable=capture.settings.get("dumpable", 1),
         thp_disabled=bool(thp & 1),
         thp_flags=thp & ~1,

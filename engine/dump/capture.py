@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture, innermost
@@ -64,6 +64,10 @@ class Captured:
     vmas: Sequence[Vma]
     areas: Sequence[Area]
     refused: Sequence[Refused]
+    guards: list[tuple[int, int]] = field(default_factory=list)
+    """Guard regions, as they are found together with the pages."""
+    exe_file: int = 0
+    """Number of the description of a program whose file was deleted."""
     segments: dict[int, bytes]
     """System V segment id → struct shmid64_ds."""
 

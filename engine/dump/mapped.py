@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that tasks map and that no path leads to: memfds and deleted files.
+"""Files that tasks map and that no path leads to: memfds, deleted files, deleted programs.
 
-Each is opened once (by /proc/PID/map_files of some task that maps it), goes through the kinds like
-a file behind a descriptor, and its areas get the number of that description.
+Each is opened once (by /proc/PID/map_files of some task that maps it, or by its exe link), goes
+through the kinds like a file behind a descriptor, and its areas get the number of that
+description.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from torpor.engine.dump.capture import Captured
 from torpor.engine.kernel.fdview import MappedFd, Views
-from torpor.engine.kernel.proc import Vma
+from torpor.engine.kernel.proc import DELETED, Vma
 from torpor.engine.kind import FileId
 from torpor.engine.memory.areas import PENDING, Area, Backing
 
@@ -20,11 +21,14 @@ Key = tuple[int, int, bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapped:
-    """One such file, and a mapping of it."""
+    """One such file: the links in /proc/PID that lead to it, and who waits for its number."""
 
-    key: Key
     pid: int
-    area: Area
+    link: str
+    writable: bool
+    areas: list[tuple[Captured, int]] = field(default_factory=list)
+    """Tasks, and the starts of their areas."""
+    programs: list[Captured] = field(default_factory=list)
 
 
 def find(captured: Sequence[Captured]) -> list[Mapped]:
@@ -32,28 +36,37 @@ def find(captured: Sequence[Captured]) -> list[Mapped]:
     found: dict[Key, Mapped] = {}
     for item in captured:
         for area, vma in _pending(item):
-            key = _key(area, vma)
-            found.setdefault(key, Mapped(key=key, pid=item.task.pid, area=area))
-    return list(found.values())
+            key = vma.dev_major << 20 | vma.dev_minor, vma.inode, area.writable_file
+            link = f"map_files/{area.start:x}-{area.end:x}"
+            new = Mapped(pid=item.task.pid, link=link, writable=area.writable_file)
+            found.setdefault(key, new).areas.append((item, area.start))
+    return [*found.values(), *_programs(captured)]
+
+
+def _programs(captured: Sequence[Captured]) -> list[Mapped]:
+    return [
+        Mapped(pid=item.task.pid, link="exe", writable=False, programs=[item])
+        for item in captured
+        if item.capture.links["exe"].endswith(DELETED)
+    ]
 
 
 def open_all(found: Sequence[Mapped], views: Views) -> list[MappedFd]:
     """A view of each. Raises Denied without CAP_CHECKPOINT_RESTORE."""
-    return [
-        views.mapped(one.pid, one.area.start, one.area.end, writable=one.key[2]) for one in found
-    ]
+    return [views.mapped(one.pid, one.link, writable=one.writable) for one in found]
 
 
-def number(captured: Sequence[Captured], found: Sequence[Mapped], ids: Sequence[FileId]) -> None:
-    """Give every area that waits for it the number of its description."""
-    by_key: Mapping[Key, FileId] = {one.key: i for one, i in zip(found, ids, strict=True)}
-    for item in captured:
-        numbers = {area.start: by_key[_key(area, vma)] for area, vma in _pending(item)}
-        if numbers:
-            item.areas = [
-                replace(a, file_id=numbers[a.start]) if a.start in numbers else a
-                for a in item.areas
-            ]
+def number(found: Sequence[Mapped], ids: Sequence[FileId]) -> None:
+    """Give every area and program that waits for it the number of its description."""
+    for one, file_id in zip(found, ids, strict=True):
+        for item in one.programs:
+            item.exe_file = file_id
+        starts: dict[int, set[int]] = {}
+        for item, start in one.areas:
+            starts.setdefault(item.task.pid, set()).add(start)
+        for item in {item.task.pid: item for item, _ in one.areas}.values():
+            mine = starts[item.task.pid]
+            item.areas = [replace(a, file_id=file_id) if a.start in mine else a for a in item.areas]
 
 
 def ranges(captured: Sequence[Captured]) -> dict[int, list[tuple[int, int]]]:
@@ -70,7 +83,3 @@ def ranges(captured: Sequence[Captured]) -> dict[int, list[tuple[int, int]]]:
 def _pending(item: Captured) -> list[tuple[Area, Vma]]:
     waiting = {area.start: area for area in item.areas if area.file_id == PENDING}
     return [(waiting[vma.start], vma) for vma in item.vmas if vma.start in waiting]
-
-
-def _key(area: Area, vma: Vma) -> Key:
-    return vma.dev_major << 20 | vma.dev_minor, vma.inode, area.writable_file

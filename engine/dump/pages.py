@@ -27,6 +27,7 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
 from torpor.engine.kernel.proc import Vma
+from torpor.engine.memory import marks
 from torpor.engine.memory.areas import PAGE, Area, Backing
 
 ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
@@ -103,6 +104,7 @@ def take(
             forked=any(_has_common_pages(vma) for vma in item.vmas),
         )
         taken.segments.append(Segment(name=f"pagemap-{item.capture.ns_pid}", parts=[part]))
+        item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
             if area.shared and area.backing is not Backing.FILE_SHARED:
                 shared.setdefault(area.shared_id, []).append((item.task.pid, area))
@@ -192,6 +194,18 @@ def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
         return runs
     pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])
     return array("Q", [word for pair in pairs for word in pair])
+
+
+def _guards(pid: int, vmas: Sequence[Vma]) -> list[tuple[int, int]]:
+    wanted = [vma for vma in vmas if marks.may_have_guards(vma)]
+    if not wanted:
+        return []
+    fd = pagemap.open_pagemap(pid)
+    try:
+        flat = [word for vma in wanted for word in pagemap.guard_runs(fd, vma.start, vma.end)]
+    finally:
+        os.close(fd)
+    return [(start, start + size) for start, size in zip(flat[::2], flat[1::2], strict=True)]
 
 
 def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = None) -> int:

@@ -365,7 +365,7 @@ def _descriptors(
         nameless = mapped.find(alive)
         opened = mapped.open_all(nameless, views)
         found = table.collect_tables(tables, FILE_KINDS, context, directories, opened)
-    mapped.number(alive, nameless, found.mapped)
+    mapped.number(nameless, found.mapped)
     dump.loose = context.loose
     return found
 

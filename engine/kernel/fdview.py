@@ -361,17 +361,20 @@ class LiveDirectory(LiveFd):
 
 
 class MappedFd(LiveFd):
-    """A file that a task maps, opened by us; no descriptor of the tree need lead to it."""
+    """A file that a task maps, or its program; no descriptor of the tree need lead to it.
+
+    Opened by us, by a link in /proc/PID: `map_files/7f00-7f10`, `exe`.
+    """
 
     __slots__ = ("_mapped",)
 
-    def __init__(self, task: TaskFiles, start: int, end: int, *, writable: bool) -> None:
+    def __init__(self, task: TaskFiles, name: str, *, writable: bool) -> None:
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, -1
         self._magic = None
-        path = f"/proc/{task.pid}/map_files/{start:x}-{end:x}"
+        path = f"/proc/{task.pid}/{name}"
         self._copy = -1
-        with _translated(f"task {task.ns_pid}, {start:x}-{end:x}", path):
+        with _translated(f"task {task.ns_pid}, {name}", path):
             self.link = os.readlink(path)
             access = os.O_RDWR if writable else os.O_RDONLY
             self._copy = os.open(path, access | os.O_CLOEXEC)
@@ -416,11 +419,11 @@ class Views:
                 if view.is_gone:
                     yield view
 
-    def mapped(self, pid: int, start: int, end: int, *, writable: bool) -> MappedFd:
-        """The file of a mapping; any task's."""
+    def mapped(self, pid: int, name: str, *, writable: bool) -> MappedFd:
+        """The file of a mapping, or the program, of any task."""
         if pid not in self.tasks:
             self.tasks[pid] = TaskFiles(pid)
-        view = MappedFd(self.tasks[pid], start, end, writable=writable)
+        view = MappedFd(self.tasks[pid], name, writable=writable)
         self._mapped.append(view)
         return view
 

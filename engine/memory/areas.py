@@ -20,7 +20,7 @@ Facts:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -73,7 +73,6 @@ LIMITS = (
         what="memory that is registered with userfaultfd",
         remedy="close the userfaultfd before the checkpoint",
     ),
-    Limit(case="sealed", what="a sealed mapping (mseal)", remedy="do not seal mappings"),
     Limit(case="shadow-stack", what="a shadow stack", remedy="run without x86 shadow stacks"),
     Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),
     Limit(
@@ -88,7 +87,6 @@ _FLAG_CASES = {
     "um": "userfaultfd",
     "uw": "userfaultfd",
     "ui": "userfaultfd",
-    "sl": "sealed",
     "ss": "shadow-stack",
     "pf": "device",
     "mm": "device",
@@ -239,6 +237,18 @@ def _backing(vma: Vma, subject: str) -> Backing:
     if name.startswith(("anon_inode:", "socket:", "/[aio]", "[")):
         raise refuse(_BY_CASE["special-file"], subject)
     return Backing.FILE_SHARED if shared else Backing.FILE
+
+
+def data_joined(found: Sequence[Area]) -> list[Area]:
+    """The data areas of the vDSO as one, which is how CRIU knows them (Linux 6.13 has two)."""
+    out: list[Area] = []
+    for area in found:
+        last = out[-1] if out else None
+        if last and last.backing is area.backing is Backing.VVAR and last.end == area.start:
+            out[-1] = replace(last, end=area.end)
+        else:
+            out.append(area)
+    return out
 
 
 _STATUS = {

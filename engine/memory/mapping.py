@@ -3,6 +3,7 @@
 
 from collections.abc import Collection, Sequence
 
+from torpor.engine.memory import marks
 from torpor.engine.memory.areas import (
     AT_FDCWD,
     MAP_ANONYMOUS,
@@ -18,6 +19,7 @@ from torpor.engine.memory.areas import (
     Backing,
     sharing_flags,
 )
+from torpor.engine.memory.marks import Marks
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot
 
 
@@ -54,12 +56,15 @@ def plan_open(path: str, *, writable: bool, slot: Slot) -> Op:
     )
 
 
-def plan_final(areas: Sequence[Area], opened: Collection[int]) -> list[Op]:
+def plan_final(
+    areas: Sequence[Area], opened: Collection[int], marked: Marks = marks.NONE
+) -> list[Op]:
     """Final protection, advice and locks, once every page is in place and children exist.
 
     ``opened`` has the starts of the areas which were mapped writable to be filled in.
     """
-    ops = []
+    ops = marks.plan_guards(marked)
+    on_fault = {start for start, _ in marked.on_fault}
     for area in areas:
         if area.backing in SPECIAL:
             continue
@@ -81,12 +86,17 @@ def plan_final(areas: Sequence[Area], opened: Collection[int]) -> list[Op]:
             for number in area.advice
         ]
         if area.locked:
-            ops.append(
-                Op(
-                    call="mlock2",
-                    args=(area.start, area.size_bytes, 1),
-                    subject=area.subject,
-                    remedy="allow as much locked memory (RLIMIT_MEMLOCK) as before",
-                )
-            )
-    return ops
+            ops.append(_lock(area, on_fault=area.start in on_fault))
+    return ops + marks.plan_last(marked)
+
+
+def _lock(area: Area, *, on_fault: bool) -> Op:
+    """What cannot be read, or lies beyond a file's end, is locked all the same, with an error."""
+    whole = area.backing is Backing.ANON and area.prot & PROT_WRITE
+    return Op(
+        call="mlock2",
+        args=(area.start, area.size_bytes, 1 if on_fault else 0),
+        subject=area.subject,
+        remedy="allow as much locked memory (RLIMIT_MEMLOCK) as before",
+        expect=Expect.OK if whole or on_fault else Expect.ANY,
+    )

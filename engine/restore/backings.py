@@ -17,6 +17,7 @@ import fcntl
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from torpor.engine import native
 from torpor.engine.errors import KernelError
@@ -25,13 +26,13 @@ from torpor.engine.files.memfd import FUTURE_WRITE, Memfd
 from torpor.engine.kernel import proc
 from torpor.engine.memory.areas import AT_FDCWD, PROT_READ, PROT_WRITE
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot, move
-from torpor.engine.restore import segments
+from torpor.engine.restore import build, segments
 from torpor.engine.restore.arena import find_hole
 from torpor.engine.restore.descriptors import Descriptors, shared_segments
 from torpor.engine.restore.layout import Backings
 from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import Living
-from torpor.engine.restore.work import Work
+from torpor.engine.restore.work import Work, memory_of
 
 F_ADD_SEALS = 1033
 MAP_SHARED_ANONYMOUS = 0x21 | 0x10 | 0x4000  # MAP_FIXED, MAP_NORESERVE
@@ -73,6 +74,16 @@ def seal(work: Work, root: Living) -> None:
                 fcntl.fcntl(own, F_ADD_SEALS, state.seals)
             finally:
                 os.close(own)
+
+
+def set_program(task: Living, fd: int) -> None:
+    """The exe link of a program whose file has no name, when its memory is laid out."""
+    there = os.stat(f"/proc/{task.pid}/exe"), os.stat(f"/proc/{task.pid}/fd/{fd}")
+    if not os.path.samestat(*there):  # a child of the same program has it already
+        markers = build.memory_markers(memory_of(task), exe_fd=fd)
+        note = "the exe link takes CAP_CHECKPOINT_RESTORE"
+        program = Program("program", [replace(markers, note=note)])
+        task.arena.run(task.pid, program, task.image.subject)
 
 
 def memfds(work: Work) -> Mapping[int, tuple[int, Memfd]]:

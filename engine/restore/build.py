@@ -25,7 +25,7 @@ def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
     """What belongs to the whole task: directories, memory markers, signal actions."""
     program = Program("task")
     program.add(Op(call="umask", args=(task.umask,), subject="umask"))
-    program.extend(mapping.plan_final(memory.areas, opened))
+    program.extend(mapping.plan_final(memory.areas, opened, memory.marks))
     program.add(memory_markers(memory), _personality(task.personality))
     program.extend(signals.plan_actions(task.actions))
     if task.fs_of is None and task.cwd_file is None and task.root_file is None:
@@ -114,8 +114,8 @@ def loginuid_program(wanted: int) -> Program:
     )
 
 
-def memory_markers(memory: Memory) -> Op:
-    """brk, stack, argument and environment areas, auxiliary vector."""
+def memory_markers(memory: Memory, exe_fd: int = NO_EXE_FD) -> Op:
+    """brk, stack, argument and environment areas, auxiliary vector, and the exe link if given."""
     auxv = Data(memory.auxv)
     raw = MM_MAP.pack(
         memory.start_code,
@@ -131,7 +131,7 @@ def memory_markers(memory: Memory) -> Op:
         memory.env_end,
         0,
         len(memory.auxv),
-        NO_EXE_FD,
+        exe_fd,
     )
     return Op(
         call="prctl",

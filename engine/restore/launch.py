@@ -271,7 +271,8 @@ class _Restore(Work):
         """Exec the old program and map the arena into its fresh address space."""
         memory = memory_of(task)
         scratch = (stack - SCRATCH_BELOW_STACK) & -64
-        spawn.execute(task.pid, task.syscall_address, scratch, memory.exe, task.image.comm)
+        program = "/proc/self/exe" if memory.exe_file else memory.exe
+        spawn.execute(task.pid, task.syscall_address, scratch, program, task.image.comm)
         fresh = proc.parse_maps(proc.read_text(task.pid, "maps"))
         current = special_areas(task.pid)
         task.syscall_address = find_syscall(task.pid, *current.code)
@@ -294,6 +295,8 @@ class _Restore(Work):
         filled = self._filled(task)
         program = layout.after_exec(task.arena, memory.areas, current, plan, self.backings, filled)
         task.arena.run(task.pid, program, task.image.subject)
+        if memory.exe_file:
+            backings.set_program(task, self.backings.files[memory.exe_file])
         task.areas, task.opened, task.special = tuple(memory.areas), filled, old
         wanted = [
             a for a in memory.areas if a.backing not in area_kinds.SPECIAL or plan.keep_old_code

@@ -69,7 +69,8 @@ def forked_from(child: Memory, parent: Memory) -> bool:
 
     The same program executed anew (a shell started by a shell) has its vDSO elsewhere.
     """
-    return child.exe == parent.exe and vdso.group(child.areas) == vdso.group(parent.areas)
+    same = (child.exe, child.exe_file) == (parent.exe, parent.exe_file)
+    return same and vdso.group(child.areas) == vdso.group(parent.areas)
 
 
 def after_fork(

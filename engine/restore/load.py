@@ -101,14 +101,11 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
 
 
 def mapped_files(tree: Tree) -> Set[FileId]:
-    """Ids of the files that areas map by a descriptor."""
-    return {
-        FileId(area.file_id)
-        for task in tree.tasks
-        if task.memory
-        for area in task.memory.areas
-        if area.file_id
-    }
+    """Ids of the files that areas map by a descriptor, and of programs without a name."""
+    memories = [task.memory for task in tree.tasks if task.memory]
+    numbers = {area.file_id for memory in memories for area in memory.areas}
+    numbers |= {memory.exe_file for memory in memories}
+    return {FileId(number) for number in numbers if number}
 
 
 def _lock_table(inventory: pb.inventory_entry) -> str:

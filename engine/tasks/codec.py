@@ -17,7 +17,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.images.failures import readable
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink, ImageSource
-from torpor.engine.memory import areas
+from torpor.engine.memory import areas, marks
 from torpor.engine.memory.areas import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
@@ -252,12 +252,12 @@ def _encode_memory(
     images: ImageSink,
     paths: PathFiles,
 ) -> None:
-    entry = pb.mm_entry(exe_file_id=paths.id(memory.exe, 0, images))
+    entry = pb.mm_entry(exe_file_id=memory.exe_file or paths.id(memory.exe, 0, images))
     for name, field_name in MARKERS.items():
         setattr(entry, field_name, getattr(memory, name))
     words = memoryview(memory.auxv[: len(memory.auxv) & ~7]).cast("Q")
     entry.mm_saved_auxv.extend(words[: len(words) - 2 if len(words) > MAX_AUXV else None])
-    for area in memory.areas:
+    for area in areas.data_joined(memory.areas):
         file_id = 0
         if area.path and not area.file_id:
             file_id = paths.id(area.path, areas.O_RDWR if area.writable_file else 0, images)
@@ -268,8 +268,12 @@ def _encode_memory(
             heap=(memory.start_brk, memory.brk),
             stack=memory.start_stack,
         )
+    marks.encode_guards(memory.marks, entry.vmas)
     entry.dumpable, entry.thp_disabled = memory.dumpable, memory.thp_disabled
     images.add(f"mm-{task.pid}", entry)
+    marked = marks.encode(memory.marks)
+    if marked:
+        images.extra("marks", str(task.pid), marked)
 
 
 def decode_tree(
@@ -497,13 +501,19 @@ class _TaskReader:
 
     def memory(self, thp_flags: int) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")
-        found = [areas.decode(vma, self.files) for vma in entry.vmas]
+        found = [
+            areas.decode(vma, self.files) for vma in entry.vmas if not vma.status & marks.GUARD
+        ]
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
         return Memory(
             **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},
             auxv=auxv,
             areas=tuple(found),
             exe=self.path(entry.exe_file_id, "mm", "exe_file_id"),
+            exe_file=entry.exe_file_id if entry.exe_file_id in self.files.nameless else 0,
+            marks=marks.decode(
+                self.images.extra("marks", str(self.entry.pid)), marks.decode_guards(entry.vmas)
+            ),
             dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
             thp_disabled=entry.thp_disabled,
             thp_flags=thp_flags,

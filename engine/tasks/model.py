@@ -7,7 +7,9 @@ Pids are those that the tasks themselves see. A zombie has no threads, no memory
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torpor.engine.memory import marks
 from torpor.engine.memory.areas import Area
+from torpor.engine.memory.marks import Marks
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.creds import Creds
 from torpor.engine.tasks.registers import Registers
@@ -78,6 +80,9 @@ class Memory:
     thp_disabled: bool
     thp_flags: int = 0
     """PR_THP_DISABLE_*."""
+    exe_file: int = 0
+    """Number of the description of a program whose file has no name any more."""
+    marks: Marks = marks.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,6 @@ FDINFO_CHANGING = {
 VMFLAGS_CHANGING = {
     "sd": "soft-dirty is set on every new area",
     "ac": "accounting is decided at mmap by overcommit mode and protection",
-    "lf": "locked on fault: what was locked at once is there already when it is locked again",
     "mr": "mayread, told by the file",
     "mw": "maywrite, told by the file",
     "me": "mayexec, told by the file",

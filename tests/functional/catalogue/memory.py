@@ -16,6 +16,52 @@ SHARED = {
     "memfd_seals": "seals of memfds",
 }
 
+FILES = {
+    "own_pages": "private file mappings with own pages behind every protection",
+    "deleted_shared": "shared mapping of a deleted file",
+    "deleted_private": "private mapping of a deleted file",
+    "deleted_open": "mapping of a deleted file that is open, too",
+    "replaced": "mapping of a file in whose place is another one now",
+    "posix_shm": "POSIX shared memory, named and unlinked",
+    "beyond": "mappings beyond the end of a file",
+    "none": "PROT_NONE over content, other protection in a child",
+    "lost_program": "a program whose file was deleted",
+}
+FLAGS = {
+    "grows_down": "MAP_GROWSDOWN, grown",
+    "mlock": "mlock",
+    "mlock_onfault": "mlock2 with MLOCK_ONFAULT",
+    "mlockall_current": "mlockall(MCL_CURRENT)",
+    "mlockall_future": "mlockall(MCL_CURRENT | MCL_FUTURE)",
+    "mlockall_onfault": "mlockall with MCL_ONFAULT",
+    "advice": "every lasting madvise",
+    "advice_of_child": "WIPEONFORK and DONTFORK seen from a child",
+    "freed": "MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_DONTNEED",
+    "guards": "guard regions",
+    "droppable": "MAP_DROPPABLE",
+    "sealed": "mseal",
+    "keys": "memory protection keys",
+}
+EDGES = {
+    "sparse": "terabytes with a few pages",
+    "areas": "32,000 areas",
+    "lowest": "the lowest and the highest page",
+    "brk_moved": "heap that was shrunk",
+    "brk_none": "heap of no size",
+    "vdso_moved": "vDSO elsewhere than where it was mapped",
+    "vdso_of_child": "a child with its vDSO elsewhere than its parent",
+    "generations": "copy-on-write pages over five generations",
+    "merged": "pages that are merged (KSM)",
+    "executed": "a child that has executed a program",
+}
+
+NOT_FOR_CRIU = {
+    "mlockall_future": "forgets mlockall(MCL_FUTURE)",
+    "mlockall_onfault": "forgets mlockall(MCL_FUTURE)",
+    "sealed": "forgets seals",
+}
+PROGRAMS = {"shared": SHARED, "files": FILES, "flags": FLAGS, "edges": EDGES}
+
 CASES: tuple[Case, ...] = (
     Case(state="private, heap, stack, files, madvise, mlock", program="core_memory"),
     Case(state="pages shared copy-on-write after fork", program="core_cow"),
@@ -26,7 +72,13 @@ CASES: tuple[Case, ...] = (
         criu="takes System V memory only with its ipc namespace",
     ),
     *(
-        Case(state=text, program="memory_shared", arguments=(name,))
-        for name, text in SHARED.items()
+        Case(
+            state=text,
+            program=f"memory_{program}",
+            arguments=(name,),
+            criu=NOT_FOR_CRIU.get(name, ""),
+        )
+        for program, states in PROGRAMS.items()
+        for name, text in states.items()
     ),
 )
