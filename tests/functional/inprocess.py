@@ -179,7 +179,12 @@ def round_trip(kinds, fds, *, watches=None, hide=(), **context_more):
     """Dump ``fds`` of this process, close them, restore them; returns (before, after, result)."""
     me = os.getpid()
     context = DumpContext(
-        tcp=None, container=False, ghost_limit_bytes=1 << 24, tasks={me: me}, **context_more
+        tcp=None,
+        container=False,
+        ghost_limit_bytes=1 << 24,
+        tasks={me: me},
+        owners={me: me},
+        **context_more,
     )
     views = [own_fd(fd, watches=watches or {}) for fd in fds]
     one = table.Table(number=1, tasks=(me,), views=views)
