@@ -42,6 +42,23 @@ class After(Enum):
     """They are left stopped, as by SIGSTOP."""
 
 
+class CgroupMode(Enum):
+    """What a restore does about control groups (`--manage-cgroups`)."""
+
+    IGNORE = "ignore"
+    """Tasks stay in the groups of the restoring program."""
+    NONE = "none"
+    """Groups must be there; nothing is set."""
+    PROPS = "props"
+    """Groups must be there; their settings are written."""
+    SOFT = "soft"
+    """Missing groups are made, with their settings."""
+    FULL = "full"
+    """As SOFT, and the settings of those that are there are written as well."""
+    STRICT = "strict"
+    """No group may be there before."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """A step of long work: ``phase`` is a fixed word, counts are 0 when unknown."""
@@ -94,6 +111,8 @@ class DumpOptions:
     """Where statistics go, if not into ``images_dir``."""
     parent: str = ""
     """Directory of an earlier dump, seen from ``images_dir``: pages that it has are left out."""
+    cgroup_controllers: tuple[str, ...] = ()
+    """Only these are kept, if any is named."""
     dedup: bool = False
     """Take from the parents the pages that this dump has anew."""
 
@@ -153,6 +172,9 @@ class RestoreOptions:
     inherit: Mapping[str, int] = field(default_factory=dict)
     tcp_close: bool = False
     timeout_s: float = 60.0
+    cgroups: CgroupMode = CgroupMode.SOFT
+    cgroup_roots: Mapping[str, str] = field(default_factory=dict)
+    """Controller ("" for all others) → group that takes the place of the root task's."""
     sibling: bool = False
     leave_stopped: bool = False
     at_stage: Callable[[str, int], None] | None = None

@@ -6,7 +6,14 @@ from pathlib import Path
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.errors import Refused
 from torpor.engine.inherit import parse_inherit
-from torpor.engine.options import After, DumpOptions, NetworkLock, RestoreOptions, TcpPolicy
+from torpor.engine.options import (
+    After,
+    CgroupMode,
+    DumpOptions,
+    NetworkLock,
+    RestoreOptions,
+    TcpPolicy,
+)
 from torpor.engine.text import parse_size
 
 DEFAULT_TIMEOUT_S = 10.0
@@ -31,6 +38,7 @@ def dump_options(line: CommandLine) -> DumpOptions:
         timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
         link_remap=line.flag("link_remap"),
         replace=True,
+        cgroup_controllers=tuple(line.all("cgroup_dump_controller")),
         parent=line.last("prev_images_dir"),
         dedup=line.flag("auto_dedup"),
         hold=line.flag("action_script"),
@@ -46,6 +54,8 @@ def restore_options(line: CommandLine) -> RestoreOptions:
         images_dir=Path(line.last("images_dir", ".")),
         inherit=_inherited(line),
         tcp_close=line.flag("tcp_close"),
+        cgroups=CgroupMode(line.last("manage_cgroups") or "soft"),
+        cgroup_roots=dict(_cgroup_root(text) for text in line.all("cgroup_root")),
         sibling=line.flag("restore_sibling"),
         leave_stopped=line.flag("leave_stopped"),
     )
@@ -56,6 +66,14 @@ def _after(line: CommandLine) -> After:
     if line.flag("leave_stopped"):
         return After.PAUSE
     return After.CONTINUE if line.flag("leave_running") else After.STOP
+
+
+def _cgroup_root(text: str) -> tuple[str, str]:
+    """`[CONTROLLER:]/GROUP`."""
+    controller, colon, path = text.rpartition(":")
+    if not path.startswith("/"):
+        raise Refused("not of the form [CONTROLLER:]/GROUP", subject=f"--cgroup-root {text}")
+    return (controller if colon else "", path)
 
 
 def _inherited(line: CommandLine) -> dict[str, int]:

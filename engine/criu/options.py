@@ -33,8 +33,7 @@ class Takes(Enum):
 class Option:
     """One option. ``key`` is its name in what `parse` returns; ``why`` explains the fate.
 
-    ``wrong`` tells what is wrong with a value; ``refuses`` looks at the value of an option that is
-    otherwise done or accepted, and says why it is refused nevertheless.
+    ``wrong`` tells what is wrong with a value.
     """
 
     long: str
@@ -43,7 +42,6 @@ class Option:
     fate: Fate
     why: str
     wrong: Callable[[str], str | None] | None = None
-    refuses: Callable[[str], str | None] | None = None
 
     @property
     def key(self) -> str:
@@ -55,12 +53,6 @@ class Option:
         """`-t, --tree VALUE`."""
         names = ", ".join([f"-{self.short}"] * bool(self.short) + [f"--{self.long}"])
         return f"{names} {self.takes.value}".rstrip()
-
-
-def _cgroups(mode: str) -> str | None:
-    if mode in ("none", "ignore", ""):
-        return None
-    return "cgroups are left as they are; say --manage-cgroups=ignore"
 
 
 def _one_of(*choices: str) -> Callable[[str], str | None]:
@@ -114,7 +106,7 @@ SERVER = "pages are written to files only, for now"
 MOUNTS = "mount namespaces are not restored yet; a container's are made by its runtime"
 NETWORK = "network namespaces are not restored yet; a container's are made by its runtime"
 TLS = "there is no page server to talk to"
-CGROUPS = "cgroups are left as they are"
+CGROUPS = "which settings there are is known already"
 
 OPTIONS: Sequence[Option] = (
     _done("tree", "root of the tree to dump", "t", VALUE, _pid),
@@ -151,6 +143,10 @@ OPTIONS: Sequence[Option] = (
           takes=VALUE),
     _done("auto-dedup", "take pages from the images once a later dump, or the restored tree, has "
           "them"),
+    _done("manage-cgroups", "what a restore does about control groups; `soft` if not given",
+          "", OPTIONAL, _one_of(*CGROUP_MODES)),
+    _done("cgroup-root", "takes the place of the root task's group on restore", takes=VALUE),
+    _done("cgroup-dump-controller", "keep groups of this controller only", takes=VALUE),
     _done("feature", "of `check`: one of those listed below", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),
@@ -175,14 +171,11 @@ OPTIONS: Sequence[Option] = (
     _accepted("status-fd", "nothing waits for a signal of these commands", "", VALUE, _number),
     _accepted("log-pid", "lines of all tasks are in the one log"),
     _accepted("mntns-compat-mode", "another way to make mounts; torpor makes none"),
-    _accepted("cgroup-yard", "cgroups are left as they are", takes=VALUE),
+    _accepted("cgroup-yard", "groups are reached where they are mounted", takes=VALUE),
     _accepted("libdir", "where plugins would be; there are none", "L", VALUE),
     _accepted("track-mem", "a dump compares pages with those of its parent"),
     _accepted("pre-dump-mode", "pages are copied from outside, while the tree is stopped",
               "", VALUE, _one_of("splice", "read")),
-    Option(long="manage-cgroups", takes=OPTIONAL, fate=Fate.ACCEPTED, refuses=_cgroups,
-           wrong=_one_of(*CGROUP_MODES),
-           why="only `none` and `ignore`: cgroups are left as they are"),
     _refused("root", MOUNTS, "r", VALUE),
     _refused("external", LATER, takes=VALUE),
     _refused("ext-mount-map", MOUNTS, "M", VALUE),
@@ -194,10 +187,8 @@ OPTIONS: Sequence[Option] = (
     _refused("empty-ns", NETWORK, takes=VALUE),
     _refused("veth-pair", NETWORK, takes=VALUE),
     _refused("join-ns", "enter the namespace before, with nsenter(1)", "J", VALUE),
-    _refused("cgroup-root", CGROUPS, takes=VALUE),
     _refused("cgroup-props", CGROUPS, takes=VALUE),
     _refused("cgroup-props-file", CGROUPS, takes=VALUE),
-    _refused("cgroup-dump-controller", CGROUPS, takes=VALUE),
     _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),
     _refused("lazy-pages", LAZY),
     _refused("page-server", SERVER),

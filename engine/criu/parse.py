@@ -167,8 +167,6 @@ def _note(option: Option, value: str, line: CommandLine) -> None:
         kind = BadUsage if option.long in WITH_USAGE else Refused
         raise kind(f"is not {asked}", subject=f"--{option.long} {value}",
                    remedy=f"write {option.text}")  # fmt: skip
-    if why is None and option.refuses is not None:
-        why = option.refuses(value)
     if why is not None:
         raise Refused("the option is not taken", subject=f"--{option.long}", cause=why, remedy=SEE)
     if option.long == "verbosity" and not value:

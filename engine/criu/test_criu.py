@@ -154,7 +154,7 @@ def test_a_refused_option_says_its_reason_before_anything_else(option, capsys):
         ["dump", "-t", "one"],
         ["dump", "-t", "1", "-D", "/nonexistent"],
         ["check", "--feature", "x"],
-        ["dump", "-t", "1", "--manage-cgroups=full"],
+        ["restore", "--cgroup-root", "freezer:relative"],
         ["restore", "--inherit-fd", "3"],
         ["dump", "-t", "1", "--ghost-limit", "much"],
     ],

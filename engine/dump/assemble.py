@@ -21,6 +21,7 @@ from torpor.engine.memory import marks, vdso
 from torpor.engine.memory.areas import Backing
 from torpor.engine.tasks import creds, registers, seccomp, settings, signals, timers
 from torpor.engine.tasks.attributes import Scheduling, deadline_of, narrowed
+from torpor.engine.tasks.cgroups import OWN_SET
 from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.seccomp import MODE_STRICT, Filter, filter_count
 
@@ -82,6 +83,7 @@ def _task(
             state=DEAD,
             exit_code=stat.exit_code,
             exit_signal=stat.exit_signal,
+            cgroup_set=OWN_SET,  # until all sets are known
             comm=comm,
         )
     refused += item.refused
@@ -122,6 +124,7 @@ def _task(
         membarrier=capture.settings.get("membarrier", 0),
         coredump_filter=_coredump_filter(capture.texts["coredump_filter"]),
         exit_signal=stat.exit_signal,
+        cgroup_set=OWN_SET,  # until all sets are known
         **{name: inside.get(owners.get(item.task.pid, 0)) for name, owners in shared.items()},
     )
 

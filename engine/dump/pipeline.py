@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from torpor.engine.dump import mapped, pages, sharing
+from torpor.engine.dump import cgroups, mapped, pages, sharing
 from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
@@ -50,6 +50,8 @@ from torpor.engine.restore import tree as tree_shape
 from torpor.engine.restore.load import processor_components
 from torpor.engine.sockets import inet, inet_state
 from torpor.engine.tasks import codec, namespaces, seccomp
+from torpor.engine.tasks.cgroups import OWN_SET, Cgroups
+from torpor.engine.tasks.cgroups import encode as encode_cgroups
 from torpor.engine.tasks.model import Tree
 
 CAP_SYS_ADMIN = 21
@@ -74,6 +76,7 @@ class TreeDump:
     links: list[tuple[int, str]] = field(default_factory=list)
     """(pid, path in its root) of names that were made for this dump."""
     image_bytes: int = 0
+    cgroups: Cgroups | None = None
     parents: Chain | None = None
     """Earlier dumps that have pages already."""
     written_bytes: int = 0
@@ -308,6 +311,10 @@ def _check(dump: TreeDump) -> None:
         dump.files.directories,
     )
     tree_shape.check(dump.tree)
+    if not dump.options.container:
+        dump.tree, dump.cgroups = cgroups.collect(
+            dump.captured, dump.tree, dump.options.cgroup_controllers
+        )
 
 
 def _tables(alive: Sequence[Captured], shared: sharing.Shared) -> list[list[Captured]]:
@@ -402,6 +409,8 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
         run_id=dump.run_id,
     )
     table.encode_tables(dump.files, FILE_KINDS, out)
+    if dump.cgroups is not None:
+        encode_cgroups(dump.cgroups, out)
     codec.encode_tree(dump.tree, out, processor_components(), dump.files.first_free_id)
     segments = {
         number: sysv.parse(number, raw) for c in dump.captured for number, raw in c.segments.items()
@@ -428,6 +437,7 @@ def inventory(
         root_ids=pb.task_kobj_ids_entry(
             vm_id=1, files_id=1, fs_id=1, sighand_id=1, **codec.NAMESPACE_IDS
         ),
+        root_cgroup_set=OWN_SET,
         tcp_close=tcp_close,
         locked=locked,
         run_id=run_id,

@@ -37,6 +37,7 @@ from torpor.engine.program.ops import Expect, Op, Program
 from torpor.engine.restore import (
     backings,
     births,
+    cgroups,
     descriptors,
     groups,
     layout,
@@ -125,6 +126,7 @@ class _Restore(Work):
         self.warnings: list[str] = [*filter(None, [clock_warning(snapshot.source)])]
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
+        self.groups = cgroups.Groups()
         self.suspend_seccomp = False
         self.deadline = time.perf_counter() + timeout_s
 
@@ -158,6 +160,7 @@ class _Restore(Work):
         try:
             with self.phase("seize"):
                 root = self._seize(pid, options)
+                self._prepare_groups(root)
             numbers = {name: i + 3 for i, name in enumerate(kept)}
             self.plan = descriptors.plan(
                 self.snapshot,
@@ -184,6 +187,7 @@ class _Restore(Work):
                 self._let_go()
         except BaseException:
             self._give_up(pid, root)
+            self.groups.take_away()
             self.contents.verify()  # damaged pages may have led to any error
             raise
         return RestoreReport(
@@ -240,6 +244,21 @@ class _Restore(Work):
         self.living[root.pid] = task
         return task
 
+    def _prepare_groups(self, root: Living) -> None:
+        """Have the control groups; the root goes there first."""
+        if self.host is None:
+            return
+        self.groups = cgroups.prepare(
+            self.snapshot.images,
+            self.snapshot.source,
+            self.tree,
+            self.host.cgroups,
+            self.host.cgroup_roots,
+            self.warnings,
+        )
+        self.groups.enter(root.image, root.pid)
+        self.groups.now = root.image.cgroup_set
+
     def _build(self, root: Living) -> None:
         with self.phase("memory"):
             self._execute(root, native.get_regs(root.pid).rsp)
@@ -255,6 +274,8 @@ class _Restore(Work):
             births.make_all(self)
             groups.groups(self)
             groups.zombies(self)
+            for task in self.alive():
+                self.groups.enter(task.image, task.pid)
         with self.phase("state"):
             backings.seal(self, root)
             state.place_descriptors(self)

@@ -21,6 +21,7 @@ from torpor.engine.memory import areas, marks
 from torpor.engine.memory.areas import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.cgroups import OWN_SET
 from torpor.engine.tasks.model import DEAD, SIGCHLD, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.registers import Component
 from torpor.engine.tasks.seccomp import Filter
@@ -172,6 +173,7 @@ def _encode_task(
         core.thread_info.clear_tid_addr = thread.tid_address
         registers.encode(thread.registers, core.thread_info, components)
         _encode_thread(thread, core.thread_core, filters)
+        core.thread_core.cg_set = task.cgroup_set
         if i == 0:
             _encode_leader(task, core.tc)
         images.add(f"core-{thread.tid}", core)
@@ -408,6 +410,7 @@ class _TaskReader:
             state=tc.task_state,
             exit_code=tc.exit_code,
             comm=tc.comm,
+            cgroup_set=core.thread_core.cg_set or tc.cg_set or OWN_SET,
             threads=tuple(self.threads(core)),
             memory=self.memory(index(own.get("thp_flags", 0))),
             cwd=self.path(fs.cwd_id, "fs", "cwd_id"),

@@ -122,6 +122,8 @@ class TaskImage:
     membarrier: int = 0
     """Registrations, as bits of the commands that make them."""
     coredump_filter: int | None = None
+    cgroup_set: int = 1
+    """Number of the set of control groups it is in; 1 is that of the dumping program."""
     exit_signal: int = SIGCHLD
     """Sent to its parent at its end; 0 for none."""
 
