@@ -8,8 +8,8 @@ needed to go on: captures are turned into images after the thaw.
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 
 from torpor.engine import native
@@ -87,21 +87,31 @@ class _Begun:
     """Those with an action that is not the default one."""
 
 
-def capture_tasks(tasks: Sequence[StoppedTask], may_read_filters: bool) -> list[Captured]:
+Step = Callable[[str], AbstractContextManager[None]]
+"""Measures what is inside, under a name."""
+
+
+def capture_tasks(
+    tasks: Sequence[StoppedTask], may_read_filters: bool, step: Step
+) -> list[Captured]:
     """Capture stopped tasks; the threads of all of them answer side by side."""
     zombies, begun = {}, []
-    for task, texts in zip(tasks, _texts(tasks), strict=True):
-        if task.tids:
-            begun.append(_begin(task, texts))
-        else:
-            zombies[task.pid] = _capture_zombie(task, texts)
-    slacks = _slacks([tid for one in begun for tid in one.task.tids])
-    ask_slack = any(slack is None for slack in slacks.values())
-    answers = borrow.ask([(one.space, _questions(one, ask_slack)) for one in begun])
-    found = {
-        one.task.pid: _finish(one, answered, slacks, ask_slack, may_read_filters)
-        for one, answered in zip(begun, answers, strict=True)
-    }
+    with step("texts of /proc"):
+        found_texts = _texts(tasks)
+    with step("areas"):
+        for task, texts in zip(tasks, found_texts, strict=True):
+            if task.tids:
+                begun.append(_begin(task, texts))
+            else:
+                zombies[task.pid] = _capture_zombie(task, texts)
+    with step("threads"):
+        slacks = _slacks([tid for one in begun for tid in one.task.tids])
+        ask_slack = any(slack is None for slack in slacks.values())
+        answers = borrow.ask([(one.space, _questions(one, ask_slack)) for one in begun])
+        found = {
+            one.task.pid: _finish(one, answered, slacks, ask_slack, may_read_filters)
+            for one, answered in zip(begun, answers, strict=True)
+        }
     return [zombies.get(task.pid) or found[task.pid] for task in tasks]
 
 

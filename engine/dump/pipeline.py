@@ -144,9 +144,10 @@ def dump_trees(
                 with phase("files of the root"):
                     while_frozen()
             if not hold:
-                for dump, stop in zip(dumps, trees_stopped, strict=True):
-                    dump.lock.release()
-                    stop.release()
+                with phase("let go"):
+                    for dump, stop in zip(dumps, trees_stopped, strict=True):
+                        dump.lock.release()
+                        stop.release()
             frozen_s = time.perf_counter() - frozen_at
             with phase("check"):
                 for dump in dumps:
@@ -285,12 +286,11 @@ def _take(
     dump: TreeDump, stop: StoppedTree, capture: Capture, phase: Phases, may_read: bool
 ) -> None:
     """Everything of one stopped tree."""
-    with phase("tasks"):
-        dump.captured = capture_tasks(stop.tasks, may_read)
+    dump.captured = capture_tasks(stop.tasks, may_read, phase)
     alive = [c for c in dump.captured if not c.capture.zombie]
-    dump.shared = sharing.find([c.task.pid for c in alive])
-    groups = _tables(alive, dump.shared)
     with phase("descriptors"):
+        dump.shared = sharing.find([c.task.pid for c in alive])
+        groups = _tables(alive, dump.shared)
         dump.files = _descriptors(dump, alive, groups)
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
     if refused:

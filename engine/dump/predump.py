@@ -41,8 +41,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
         frozen_at = time.perf_counter()
         with stopped([options]) as (stop,):
             phase.seconds["stop"] = time.perf_counter() - frozen_at
-            with phase("tasks"):
-                dump.captured = capture_tasks(stop.tasks, may_read)
+            dump.captured = capture_tasks(stop.tasks, may_read, phase)
             with phase("memory"):
                 alive = [c for c in dump.captured if not c.capture.zombie]
                 dump.taken = pages.take(alive, capture, {})
