@@ -16,6 +16,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypedDict, Unpack
 
 from torpor.engine.files.common import AT_FDCWD, SETTABLE, F, FileType, O
 from torpor.engine.files.ghost import DELETED, SECOND_NS, Ghost
@@ -25,6 +26,7 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_REMOVEDIR, AT_EMPTY_PATH = 0x200, 0x1000
 NEEDS_PATH_ONLY = (FileType.LINK, FileType.SOCKET, FileType.CHARACTER, FileType.BLOCK)
 REMAP_PREFIX = "link_remap."
+STATX_NLINK, STATX_NLINK_AT, STATX_BYTES = 4, 16, 256
 TIMESPECS = struct.Struct("<4q")
 
 
@@ -50,6 +52,17 @@ def plan(ghost: Ghost, path: str, openings: Sequence[Opening], spare_fd: int) ->
     return builder.as_unlinked(openings)
 
 
+class _More(TypedDict, total=False):
+    """What else an operation may have."""
+
+    subject: str
+    note: str
+    want: int
+    remedy: str
+    undo: tuple[Op, ...]
+    settles: bool
+
+
 class _Builder:
     """Operations of one ghost. Its slots carry the ghost's number."""
 
@@ -66,16 +79,20 @@ class _Builder:
     def slot(self, name: str) -> Slot:
         return Slot(f"ghost{self.ghost.number:x}.{name}")
 
-    def add(self, call: str, *args: int | Data | Slot, into: str = "", note: str = "",
-            expect: Expect = Expect.OK, want: int = 0, remedy: str = "") -> None:  # fmt: skip
-        self.ops.append(
-            Op(call=call, args=args, subject=self.what, note=note, expect=expect, want=want,
-               remedy=remedy, yields=self.slot(into) if into else None)
-        )  # fmt: skip
+    def add(self, call: str, *args: int | Data | Slot, into: str = "",
+            expect: Expect = Expect.OK, **more: Unpack[_More]) -> None:  # fmt: skip
+        made = self.slot(into) if into else None
+        told: _More = {"subject": self.what, **more}
+        self.ops.append(Op(call=call, args=args, expect=expect, yields=made, **told))
 
-    def attempt(self, call: str, *args: int | Data | Slot, into: str = "", note: str = "") -> None:
+    def attempt(self, call: str, *args: int | Data | Slot, into: str = "",
+                **more: Unpack[_More]) -> None:  # fmt: skip
         """An operation that may fail."""
-        self.add(call, *args, into=into, note=note, expect=Expect.ANY)
+        self.add(call, *args, into=into, expect=Expect.ANY, **more)
+
+    def _back(self, call: str, *args: int | Data | Slot) -> tuple[Op, ...]:
+        """How something is taken back."""
+        return (Op(call=call, args=args, subject=self.what, expect=Expect.ANY),)
 
     def as_tmpfile(self, first: Opening, openings: Sequence[Opening]) -> list[Op]:
         """An O_TMPFILE, which the program may still want to link."""
@@ -124,24 +141,31 @@ class _Builder:
         remedy = f"the directory must be writable and without {self.side.text}"
         kind, mode = self.ghost.type, self.ghost.mode
         path_only = int(O.PATH | O.NOFOLLOW)
+        removal = AT_REMOVEDIR if kind == FileType.DIRECTORY else 0
+        undo = self._back("unlinkat", folder, self.side, removal)
         flags = int(O.RDWR | O.CREAT | O.EXCL | O.NOFOLLOW)
         if self.ghost.link is not None:
             self.add("linkat", AT_FDCWD, Data.path(self.ghost.link), folder, self.side, 0,
+                     undo=undo,
                      remedy=f"{self.ghost.link} must be there as at the checkpoint")  # fmt: skip
             flags = path_only
         elif kind == FileType.DIRECTORY:
-            self.add("mkdirat", folder, self.side, 0o700, remedy=remedy)
+            self.add("mkdirat", folder, self.side, 0o700, remedy=remedy, undo=undo)
             flags = int(O.DIRECTORY | O.NOFOLLOW)
         elif kind == FileType.FIFO:
-            self.add("mknodat", folder, self.side, FileType.FIFO | 0o600, 0, remedy=remedy)
+            self.add("mknodat", folder, self.side, FileType.FIFO | 0o600, 0, remedy=remedy,
+                     undo=undo)  # fmt: skip
             flags = int(O.RDWR | O.NONBLOCK | O.NOFOLLOW)
         elif kind == FileType.LINK:
-            self.add("symlinkat", Data.path(self.ghost.target), folder, self.side, remedy=remedy)
+            self.add("symlinkat", Data.path(self.ghost.target), folder, self.side, remedy=remedy,
+                     undo=undo)  # fmt: skip
             flags = path_only
         elif kind in NEEDS_PATH_ONLY:
-            self.add("mknodat", folder, self.side, mode, self.ghost.rdev, remedy=remedy)
+            self.add("mknodat", folder, self.side, mode, self.ghost.rdev, remedy=remedy,
+                     undo=undo)  # fmt: skip
             flags = path_only
-        self.add("openat", folder, self.side, flags, 0o600, into="file", remedy=remedy)
+        self.add("openat", folder, self.side, flags, 0o600, into="file", remedy=remedy,
+                 undo=undo if flags & O.CREAT else ())  # fmt: skip
 
     def _fill(self, made: Slot) -> None:
         if self.ghost.type != FileType.REGULAR or self.ghost.link is not None:
@@ -175,9 +199,13 @@ class _Builder:
         ours, theirs, rest = self.slot("ours"), self.slot("theirs"), self.slot("rest")
         removal = AT_REMOVEDIR if self.ghost.type == FileType.DIRECTORY else 0
         self.attempt("renameat2", folder, self.side, folder, self.base, RENAME_NOREPLACE,
-                     into="named", note="0 when the old name is free")  # fmt: skip
+                     into="named", note="0 when the old name is free",
+                     undo=self._back("renameat2", folder, self.base, folder, self.side,
+                                     RENAME_NOREPLACE))  # fmt: skip
         self.attempt("renameat2", folder, self.side, folder, self.base, RENAME_EXCHANGE,
-                     into="swapped", note="0 when somebody has it")  # fmt: skip
+                     into="swapped", note="0 when somebody has it",
+                     undo=self._back("renameat2", folder, self.side, folder, self.base,
+                                     RENAME_EXCHANGE))  # fmt: skip
         self.attempt("fcntl", folder, F.DUPFD, named, into="ours")
         self.attempt("fcntl", folder, F.DUPFD, swapped, into="theirs")
         self.add("fcntl", folder, F.DUPFD, 0, into="rest", note="for the side name")
@@ -191,12 +219,23 @@ class _Builder:
         self.attempt("unlinkat", ours, self.base, removal)
         self.attempt("unlinkat", theirs, self.base, removal)
         self.attempt("renameat2", theirs, self.side, theirs, self.base, RENAME_NOREPLACE)
-        self.attempt("unlinkat", rest, self.side, removal)
+        has_others = self.ghost.link is not None
+        self.attempt("unlinkat", rest, self.side, removal, settles=has_others)
+        if not has_others:
+            self._check_unnamed(made)
         for made_here in ("ours", "theirs", "rest", "blind"):
             self.attempt("close", self.slot(made_here))
         if self.ghost.link is not None and is_remap(self.ghost.link):
             self.add("unlinkat", AT_FDCWD, Data.path(self.ghost.link), 0, expect=Expect.ANY,
                      note="made at the checkpoint")  # fmt: skip
+
+    def _check_unnamed(self, made: Slot) -> None:
+        """That no name of it is left: what removes them may fail, for nobody knows which is."""
+        told = Data.room(STATX_BYTES)
+        self.add("statx", made, Data.path(""), AT_EMPTY_PATH, STATX_NLINK, told)
+        self.add("@load32", told, STATX_NLINK_AT, expect=Expect.EQUAL, want=0, into="links",
+                 note="names that are left", settles=True,
+                 remedy="let nobody else rename in that directory during the restore")  # fmt: skip
 
     def _reopen(self, opening: Opening, source: int) -> None:
         self.add("openat", AT_FDCWD, Data.path(f"/proc/self/fd/{source}"),
@@ -209,7 +248,10 @@ class _Builder:
     def _folders(self) -> None:
         """Parents that were gone as well: created when they are not there."""
         for i, folder in enumerate(self.folders):
-            self.attempt("mkdirat", AT_FDCWD, Data.path(folder), 0o700, into=f"made{i}")
+            self.attempt("mkdirat", AT_FDCWD, Data.path(folder), 0o700, into=f"made{i}",
+                         subject=folder,
+                         undo=self._back("unlinkat", AT_FDCWD, Data.path(folder),
+                                         AT_REMOVEDIR))  # fmt: skip
 
     def _no_folders(self) -> None:
         """Remove those that we created."""

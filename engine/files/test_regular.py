@@ -115,6 +115,8 @@ def test_one_ghost_for_two_descriptions():
         "unlinkat($ghost1.theirs, 'x', 0)",
         "renameat2($ghost1.theirs, '.torpor-ghost-1', $ghost1.theirs, 'x', 1)",
         "unlinkat($ghost1.rest, '.torpor-ghost-1', 0)",
+        "statx($ghost1.file, '', 0x1000, 4, buffer[256])",
+        "@load32(buffer[256], 16) → ghost1.links",
         "close($ghost1.ours)",
         "close($ghost1.theirs)",
         "close($ghost1.rest)",

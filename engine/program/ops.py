@@ -7,7 +7,7 @@ travel with the program; the call gets their address) or `Slot` (the result of a
 operation of the same program).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -64,6 +64,10 @@ class Op:
 
     ``subject`` names the object (`fd 7 -> pipe:[9123]`), ``note`` says what for.
     ``remedy`` is what a user can do when it fails.
+
+    ``undo`` takes back what it has made outside of the task (a name, a segment) when the restore
+    fails later; it runs only if this one succeeded, which with `Expect.ANY` its slot tells. An
+    operation that ``settles`` has taken away all that those before it made for its subject.
     """
 
     call: str
@@ -74,6 +78,8 @@ class Op:
     expect: Expect = Expect.OK
     want: int = 0
     yields: Slot | None = None
+    undo: tuple["Op", ...] = ()
+    settles: bool = False
 
     def describe(self) -> str:
         """`openat(AT_FDCWD, '/data/log', 0x1, 0)  fd 7 -> /data/log: open for append`."""
@@ -92,6 +98,36 @@ def _show(arg: Arg) -> str:
         return arg.text or f"<{len(arg.content)} bytes>"
     signed = arg - (1 << 64) if arg >= 1 << 63 else int(arg)
     return str(signed) if -4096 < signed < 4096 else hex(arg)
+
+
+@dataclass(slots=True)
+class Made:
+    """What operations have made outside of their task, so that it can be taken back."""
+
+    done: list[tuple[Op, Mapping[str, int]]] = field(default_factory=list)
+    """Operations that matter, and the slots of their program."""
+
+    def note(self, ops: Iterable[Op], values: Mapping[str, int]) -> None:
+        """Remember operations that have run."""
+        known = dict(values)
+        self.done += [(op, known) for op in ops if op.undo or op.settles]
+
+    def undo(self) -> list[tuple[list[Op], Mapping[str, int]]]:
+        """What to run, in this order, each with the slots that it needs."""
+        settled: set[str] = set()
+        found = []
+        for op, values in reversed(self.done):
+            if op.settles:
+                settled.add(op.subject)
+            elif op.subject not in settled and _succeeded(op, values):
+                found.append((list(op.undo), values))
+        return found
+
+
+def _succeeded(op: Op, values: Mapping[str, int]) -> bool:
+    if op.yields is None:
+        return op.expect is not Expect.ANY
+    return not values[op.yields.name] >> 63
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 
 import pytest
 
-from torpor.engine.program.ops import Data, Op, Slot
+from torpor.engine.program.ops import Data, Expect, Made, Op, Slot
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,35 @@ def test_describe(op, text):
 def test_paths_keep_their_bytes():
     assert Data.path("/\udcff").content == b"/\xff\0"
     assert Data.path(b"/\xff").content == b"/\xff\0"
+
+
+def named(call, *, undo="", settles=False, expect=Expect.OK, into="", subject="a"):
+    return Op(
+        call=call, subject=subject, expect=expect, settles=settles,
+        yields=Slot(into) if into else None, undo=(Op(call=undo),) if undo else (),
+    )  # fmt: skip
+
+
+def undone(*done, **values):
+    made = Made()
+    made.note(done, {name: value & (1 << 64) - 1 for name, value in values.items()})
+    return [[op.call for op in ops] for ops, _ in made.undo()]
+
+
+def test_what_was_made_last_is_undone_first():
+    done = named("mkdirat", undo="rmdir"), named("write"), named("linkat", undo="unlinkat")
+    assert undone(*done) == [["unlinkat"], ["rmdir"]]
+
+
+def test_what_was_settled_is_not_undone():
+    one = named("linkat", undo="unlinkat"), named("unlinkat", settles=True)
+    other = named("mkdirat", undo="rmdir", subject="b")
+    assert undone(*one, other) == [["rmdir"]]
+    assert undone(*one, named("linkat", undo="again")) == [["again"]]
+
+
+def test_what_may_have_failed_is_undone_only_if_its_slot_says_no():
+    attempt = named("mkdirat", undo="rmdir", expect=Expect.ANY, into="x")
+    assert undone(attempt, x=0) == [["rmdir"]]
+    assert undone(attempt, x=-17) == []
+    assert undone(named("mkdirat", undo="rmdir", expect=Expect.ANY)) == []

@@ -9,7 +9,8 @@ as the last thing before the task gets its own registers.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from signal import SIGTRAP
@@ -20,7 +21,7 @@ from torpor.engine.kernel.arch.x86_64 import MACHINE, SYSCALL_INSN, Regs, syscal
 from torpor.engine.kernel.remote import Remote
 from torpor.engine.memory.areas import TASK_SIZE
 from torpor.engine.program import encode as encoder
-from torpor.engine.program.ops import Op, Program
+from torpor.engine.program.ops import Expect, Made, Op, Program, Slot
 from torpor.engine.tasks.signals import SIGSET_BYTES
 
 PAGE = 4096
@@ -34,6 +35,7 @@ LOWEST = 0x10000000
 PROT_RX, PROT_RW = 5, 3
 MAP_ARENA = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 MASK64 = (1 << 64) - 1
+RESULT = Slot("result")
 
 
 @cache
@@ -106,6 +108,7 @@ class Arena:
 
     base: int
     program_bytes: int = PROGRAM_BYTES
+    made: Made = field(default_factory=Made)
 
     @property
     def size_bytes(self) -> int:
@@ -141,15 +144,19 @@ class Arena:
                 raise Bug("the arena is not where it was asked for", subject=subject)
         native.write_memory(tid, self.base, executor_code())
 
-    def call(self, tid: int, name: str, *args: int) -> int:
-        """One system call by the executor; result or -errno."""
-        from torpor.engine.program.ops import Expect, Slot
-
-        slot = Slot("result")
-        program = Program(name, [Op(call=name, args=args, expect=Expect.ANY, yields=slot)])
+    def call(self, tid: int, name: str, *args: int, undo: tuple[Op, ...] = ()) -> int:
+        """One system call by the executor; result (for ``undo`` in the slot RESULT) or -errno."""
+        op = Op(call=name, args=args, expect=Expect.ANY, yields=RESULT, undo=undo, subject=name)
+        program = Program(name, [op])
         values: dict[str, int] = {}
         self._run_piece(tid, program, "", values)
-        return _signed(values["result"])
+        return _signed(values[RESULT.name])
+
+    def take_back(self, tid: int) -> None:
+        """Undo what has been made outside of the task; what cannot be undone stays."""
+        for ops, values in self.made.undo():
+            with suppress(Error):
+                self._run_piece(tid, Program("undo", ops), "", dict(values))
 
     def run(self, tid: int, program: Program, subject: str) -> None:
         """Run a program to its end, in pieces when it is long.
@@ -187,10 +194,11 @@ class Arena:
         self._execute(tid, base, subject, program.name)
         raw = native.read_memory(tid, base, encoder.HEADER.size + 8 * len(slots))
         index, result = encoder.outcome(raw)
-        if index >= 0:
-            raise encoded.failure(index, result, subject)
         for name, at in slots.items():
             (values[name],) = struct.unpack_from("<Q", raw, encoder.HEADER.size + 8 * at)
+        self.made.note(program.ops[: index if index >= 0 else None], values)
+        if index >= 0:
+            raise encoded.failure(index, result, subject)
 
     def _execute(self, tid: int, header: int, subject: str, name: str) -> None:
         regs = native.get_regs(tid).copy()

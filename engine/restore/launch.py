@@ -41,6 +41,7 @@ from torpor.engine.restore import (
     descriptors,
     groups,
     layout,
+    segments,
     spawn,
     state,
     tree,
@@ -272,6 +273,7 @@ class _Restore(Work):
             self._lay_out_executed(root)
         with self.phase("tasks"):
             births.make_all(self)
+            segments.doom(self, root)
             groups.groups(self)
             groups.zombies(self)
             for task in self.alive():
@@ -441,6 +443,8 @@ class _Restore(Work):
     def _give_up(self, pid: int, root: Living | None) -> None:
         others = [t for t in self.living.values() if t is not root]
         if root is not None and root.syscall_address:
+            if root.image.root == "/" or "state" not in self.phases:  # its paths lead elsewhere
+                root.arena.take_back(root.pid)
             spawn.end(root, others, GAVE_UP)
             spawn.reap_ours([pid, *(t.pid for t in others)])
             return

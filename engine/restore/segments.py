@@ -21,13 +21,17 @@ from torpor.engine.memory.sysv import (
     IPC_RMID,
     IPC_SET,
     IPC_STAT,
+    SHM_DEST,
     Segment,
 )
+from torpor.engine.program.ops import Expect, Op
+from torpor.engine.restore.arena import RESULT
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.work import Work
 
 REMEDY = "restore in a fresh pod or ipc namespace"
 MOST_TRIES = 50_000
+REMOVE = Op(call="shmctl", args=(RESULT, IPC_RMID, 0), expect=Expect.ANY)
 NEXT_ID = "/proc/sys/kernel/shm_next_id"
 
 
@@ -36,6 +40,13 @@ def create(work: Work, root: Living) -> None:
     for segment in sorted(work.snapshot.segments, key=lambda s: s.shm_id):
         _create_one(root, segment)
         _fill(work, root, segment)
+
+
+def doom(work: Work, root: Living) -> None:
+    """Mark those for destruction that were, once everybody has them attached."""
+    for segment in work.snapshot.segments:
+        if segment.mode & SHM_DEST:
+            root.arena.call(root.pid, "shmctl", segment.shm_id, IPC_RMID, 0)
 
 
 def _fill(work: Work, root: Living, segment: Segment) -> None:
@@ -57,7 +68,7 @@ def _create_one(root: Living, segment: Segment) -> None:
     got = -1
     _ask_for(root, segment.shm_id)
     for _ in range(MOST_TRIES):
-        got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes, flags)
+        got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes, flags, undo=(REMOVE,))
         if got < 0:
             raise KernelError("shmget failed", errno=-got, subject=subject, remedy=REMEDY)
         if got == segment.shm_id:

@@ -136,7 +136,7 @@ def test_listener_and_accepted_end():
         f"socket(1, 1, 0) → new513{server}",
         f"dup3($new513, 513, 0){server}",
         f"close($new513){server}",
-        f"mknodat(-100, '/run/x.sock', 0xc180, 0){server}",
+        f"mknodat(-100, '/run/x.sock', 0xc180, 0) → made /run/x.sock{server}",
         f"openat(-100, '/run/x.sock', 0x20800, 0){server}: a socket gives ENXIO",
         f"unlinkat(-100, '/run/x.sock', 0){server}: left by an earlier run",
         f"bind(513, '/run/x.sock', 14){server}: /run/x.sock",

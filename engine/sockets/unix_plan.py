@@ -12,7 +12,7 @@
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torpor.engine.errors import Bug, Refused
 from torpor.engine.files.common import created, status_flags, subject
@@ -275,13 +275,17 @@ class _Planner:
             aside = Data.path(_aside(state.name))
             self.ops.append(
                 Op(call="renameat2", args=(AT_FDCWD, path, AT_FDCWD, aside, RENAME_NOREPLACE),
-                   subject=where, note="set aside what is at the path", expect=Expect.ANY)
+                   subject=where, note="set aside what is at the path", expect=Expect.ANY,
+                   yields=Slot(f"aside {readable(state.name)}"),
+                   undo=(Op(call="renameat2", expect=Expect.ANY, subject=where,
+                            args=(AT_FDCWD, aside, AT_FDCWD, path, RENAME_NOREPLACE)),))
             )  # fmt: skip
             self.gone.append(state.name)
         else:
-            self.ops += _remove_stale(path, where)
+            self.ops += _remove_stale(path, where, Slot(f"made {readable(state.name)}"))
         self.bound.add(state.name)
-        self.ops.append(self._bind_op(fd, state.name, where))
+        bind = self._bind_op(fd, state.name, where)
+        self.ops.append(replace(bind, undo=(_unlink(path, where),)) if state.deleted else bind)
         if not state.deleted:
             self.ops += [
                 Op(call="fchownat", args=(AT_FDCWD, path, state.uid, state.gid, 0), subject=where),
@@ -424,14 +428,19 @@ class _Planner:
         return subject(self.context, file_id, self.states[file_id].label)
 
 
-def _remove_stale(path: Data, where: str) -> list[Op]:
+def _unlink(path: Data, where: str) -> Op:
+    return Op(call="unlinkat", args=(AT_FDCWD, path, 0), subject=where, expect=Expect.ANY)
+
+
+def _remove_stale(path: Data, where: str, made: Slot) -> list[Op]:
     """Unlink what an earlier run left, but only a socket: open(2) of one gives ENXIO.
 
-    There is always something to unlink, because a socket file is made first.
+    There is always something to unlink, because a socket file is made first; when that could be
+    made, no name is to be left by a restore that fails.
     """
     return [
         Op(call="mknodat", args=(AT_FDCWD, path, S_IFSOCK | 0o600, 0), subject=where,
-           expect=Expect.ANY),
+           expect=Expect.ANY, yields=made, undo=(_unlink(path, where),)),
         Op(call="openat", args=(AT_FDCWD, path, O_RDONLY_NOFOLLOW, 0), subject=where,
            note="a socket gives ENXIO", remedy=OTHER_FILE, expect=Expect.EQUAL, want=-ENXIO),
         Op(call="unlinkat", args=(AT_FDCWD, path, 0), subject=where, note="left by an earlier run"),

@@ -313,15 +313,15 @@ def all_targets(folder: Path, dumped: list[Dumped]) -> tuple[Target, ...]:
     images, archives = Images(dumped), Archives(folder, dumped)
     plugin = Plugin(store.encode(example()))
     return (
-        Target("image file, bytes", 450, images.framing),
-        Target("image directory, load and plan", 120, images.whole),
-        Target("image directory, show", 60, images.shown),
+        Target("image file, bytes", 600, images.framing),
+        Target("image directory, load and plan", 50, images.whole),
+        Target("image directory, show", 30, images.shown),
         Target("pagemap against pages", 40, images.pagemap),
-        Target("torpor.json, facts", 60, images.own),
+        Target("torpor.json, facts", 25, images.own),
         Target("torpor.json, bytes", 60, images.own_bytes),
-        Target("tar archive, show", 20, archives.tar),
+        Target("tar archive, show", 15, archives.tar),
         Target("archive of a tree, unpack", 30, archives.tree),
         Target("manifest of the store", 60, plugin.manifest),
-        Target("packets of the hook", 50, plugin.packet),
-        Target("wire of ttrpc and NRI", 50, plugin.ttrpc),
+        Target("packets of the hook", 45, plugin.packet),
+        Target("wire of ttrpc and NRI", 45, plugin.ttrpc),
     )

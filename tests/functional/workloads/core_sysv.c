@@ -43,6 +43,8 @@ int main(int argc, char **argv)
 	SAME(after.shm_segsz, before.shm_segsz);
 	SAME(after.shm_perm.mode, before.shm_perm.mode);
 	SAME(after.shm_nattch, 2);
+	CHECK(shmctl(gone, IPC_STAT, &after) == 0);
+	CHECK(after.shm_perm.mode & SHM_DEST); /* still goes with its last user */
 	CHECK(shmdt(a) == 0 && shmdt(b) == 0 && shmctl(named, IPC_RMID, NULL) == 0);
 	good();
 	return 0;
