@@ -142,4 +142,31 @@ EVENTS = (
          criu="drops marks of file systems"),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS)
+PROC = (
+    Case(state="/proc/self", program="files_proc", arguments=("own",)),
+    Case(state="/proc of other tasks and threads", program="files_proc", arguments=("others",)),
+    Case(state="/proc of dead tasks", program="files_proc", arguments=("dead",)),
+    Case(state="/proc of dead threads", program="files_proc", arguments=("dead_thread",)),
+    Case(state="/proc of a zombie", program="files_proc", arguments=("zombie",)),
+    Case(state="/proc, /sys, cgroups", program="files_proc", arguments=("system",)),
+    Case(state="namespace descriptors", program="files_proc", arguments=("namespaces",)),
+    Case(state="/proc of a task outside of the tree", program="files_proc",
+         arguments=("outside",), refused="outside of the tree"),
+)  # fmt: skip
+
+EPOLL = (
+    Case(state="epoll five deep", program="files_epoll", arguments=("nested",)),
+    Case(state="epoll flags", program="files_epoll", arguments=("flags",)),
+    Case(state="epoll of numbers that were closed", program="files_epoll",
+         arguments=("closed_number",)),
+    Case(state="epoll of two tasks", program="files_epoll", arguments=("shared",)),
+    Case(state="epoll over every kind", program="files_epoll", arguments=("every_kind",)),
+    Case(state="hundreds of epolls and targets", program="files_epoll", arguments=("many",)),
+    Case(state="a task that waits in a nested epoll", program="files_epoll",
+         arguments=("waiting",)),
+    Case(state="epoll of a target that is closed", program="files_epoll", arguments=("gone",)),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (
+    *FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS, *PROC, *EPOLL,
+)  # fmt: skip
