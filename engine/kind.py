@@ -107,6 +107,9 @@ class FdView(Protocol):
         The arguments are s_dev, ino and the file handle of fdinfo (open_by_handle_at(2)).
         """
 
+    def namespaces(self) -> Mapping[str, str]:
+        """Links of /proc/PID/ns of the task: `net` → `net:[4026531833]`."""
+
     def mount_point(self, mount_id: int | None, device: int) -> str | None:
         """Path in the task's root of a mount, by its id, or else of any mount of a device."""
 
@@ -292,6 +295,10 @@ class PlanContext:
     new_container: bool = False
     uid: int = 0
     """User id with which the operations run."""
+    root: int = 0
+    """Pid inside of the task that creates everything, before it forks the others."""
+    helpers: set[int] = field(default_factory=set)
+    """Pids of ended tasks that must live while descriptors are created: a kind adds to it."""
     tcp_repair: bool = False
     """The root has the rights to restore TCP connections by TCP_REPAIR."""
     tcp_close: bool = False

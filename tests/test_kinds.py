@@ -38,6 +38,7 @@ WORDS = {
     "pipe": "os.pipe", "fifo": "mkfifo", "unix socket": "AF_UNIX", "TCP and UDP socket": "AF_INET",
     "netlink socket": "AF_NETLINK", "pidfd": "pidfd_open", "memfd": "memfd_create",
     "procfs": "/proc/self", "fanotify": "fanotify_init",
+    "namespace": "/ns/",
     "device": "/dev/null", "regular": "O_APPEND", "terminal": "openpty", "epoll": "epoll",
 }  # fmt: skip
 

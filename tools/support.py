@@ -69,6 +69,9 @@ KINDS: dict[str, Support] = {
     "pidfd": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "memfd": Support(ours=f"{SAME}; not the content of one that is not mapped", tests=(ANONYMOUS,)),
     "procfs": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
+    "namespace": Support(
+        ours=TESTED, theirs=TESTED, tests=("tests/functional/workloads/files_proc.py",)
+    ),
     "device": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
     "regular": Support(
         ours=f"{SAME}; an O_TMPFILE cannot be linked any more", theirs=TESTED,

@@ -47,3 +47,33 @@ def test_proc():
 def test_limits(link):
     with pytest.raises(Refused):
         KIND.collect(view(link), dump_context())
+
+
+def test_a_task_that_has_ended_lends_its_number():
+    states = {
+        FileId(1): KIND.collect(view("/proc/99/status (deleted)", pos=3), dump_context()),
+        FileId(2): KIND.collect(view("/proc/98/fd", paths={}), dump_context()),
+    }
+    assert states[1] == Proc(
+        path="/proc/99/status", flags=O.LARGEFILE, pos=3, mode=0o100444, dead=True
+    )
+    back, images = through_images(KIND, states)
+    assert back == states
+    remaps = [(r.orig_id, r.remap_id) for r, _ in images.entries("remap-fpath")]
+    assert remaps == [(1, 99), (2, 98)]
+    context = plan_context(1, 2)
+    assert "openat(-100, '/proc/99/status'" in described(KIND, back, context)
+    assert context.helpers == {98, 99}
+
+
+def test_files_of_the_root_stay_shared_and_those_of_threads_come_last():
+    states = {
+        FileId(1): KIND.collect(view("/proc/41/status"), dump_context()),
+        FileId(2): KIND.collect(
+            view("/proc/41/task/50/stat"), dump_context(owners={1041: 41, 1050: 50})
+        ),
+    }
+    context = plan_context(1, 2, root=41)
+    made = [op.call for op in KIND.plan(states, context)]
+    assert made == ["openat", "dup3", "close", "eventfd2", "dup3", "close"]
+    assert {late.last for late in KIND.late(states, context)} == {True}

@@ -41,7 +41,6 @@ def device_view(major, minor):
         (RecordedFd(link="anon_inode:[perf_event]", **ANON), "perf"),
         (RecordedFd(link="anon_inode:bpf-map", **ANON), "bpf-map"),
         (RecordedFd(link="anon_inode:[never-seen]", **ANON), "anonymous"),
-        (RecordedFd(link="net:[4026531833]", st_mode=0o100444, fs_magic=0x6E736673), "namespace"),
         (RecordedFd(link="/q", fs_magic=0x19800202), "message-queue"),
         (RecordedFd(link="/secretmem (deleted)", fs_magic=0x5345434D), "secret-memory"),
         (RecordedFd(link="/dev/sda", st_mode=0o60660), "block-device"),

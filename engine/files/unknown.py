@@ -65,8 +65,6 @@ CASES: Sequence[Case] = (
     _link("sync-file", r"anon_inode:sync_file", "a fence of a graphics driver"),
     _link("dma-buf", r"/?dmabuf:|anon_inode:dmabuf", "memory of a device (dma-buf)"),
     _link("secret-memory", r"/secretmem \(deleted\)", "secret memory: nobody else may read it"),
-    _link("namespace", r"(mnt|net|pid|ipc|uts|user|cgroup|time)(_for_children)?:\[\d+\]",
-          "a descriptor of a namespace"),
     _link("anonymous", r"anon_inode:", "an anonymous inode that torpor does not know"),
     _device("dev-mem", 1, 1, "physical memory (/dev/mem)"),
     _device("kmsg", 1, 11, "the kernel's log (/dev/kmsg)"),

@@ -114,7 +114,7 @@ class LiveFd(FileFacts):
         path = f"/proc/{task.pid}/fd/{fd}"
         with _translated(f"task {task.ns_pid}, fd {fd}", path):
             self.link = os.readlink(path)
-            self._take(os.stat(path))
+            self._take(_status(path, self.link))
             text = _read(f"/proc/{task.pid}/fdinfo/{fd}") if fdinfo is None else _text(fdinfo)
         head, self.info = _parse_fdinfo(text)
         self.pos = int(head.get("pos", "0"))
@@ -204,6 +204,12 @@ class LiveFd(FileFacts):
         """Path inside the task's root of an inotify watch; ``device`` as fdinfo has it."""
         watch = watches.Watch(device=device, inode=inode, handle_type=handle_type, handle=handle)
         return watches.find(self.pid, watch)
+
+    def namespaces(self) -> Mapping[str, str]:
+        """Links of /proc/PID/ns of the task."""
+        folder = f"/proc/{self.pid}/ns"
+        with _translated(self.subject, folder):
+            return {name: os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
 
     def mount_point(self, mount_id: int | None, device: int) -> str | None:
         """Path in the task's root of a mount, by its id, or else of any mount of a device."""
@@ -504,6 +510,16 @@ def descriptors(pid: int) -> list[int]:
     """Numbers of a task's descriptors, sorted."""
     with _translated(f"task {pid}", f"/proc/{pid}/fd"):
         return sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+
+
+def _status(path: str, link: str) -> os.stat_result:
+    """stat(2); zeros for a directory of /proc whose task has ended, which has none any more."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        if not link.startswith("/proc/"):
+            raise
+        return os.stat_result([0] * 10)
 
 
 def _topmost(fd: int) -> int:

@@ -62,6 +62,7 @@ class RecordedFd:
     mounts: Mapping[int, str] = field(default_factory=dict)
     """Mount id, or device, → mount point."""
     settled: Sequence[str] = ()
+    own_namespaces: Mapping[str, str] = field(default_factory=dict)
     messages: Sequence[Message] = ()
     repair: TcpRepair | None = None
     content: bytes = b""
@@ -132,6 +133,10 @@ class RecordedFd:
         """As recorded."""
         del device, handle_type, handle
         return self.watches.get(inode)
+
+    def namespaces(self) -> Mapping[str, str]:
+        """As recorded."""
+        return self.own_namespaces
 
     def mount_point(self, mount_id: int | None, device: int) -> str | None:
         """As recorded."""

@@ -82,6 +82,7 @@ def plan(  # noqa: PLR0913 - what the kinds may know
         address_map=dict(address_map),
         new_container=new_container,
         uid=seed.uid,
+        root=snapshot.tree.root.pid,
         tcp_repair=tcp_repair,
         tcp_close=tcp_close,
         warn=warn,

@@ -267,7 +267,7 @@ class _Restore(Work):
                 root.arena.call(root.pid, "setpgid", 0, 0)
         with self.phase("files"):
             self._raise_descriptor_limit(root)
-            root.arena.run(root.pid, self.plan.create, root.image.subject)
+            state.create_descriptors(self, root)
             self.backings = backings.create(self, root)
         with self.phase("memory"):
             self._lay_out_executed(root)

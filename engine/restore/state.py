@@ -15,6 +15,18 @@ from torpor.engine.tasks import attributes, creds
 from torpor.engine.tasks.attributes import Scheduling
 
 
+def create_descriptors(work: Work, root: Living) -> None:
+    """All of them by the root; meanwhile helpers have the numbers of tasks that have ended."""
+    place, scratch = root.syscall_address, root.arena.scratch
+    helpers = [
+        spawn.fork(root.pid, place, scratch, pid, spawn.FORK_FLAGS, work.choose)
+        for pid in sorted(work.plan.context.helpers)
+    ]
+    root.arena.run(root.pid, work.plan.create, root.image.subject)
+    for helper in helpers:
+        spawn.end_helper(root, helper)
+
+
 def place_descriptors(work: Work) -> None:
     """Every table at its numbers, late operations, then the service numbers closed."""
     closing: dict[int, Program] = {}

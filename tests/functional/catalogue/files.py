@@ -144,9 +144,12 @@ EVENTS = (
 
 PROC = (
     Case(state="/proc/self", program="files_proc", arguments=("own",)),
-    Case(state="/proc of other tasks and threads", program="files_proc", arguments=("others",)),
-    Case(state="/proc of dead tasks", program="files_proc", arguments=("dead",)),
-    Case(state="/proc of dead threads", program="files_proc", arguments=("dead_thread",)),
+    Case(state="/proc of other tasks and threads", program="files_proc", arguments=("others",),
+         criu="opens files of threads before there are any"),
+    Case(state="/proc of dead tasks", program="files_proc", arguments=("dead",),
+         criu="cannot stat /proc/PID/fd of a dead task"),
+    Case(state="/proc of dead threads", program="files_proc", arguments=("dead_thread",),
+         refused="a thread that has ended"),
     Case(state="/proc of a zombie", program="files_proc", arguments=("zombie",)),
     Case(state="/proc, /sys, cgroups", program="files_proc", arguments=("system",)),
     Case(state="namespace descriptors", program="files_proc", arguments=("namespaces",)),
@@ -156,10 +159,12 @@ PROC = (
 
 EPOLL = (
     Case(state="epoll five deep", program="files_epoll", arguments=("nested",)),
-    Case(state="epoll flags", program="files_epoll", arguments=("flags",)),
+    Case(state="epoll flags", program="files_epoll", arguments=("flags",),
+         changes={"fd 6 info": "a spent EPOLLONESHOT is told errors again"}),
     Case(state="epoll of numbers that were closed", program="files_epoll",
-         arguments=("closed_number",)),
-    Case(state="epoll of two tasks", program="files_epoll", arguments=("shared",)),
+         arguments=("closed_number",), criu="cannot add a target twice"),
+    Case(state="epoll of two tasks", program="files_epoll", arguments=("shared",),
+         criu="looks for a target in one task only"),
     Case(state="epoll over every kind", program="files_epoll", arguments=("every_kind",)),
     Case(state="hundreds of epolls and targets", program="files_epoll", arguments=("many",)),
     Case(state="a task that waits in a nested epoll", program="files_epoll",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """epoll in all its nestings and flags."""
 
+import itertools
 import os
 import select
 import socket
@@ -22,7 +23,7 @@ def nested(place):
     event = os.eventfd(0, os.EFD_NONBLOCK)
     polls = [select.epoll() for _ in range(5)]
     polls[0].register(event, IN)
-    for inner, outer in zip(polls, polls[1:], strict=False):
+    for inner, outer in itertools.pairwise(polls):
         outer.register(inner.fileno(), IN)
     yield
     assert told(polls[4]) == {}
