@@ -123,6 +123,7 @@ def _task(
         settings=settings.kept(settings.PROCESS, capture.settings),
         membarrier=capture.settings.get("membarrier", 0),
         coredump_filter=_coredump_filter(capture.texts["coredump_filter"]),
+        stop_signal=stat.exit_code if item.task.state == "T" else 0,
         exit_signal=stat.exit_signal,
         cgroup_set=OWN_SET,  # until all sets are known
         **{name: inside.get(owners.get(item.task.pid, 0)) for name, owners in shared.items()},

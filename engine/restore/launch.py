@@ -9,7 +9,6 @@ die with us until then (PTRACE_O_EXITKILL).
 """
 
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
 from torpor.engine.kernel import proc, rights
-from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.memory import areas as area_kinds
 from torpor.engine.memory import vdso
 from torpor.engine.memory.areas import Area, Backing
@@ -41,6 +39,7 @@ from torpor.engine.restore import (
     descriptors,
     groups,
     layout,
+    release,
     segments,
     spawn,
     state,
@@ -51,13 +50,10 @@ from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
-from torpor.engine.tasks import signals
-from torpor.engine.tasks.model import STOPPED, ThreadImage
 
 CLONE_PARENT = 0x8000
 GAVE_UP = 124
 SCRATCH_BELOW_STACK = 8192
-MASK64 = (1 << 64) - 1
 
 
 def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
@@ -185,7 +181,9 @@ class _Restore(Work):
                 self.host.at_stage("post-restore", pid)
                 self.host.at_stage("pre-resume", pid)
             with self.phase("resume"):
-                self._let_go()
+                release.let_go(
+                    self, leave_stopped=self.host is not None and self.host.leave_stopped
+                )
         except BaseException:
             self._give_up(pid, root)
             self.groups.take_away()
@@ -418,27 +416,6 @@ class _Restore(Work):
             resource.prlimit(root.pid, resource.RLIMIT_NOFILE, (hard, hard))
 
     # ---- end
-
-    def _let_go(self) -> None:
-        alive = self.alive()
-        for task in alive:
-            trap = signals.ignored_trap(task.image.actions)
-            task.arena.leave(task.pid, task.syscall_address, task.image.subject, trap)
-            for thread in task.image.threads:
-                self._set_registers(task.tids[thread.tid], thread)
-        for task in alive:
-            if task.image.state == STOPPED or (self.host is not None and self.host.leave_stopped):
-                os.kill(task.pid, signal.SIGSTOP)
-            for thread in task.image.threads:
-                tid = task.tids[thread.tid]
-                native.set_sigmask(tid, thread.sigmask)
-                native.detach(tid)
-
-    def _set_registers(self, tid: int, thread: ThreadImage) -> None:
-        regs = Regs.unpack(thread.registers.general)
-        regs.orig_rax = MASK64
-        native.set_xstate(tid, thread.registers.xstate)
-        native.set_regs(tid, regs)
 
     def _give_up(self, pid: int, root: Living | None) -> None:
         others = [t for t in self.living.values() if t is not root]

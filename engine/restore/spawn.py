@@ -113,9 +113,9 @@ def _clone(
         chosen = (wanted_at, 1) if want else (0, 0)
         args = struct.pack("<11Q", flags & ~0xFF, 0, 0, 0, flags & 0xFF, 0, 0, 0, *chosen, 0)
         native.write_memory(tid, scratch, args)
-        _aim(regs, syscall_address, "clone3", (scratch, len(args)))
+        aim(regs, syscall_address, "clone3", (scratch, len(args)))
     else:
-        _aim(regs, syscall_address, "clone", (flags, 0, 0, 0, 0))
+        aim(regs, syscall_address, "clone", (flags, 0, 0, 0, 0))
     native.set_regs(tid, regs)
     native.step(tid)
     status = native.wait_stop(tid)
@@ -144,7 +144,7 @@ def _discard(child: int) -> None:
 def _exit_thread(tid: int, syscall_address: int) -> None:
     """End a thread that got another tid than the wanted one; its task lives on."""
     regs = native.get_regs(tid).copy()
-    _aim(regs, syscall_address, "exit", (0,))
+    aim(regs, syscall_address, "exit", (0,))
     native.set_regs(tid, regs)
     native.cont(tid)
     with suppress(Vanished):
@@ -168,7 +168,7 @@ def execute(tid: int, syscall_address: int, scratch: int, path: str, name: bytes
     native.write_memory(tid, at, content + tail)
     native.write_memory(tid, argv_at, vector)
     regs = native.get_regs(tid).copy()
-    _aim(regs, syscall_address, "execve", (at, argv_at, argv_at + 8))
+    aim(regs, syscall_address, "execve", (at, argv_at, argv_at + 8))
     native.set_regs(tid, regs)
     native.step(tid)
     status = native.wait_stop(tid)
@@ -194,7 +194,7 @@ def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
         native.cont(child, signal)
     else:
         regs = native.get_regs(child).copy()
-        _aim(regs, syscall_address, "exit_group", (exit_code >> 8 & 0xFF,))
+        aim(regs, syscall_address, "exit_group", (exit_code >> 8 & 0xFF,))
         native.set_regs(child, regs)
         native.cont(child)
     try:
@@ -235,7 +235,7 @@ def end(root: Living, others: list[Living], status: int) -> None:
             native.kill_traced(task.pid)
     try:
         regs = native.get_regs(root.pid).copy()
-        _aim(regs, root.syscall_address, "exit_group", (status,))
+        aim(regs, root.syscall_address, "exit_group", (status,))
         native.set_regs(root.pid, regs)
         native.cont(root.pid)
     except Error:
@@ -258,7 +258,8 @@ def _threads(pid: int) -> list[int]:
         return []
 
 
-def _aim(regs: Regs, address: int, name: str, args: tuple[int, ...]) -> None:
+def aim(regs: Regs, address: int, name: str, args: tuple[int, ...]) -> None:
+    """Registers with which a `syscall` instruction at ``address`` makes a call."""
     regs.rip, regs.rax, regs.orig_rax = address, syscall_number(name), MASK64
     padded = [a & MASK64 for a in args] + [0] * (6 - len(args))
     regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9 = padded

@@ -61,6 +61,8 @@ def _findings(task: TaskImage) -> Iterator[Finding]:
     core = f"core-{task.pid}.img"
     if task.state not in (ALIVE, DEAD, STOPPED):
         yield core, f"state {task.state} is not one that a task can be restored in"
+    if not 0 <= task.stop_signal <= SIGNAL_COUNT:
+        yield f"core-{task.pid}.img", f"stop signal {task.stop_signal} is none"
     if not 0 <= task.exit_signal <= SIGNAL_COUNT:
         yield TORPOR, f"task {task.pid}: exit signal {task.exit_signal} is none"
     if not 0 <= task.exit_code <= 0xFFFF:

@@ -22,7 +22,7 @@ from torpor.engine.memory.areas import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.cgroups import OWN_SET
-from torpor.engine.tasks.model import DEAD, SIGCHLD, Memory, TaskImage, ThreadImage, Tree
+from torpor.engine.tasks.model import DEAD, SIGCHLD, STOPPED, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.registers import Component
 from torpor.engine.tasks.seccomp import Filter
 
@@ -34,6 +34,7 @@ MARKERS = {
 }  # fmt: skip
 FIRST_ID = 2
 """Of kernel objects: 1 is the dumping process itself, and CRIU takes an equal id for sharing."""
+SIGSTOP = 19
 MAX_AUXV = 44
 """Words that CRIU 4.2 takes; the kernel ends a shorter vector itself, so AT_NULL can go."""
 NAMESPACE_IDS = {
@@ -122,6 +123,8 @@ def table_id(tree: Tree, task: TaskImage, name: str) -> int:
 def _encode_own(task: TaskImage, images: ImageSink) -> None:
     """What of a task CRIU's messages have no place for."""
     own: dict[str, Any] = {"exit_signal": task.exit_signal, "settings": dict(task.settings)}
+    if task.state == STOPPED:
+        own["stop_told"] = not task.stop_signal
     if task.coredump_filter is not None:
         own["coredump_filter"] = task.coredump_filter
     if task.memory is not None and task.memory.thp_flags:
@@ -216,6 +219,8 @@ def _encode_leader(task: TaskImage, tc: Any) -> None:  # noqa: ANN401
     if task.loginuid is not None:
         tc.loginuid = task.loginuid
     tc.oom_score_adj, tc.child_subreaper = task.oom_score_adj, task.subreaper
+    if task.state == STOPPED:
+        tc.stop_signo = task.stop_signal or SIGSTOP
     if task.membarrier:
         tc.membarrier_registration_mask = task.membarrier
     signals.encode_actions(task.actions, tc)
@@ -430,6 +435,7 @@ class _TaskReader:
             settings=_decode_settings(own),
             membarrier=tc.membarrier_registration_mask,
             coredump_filter=index(own["coredump_filter"]) if "coredump_filter" in own else None,
+            stop_signal=0 if own.get("stop_told", tc.task_state != STOPPED) else tc.stop_signo,
             exit_signal=exit_signal,
         )
 

@@ -124,6 +124,8 @@ class TaskImage:
     coredump_filter: int | None = None
     cgroup_set: int = 1
     """Number of the set of control groups it is in; 1 is that of the dumping program."""
+    stop_signal: int = 0
+    """Of a stopped task: the signal that its parent has not waited for yet; 0 if it has."""
     exit_signal: int = SIGCHLD
     """Sent to its parent at its end; 0 for none."""
 

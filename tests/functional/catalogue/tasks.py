@@ -51,6 +51,15 @@ TREES = {
     "exit_signal": ("exit signals other than SIGCHLD", "has no place for it in its images"),
 }
 
+TELLS_AGAIN = "sends SIGCHLD again, and lets the parent wait again"
+STOPS = {
+    "told": "a stopped child of which the parent has been told",
+    "untold": "a stopped child that the parent has not waited for",
+    "by_terminal": "a child stopped by SIGTSTP",
+    "threads": "a stopped child with threads",
+    "pending": "a stopped child for which a signal waits",
+}
+
 CASES: tuple[Case, ...] = (
     Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
@@ -100,6 +109,10 @@ CASES: tuple[Case, ...] = (
             refused=text,
         )
         for name, text in STATES_REFUSED.items()
+    ),
+    *(
+        Case(state=state, program="tasks_stopped", arguments=(mode,), criu=TELLS_AGAIN)
+        for mode, state in STOPS.items()
     ),
     *(
         Case(state=state, program="tasks_tree", arguments=(mode,), criu=why)
