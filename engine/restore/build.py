@@ -159,10 +159,20 @@ def thread_program(thread: ThreadImage, current: Scheduling) -> Program:
 def queue_program(task: TaskImage, limits: Sequence[tuple[int, int]], warn: Warn) -> Program:
     """Pending signals of the task, timers, resource limits: the leader runs it late."""
     program = Program("signals and timers")
-    program.extend(signals.plan_queue(task.shared_pending, task.pid, None))
-    program.extend(timers.plan(task.itimers, task.posix_timers))
+    due = {
+        timers.of_periodic(info, task.posix_timers)
+        for queue in (task.shared_pending, *(thread.pending for thread in task.threads))
+        for info in queue
+    }
+    program.extend(signals.plan_queue(_queued(task, task.shared_pending), task.pid, None))
+    program.extend(timers.plan(task.itimers, task.posix_timers, due))
     program.extend(attributes.plan_rlimits(task.rlimits, limits, warn, task.subject))
     return program
+
+
+def _queued(task: TaskImage, pending: Sequence[bytes]) -> list[bytes]:
+    """Signals that no timer sends again."""
+    return [info for info in pending if timers.of_periodic(info, task.posix_timers) is None]
 
 
 def last_program(
@@ -171,7 +181,7 @@ def last_program(
     """Pending signals and credentials of a thread; nothing may need a right after it."""
     program = Program("credentials")
     leader = thread is task.threads[0]
-    program.extend(signals.plan_queue(thread.pending, task.pid, thread.tid))
+    program.extend(signals.plan_queue(_queued(task, thread.pending), task.pid, thread.tid))
     program.extend(settings.plan(settings.THREAD, thread.settings))
     if leader:
         program.extend(_process_settings(task, memory))

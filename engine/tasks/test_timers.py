@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -67,3 +68,16 @@ def test_an_overdue_posix_timer_fires_at_once():
     )
     ops = timers.plan((NONE,) * 3, (late,))
     assert struct.unpack("<4q", ops[2].args[2].content) == (1, 2, 0, 1)
+
+
+def test_a_periodic_timer_whose_signal_waits_expires_at_once():
+    (first, *_) = recorded()
+    ticking = replace(first, timer_id=5, interval_s=1)
+    once = replace(first, timer_id=6, interval_s=0, interval_ns=0)
+    info = struct.pack("<iiixxxxi", 34, 0, timers.SI_TIMER, 5).ljust(128, b"\0")
+    assert timers.of_periodic(info, (ticking, once)) == 5
+    assert timers.of_periodic(info.replace(b"\5", b"\6"), (ticking, once)) is None
+    assert timers.of_periodic(info.replace(b"\xfe", b"\xff"), (ticking, once)) is None
+    assert timers.of_periodic(b"short", (ticking,)) is None
+    ops = timers.plan((NONE,) * 3, (ticking,), {5})
+    assert timers.ITIMERSPEC.unpack(ops[2].args[2].content) == (1, 2, 0, 1)

@@ -6,12 +6,15 @@ Facts:
   value 0 would disarm it: it is armed with its interval (seen on 6.18).
 - /proc/PID/timers lists id, signal, sigev_value, notify kind and clock of POSIX timers
   (proc_pid_timers(5)); remaining time and overrun are asked by injected calls.
+- The signal of a periodic timer that waits in a queue gets its overrun when it is taken
+  (kernel/time/posix-timers.c, posixtimer_deliver_signal; v6.18), which nobody can read before.
+  It is not queued again: the timer is made to expire at once, and counts on.
 - Ids are given in order; PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) lets timer_create take the
   id it is given. Older kernels: ids are burnt until the wanted one comes.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,9 @@ from torpor.engine.program.ops import Data, Expect, Op
 
 ITIMERVAL = struct.Struct("<4q")
 ITIMERSPEC = struct.Struct("<4q")
+SIGINFO_TIMER = struct.Struct("<iiixxxxi")
+"""Of a siginfo of a timer: signal, errno, code, id."""
+SI_TIMER = -2
 NAMES = ("real", "virt", "prof")
 PR_TIMER_CREATE_RESTORE_IDS = 77
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
@@ -138,8 +144,19 @@ def decode(timers: Any) -> tuple[tuple[Itimer, ...], tuple[PosixTimer, ...]]:  #
     return plain, posix
 
 
-def plan(itimers: Sequence[Itimer], posix: Sequence[PosixTimer]) -> list[Op]:
-    """Arm everything again with the time that was left."""
+def of_periodic(info: bytes, posix: Sequence[PosixTimer]) -> int | None:
+    """Id of the periodic timer that a pending signal comes from."""
+    if len(info) < SIGINFO_TIMER.size:
+        return None
+    _, _, code, timer_id = SIGINFO_TIMER.unpack_from(info)
+    ticking = {t.timer_id for t in posix if t.interval_s or t.interval_ns}
+    return timer_id if code == SI_TIMER and timer_id in ticking else None
+
+
+def plan(
+    itimers: Sequence[Itimer], posix: Sequence[PosixTimer], due: Container[int | None] = ()
+) -> list[Op]:
+    """Arm everything again with the time that was left; those of ids in ``due`` expire at once."""
     ops = [op for which, timer in enumerate(itimers) for op in _plan_itimer(which, timer)]
     if posix:
         ops.append(
@@ -151,7 +168,7 @@ def plan(itimers: Sequence[Itimer], posix: Sequence[PosixTimer]) -> list[Op]:
             )
         )
         for timer in posix:
-            ops += _plan_posix(timer)
+            ops += _plan_posix(timer, timer.timer_id in due)
         ops.append(Op(call="prctl", args=(PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0)))
     return ops
 
@@ -166,7 +183,7 @@ def _plan_itimer(which: int, timer: Itimer) -> list[Op]:
     return [Op(call="setitimer", args=(which, Data(raw), 0), subject=f"{NAMES[which]} timer")]
 
 
-def _plan_posix(timer: PosixTimer) -> list[Op]:
+def _plan_posix(timer: PosixTimer, due: bool) -> list[Op]:
     subject = f"timer {timer.timer_id}"
     # struct sigevent: value, signo, notify, then the thread's id in the union; 64 bytes
     event = struct.pack("<QiiI", timer.value, timer.signal, timer.notify, timer.thread or 0)
@@ -180,7 +197,7 @@ def _plan_posix(timer: PosixTimer) -> list[Op]:
     ]
     value = (timer.value_s, timer.value_ns)
     if timer.interval_s or timer.interval_ns or any(value):
-        if not any(value):
+        if due or not any(value):
             value = (0, 1)
         raw = ITIMERSPEC.pack(timer.interval_s, timer.interval_ns, *value)
         ops.append(

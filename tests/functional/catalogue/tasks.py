@@ -60,6 +60,15 @@ STOPS = {
     "pending": "a stopped child for which a signal waits",
 }
 
+TIMERS = {
+    "kinds": "POSIX timers of all clocks and notifications, ids with gaps",
+    "intervals": "interval timers of three clocks",
+    "overrun": "a POSIX timer with overruns and its signal blocked",
+    "once": "a POSIX timer that has expired, with its signal blocked",
+    "periodic": "a POSIX timer that ticks while it is moved",
+    "periodic_other": "a POSIX timer that ticks for another thread",
+}
+
 CASES: tuple[Case, ...] = (
     Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
@@ -113,6 +122,16 @@ CASES: tuple[Case, ...] = (
     *(
         Case(state=state, program="tasks_stopped", arguments=(mode,), criu=TELLS_AGAIN)
         for mode, state in STOPS.items()
+    ),
+    *(
+        Case(
+            state=state,
+            program="tasks_timers",
+            arguments=(mode,),
+            criu="loses overruns that were not taken" if mode == "overrun" else "",
+            busy=mode in ("overrun", "periodic", "periodic_other"),
+        )
+        for mode, state in TIMERS.items()
     ),
     *(
         Case(state=state, program="tasks_tree", arguments=(mode,), criu=why)
