@@ -62,7 +62,7 @@ int wait_until(int tid, int64_t deadline_ns, int *status)
 {
 	const struct timespec moment = { 0, 1000000 };
 	sigset_t news, before;
-	int result = 0, tries;
+	int result = 0, blocked = 0, tries;
 
 	sigemptyset(&news);
 	sigaddset(&news, SIGCHLD);
@@ -79,6 +79,7 @@ int wait_until(int tid, int64_t deadline_ns, int *status)
 			continue;
 		if (tries == SPINS) {
 			pthread_sigmask(SIG_BLOCK, &news, &before);
+			blocked = 1;
 			continue;
 		}
 		if (monotonic_ns() >= deadline_ns) {
@@ -87,7 +88,7 @@ int wait_until(int tid, int64_t deadline_ns, int *status)
 		}
 		sigtimedwait(&news, NULL, &moment);
 	}
-	if (tries >= SPINS)
+	if (blocked)
 		pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return result;
 }
