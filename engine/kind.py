@@ -237,6 +237,8 @@ class DumpContext:
     """Connections that are not accepted yet may be lost."""
     same_netns: bool = True
     """The tree is in our own network namespace."""
+    half_pipes: bool = False
+    """A pipe whose other end is outside may come back with one end only, as with CRIU."""
     link_remap: bool = False
     """Files without the name that they were opened by may be given another."""
     links: "list[tuple[FdView, str]]" = field(default_factory=list)

@@ -113,6 +113,8 @@ class DumpOptions:
     """Directory of an earlier dump, seen from ``images_dir``: pages that it has are left out."""
     cgroup_controllers: tuple[str, ...] = ()
     """Only these are kept, if any is named."""
+    half_pipes: bool = False
+    """A pipe whose other end is outside may come back with one end only."""
     dedup: bool = False
     """Take from the parents the pages that this dump has anew."""
 

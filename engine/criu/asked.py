@@ -38,6 +38,7 @@ def dump_options(line: CommandLine) -> DumpOptions:
         timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
         link_remap=line.flag("link_remap"),
         replace=True,
+        half_pipes=True,
         cgroup_controllers=tuple(line.all("cgroup_dump_controller")),
         parent=line.last("prev_images_dir"),
         dedup=line.flag("auto_dedup"),

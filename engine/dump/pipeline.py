@@ -333,6 +333,7 @@ def _descriptors(
         tcp=dump.options.tcp,
         container=dump.options.container,
         ghost_limit_bytes=dump.options.ghost_limit_bytes,
+        half_pipes=dump.options.half_pipes,
         link_remap=dump.options.link_remap,
         warn=dump.warnings.append,
         tasks={c.task.pid: c.capture.ns_pid for c in alive},

@@ -157,6 +157,12 @@ class PipeKind(Base[Pipe]):
         for file_id, state in states.items():
             if state.is_outer and state.stdio is None:
                 view = context.views[file_id]
+                if context.half_pipes:
+                    context.warn(
+                        f"{view.subject}: its other end is outside of the tree and is lost, "
+                        f"unless the restore is given --inherit-fd fd[N]:pipe[{state.pipe_id}]"
+                    )
+                    continue
                 others = [h for i in _same(states, state) for h in context.holders.get(i, ())]
                 held = ", ".join(f"task {h.task} fd {h.fd}" for h in others)
                 yield refuse(OUTSIDE, view.subject, f"inside it is {held}")
@@ -292,8 +298,8 @@ def _stdio(ids: Sequence[FileId], context: DumpContext) -> int | None:
 def _plan_pipe(ends: Mapping[FileId, Pipe], context: PlanContext) -> list[Op]:
     state = next(iter(ends.values()))
     replacement = context.inherit.get(state.key)
-    if replacement is None and state.is_outer:
-        if state.stdio is not None and state.stdio in context.stdio:
+    if replacement is None and state.is_outer and state.stdio is not None:
+        if state.stdio in context.stdio:
             return _bind_stdio(ends, context)
         raise refuse(NO_REPLACEMENT, subject(context, next(iter(ends)), state.key))
     if replacement is not None:

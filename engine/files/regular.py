@@ -196,16 +196,29 @@ class RegularKind(Base[Regular]):
                 by_ghost.setdefault(key, []).append(file_id)
             else:
                 what = subject(context, file_id, state.path)
+                given = _given(state, context)
+                if given is not None:
+                    ops.append(Op(call="dup3", args=(given, context.fd(file_id), 0), subject=what,
+                                  note="given in its place", expect=Expect.EQUAL,
+                                  want=context.fd(file_id)))  # fmt: skip
+                    continue
                 ops += open_ops(state, context.fd(file_id), mapped(state.path, context), what)
         for ids in by_ghost.values():
             ops += _ghost_ops(ids, held, context)
         for file_id, state in held.items():
+            if _given(state, context) is not None:
+                continue
             ops += _position(state, context.fd(file_id), subject(context, file_id, state.path))
         return ops
 
     def late(self, states: Mapping[FileId, Regular], context: PlanContext) -> Sequence[LateOp]:
         """Signal owners."""
         return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
+
+
+def _given(state: Regular, context: PlanContext) -> int | None:
+    """What the caller gives in place of a file: named by its path without the first `/`."""
+    return context.inherit.get(state.path.lstrip("/")) if state.ghost is None else None
 
 
 def is_memfd(view: FdView) -> bool:

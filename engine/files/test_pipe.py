@@ -23,9 +23,10 @@ def end(flags, inode=7, **more):
     return RecordedFd(link=f"pipe:[{inode}]", st_mode=0o10600, st_ino=inode, flags=flags, **values)
 
 
-def collect(views, container=False):
+def collect(views, container=False, **more):
     """States of views, held by task 1 at the views' numbers."""
     context = dump_context(
+        **more,
         container=container,
         views={FileId(i): view for i, view in enumerate(views, 1)},
         holders={FileId(i): [Holder(task=1, fd=v.fd)] for i, v in enumerate(views, 1)},
@@ -98,6 +99,16 @@ def test_stdio_of_a_container_is_bound_to_the_new_one():
     ]  # fmt: skip
     with pytest.raises(Refused):
         KIND.plan(back, plan_context(1, 2, 3, 4))
+
+
+def test_one_end_alone_where_that_is_allowed():
+    views = [end(O.WRONLY, fd=9)]
+    assert len(collect(views)[1]) == 1
+    states, refused = collect(views, half_pipes=True)
+    assert not refused
+    plan = described(KIND, states, plan_context(1))
+    assert "pipe2" in plan
+    assert "nobody has this end" in plan
 
 
 def test_inherited_by_name():

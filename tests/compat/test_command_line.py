@@ -94,10 +94,17 @@ def both(criu_root, tmp_path):
     time.sleep(0.1)
     yield benches
     for bench in benches:
-        with suppress(ProcessLookupError):
-            os.kill(bench.task.pid, signal.SIGKILL)
+        end(bench)
+
+
+def end(bench):
+    """End the task, and wait until its pid is free."""
+    with suppress(ProcessLookupError):
+        os.kill(bench.task.pid, signal.SIGKILL)
+    while Path(f"/proc/{bench.task.pid}").exists():
         with suppress(ChildProcessError):
-            os.waitpid(bench.task.pid, 0)
+            os.waitpid(bench.task.pid, os.WNOHANG)
+        time.sleep(0.002)
 
 
 def same(both, look):
@@ -287,5 +294,55 @@ def test_which_configuration_counts(both, words):
         }
         done = bench.run("dump", "-t", "PID", "-D", "img", *SKIP, *words.split(), env=variables)
         return done, bench.files("img"), bench.state()
+
+    same(both, look)
+
+
+def replace_task(bench, **more):
+    """Another task than the fixture's."""
+    bench.task.kill()
+    bench.task.wait()
+    bench.task = subprocess.Popen(
+        ["sleep", "1000"], stdin=subprocess.DEVNULL, start_new_session=True, **more
+    )
+
+
+def test_a_pipe_that_leads_outside(both):
+    def look(bench):
+        reading, writing = os.pipe()
+        replace_task(bench, stdout=writing, stderr=subprocess.DEVNULL)
+        key = f"pipe[{os.fstat(writing).st_ino}]"
+        os.close(writing)
+        first = bench.run("dump", "-t", "PID", "-D", "img", *SKIP)[0]
+        bench.task.wait()
+        again, other = os.pipe()
+        given = ["--inherit-fd", f"fd[{other}]:{key}"]
+        second = bench.run("restore", "-d", "-D", "img", *given, pass_fds=[other])[0]
+        wanted = os.readlink(f"/proc/self/fd/{other}")
+        held = os.readlink(f"/proc/{bench.task.pid}/fd/1") == wanted
+        end(bench)
+        third = bench.run("restore", "-d", "-D", "img")[0]
+        alone = os.readlink(f"/proc/{bench.task.pid}/fd/1") == wanted
+        for fd in (reading, again, other):
+            os.close(fd)
+        assert held or bench.command != OURS  # theirs makes a pipe of its own here
+        return first, second, third, alone
+
+    same(both, look)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_file_is_given_by_its_path(both, slash):
+    def look(bench):
+        path, other = bench.folder / "img" / "old", bench.folder / "img" / "new"
+        other.touch()
+        with path.open("w") as out:
+            replace_task(bench, stdout=out, stderr=subprocess.DEVNULL)
+        first = bench.run("dump", "-t", "PID", "-D", "img", *SKIP)[0]
+        bench.task.wait()
+        with other.open() as given:
+            words = ["--inherit-fd", f"fd[{given.fileno()}]:{slash}{str(path)[1:]}"]
+            second = bench.run("restore", "-d", "-D", "img", *words, pass_fds=[given.fileno()])[0]
+        return first, second, Path(os.readlink(f"/proc/{bench.task.pid}/fd/1")).name
 
     same(both, look)
