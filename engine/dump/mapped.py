@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torpor.engine.dump.capture import Captured
+from torpor.engine.files.memfd import gaps, unmapped_content
 from torpor.engine.kernel.fdview import MappedFd, Views
 from torpor.engine.kernel.proc import DELETED, Vma
 from torpor.engine.kind import FileId
+from torpor.engine.memory import sysv
 from torpor.engine.memory.areas import PENDING, Area, Backing
 
 Key = tuple[int, int, bool]
@@ -67,6 +69,27 @@ def number(found: Sequence[Mapped], ids: Sequence[FileId]) -> None:
         for item in {item.task.pid: item for item, _ in one.areas}.values():
             mine = starts[item.task.pid]
             item.areas = [replace(a, file_id=file_id) if a.start in mine else a for a in item.areas]
+
+
+def unattached(
+    captured: Sequence[Captured], views: Views
+) -> dict[int, Sequence[tuple[int, bytes]]]:
+    """Content of System V segments where no task has them attached any more."""
+    found: dict[int, Sequence[tuple[int, bytes]]] = {}
+    places: dict[int, list[tuple[int, Area]]] = {}
+    for item in captured:
+        for area in item.areas:
+            if area.backing is Backing.SYSV:
+                places.setdefault(area.shared_id, []).append((item.task.pid, area))
+    sizes = {n: sysv.parse(n, raw).size_bytes for c in captured for n, raw in c.segments.items()}
+    for number, all_of_it in places.items():
+        shown = [(area.offset, area.offset + area.size_bytes) for _, area in all_of_it]
+        if gaps(shown, sizes[number]):
+            pid, area = all_of_it[0]
+            link = f"map_files/{area.start:x}-{area.end:x}"
+            view = views.mapped(pid, link, writable=False)
+            found[area.pages_id] = unmapped_content(view, shown)
+    return found
 
 
 def ranges(captured: Sequence[Captured]) -> dict[int, list[tuple[int, int]]]:

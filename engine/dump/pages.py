@@ -107,7 +107,7 @@ def take(
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
             if area.shared and area.backing is not Backing.FILE_SHARED:
-                shared.setdefault(area.shared_id, []).append((item.task.pid, area))
+                shared.setdefault(area.pages_id, []).append((item.task.pid, area))
     for shared_id, places in sorted(shared.items()):
         parts = [*_shared_parts(places), *map(_loose_part, loose.get(shared_id, ()))]
         parts.sort(key=lambda part: part.runs[0] - part.shift if part.runs else 0)

@@ -373,8 +373,9 @@ def _descriptors(
         nameless = mapped.find(alive)
         opened = mapped.open_all(nameless, views)
         found = table.collect_tables(tables, FILE_KINDS, context, directories, opened)
+        unattached = mapped.unattached(alive, views)
     mapped.number(nameless, found.mapped)
-    dump.loose = context.loose
+    dump.loose = {**context.loose, **unattached}
     return found
 
 

@@ -16,7 +16,7 @@ Facts (probed on v6.18):
 Source: mm/memfd.c, memfd_add_seals (v6.18).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.files.common import (
@@ -99,7 +99,7 @@ class MemfdKind(Base[Memfd]):
         if view.fs_magic == HUGETLBFS_MAGIC:
             raise refuse(HUGE, view.subject)
         if view.st_ino not in context.loose:
-            context.loose[view.st_ino] = _unmapped_content(view, context)
+            context.loose[view.st_ino] = unmapped_content(view, context.mapped.get(view.st_ino, ()))
         return Memfd(
             inode_id=view.st_ino, name=view.link.removeprefix(PREFIX).removesuffix(DELETED),
             flags=view.flags & ~int(O.CLOEXEC), pos=view.pos, size=view.st_size,
@@ -154,21 +154,25 @@ class MemfdKind(Base[Memfd]):
         return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
 
 
-def _unmapped_content(view: FdView, context: DumpContext) -> list[tuple[int, bytes]]:
-    pieces: list[tuple[int, bytes]] = []
-    at = 0
-    for start, end in [*sorted(context.mapped.get(view.st_ino, ())), (view.st_size, view.st_size)]:
-        pieces += _content(view, at, start)
-        at = max(at, end)
+def unmapped_content(view: FdView, mapped: Sequence[tuple[int, int]]) -> list[tuple[int, bytes]]:
+    """(offset, bytes) of what is data outside of the mapped ranges."""
+    pieces = []
+    for start, end in gaps(mapped, view.st_size):
+        for data_start, data_end in view.data_ranges():
+            first, last = max(data_start, start), min(data_end, end)
+            if first < last:
+                pieces.append((first, view.read_range(first, last - first)))
     return pieces
 
 
-def _content(view: FdView, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """What is data between two offsets."""
-    for data_start, data_end in view.data_ranges() if start < end else ():
-        first, last = max(data_start, start), min(data_end, end)
-        if first < last:
-            yield first, view.read_range(first, last - first)
+def gaps(mapped: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """What of so many bytes no range covers."""
+    found, at = [], 0
+    for start, end in [*sorted(mapped), (size, size)]:
+        if at < min(start, size):
+            found.append((at, min(start, size)))
+        at = max(at, end)
+    return found
 
 
 def _by_inode(states: Mapping[FileId, Memfd]) -> list[dict[FileId, Memfd]]:

@@ -30,6 +30,7 @@ from torpor.engine.kind import Limit, refuse
 
 PAGE = 4096
 PENDING = -1
+SYSV_PAGES = 1 << 40
 MEMFD_PREFIX = "/memfd:"
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
@@ -59,6 +60,8 @@ class Backing(Enum):
     VSYSCALL = "vsyscall"
 
 
+THROUGH = (Backing.FILE_SHARED, Backing.MEMFD, Backing.SYSV)
+"""What may have been mapped so that it cannot be written through, whatever mprotect asks."""
 SPECIAL = (Backing.VDSO, Backing.VVAR, Backing.VSYSCALL)
 SPECIAL_NAMES = ("[vdso]", "[vvar", "[vsyscall]")
 
@@ -125,6 +128,11 @@ class Area:
     def shared(self) -> bool:
         """Writes are seen by others."""
         return self.backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.FILE_SHARED)
+
+    @property
+    def pages_id(self) -> int:
+        """N of pagemap-shmem-N; ids of System V segments are no inode numbers."""
+        return self.shared_id | (SYSV_PAGES if self.backing is Backing.SYSV else 0)
 
     @property
     def subject(self) -> str:
@@ -209,7 +217,7 @@ def _collect_one(vma: Vma, subject: str) -> Area:
         grows_down="gd" in vma.vm_flags,
         locked="lo" in vma.vm_flags,
         noreserve="nr" in vma.vm_flags and not droppable,
-        writable_file=backing in (Backing.FILE_SHARED, Backing.MEMFD) and "mw" in vma.vm_flags,
+        writable_file=backing in THROUGH and "mw" in vma.vm_flags,
         droppable=droppable,
         advice=()
         if droppable
@@ -335,8 +343,7 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         grows_down=bool(entry.flags & MAP_GROWSDOWN),
         locked=bool(entry.flags & MAP_LOCKED),
         noreserve=bool(entry.flags & MAP_NORESERVE),
-        writable_file=backing in (Backing.FILE_SHARED, Backing.MEMFD)
-        and entry.fdflags & 3 == O_RDWR,
+        writable_file=backing in THROUGH and entry.fdflags & 3 == O_RDWR,
         droppable=bool(entry.flags & MAP_DROPPABLE) and backing is Backing.ANON,
         advice=tuple(n for n in range(64) if entry.madv >> n & 1),
     )

@@ -5,6 +5,10 @@ Facts:
 - An attached segment is an area named `/SYSVkkkkkkkk (deleted)` whose inode number is the
   segment's id (ipc/shm.c, newseg). Key, owner, mode and size are asked by an injected
   shmctl(IPC_STAT): struct shmid64_ds, 112 bytes; ipc64_perm: key, uid, gid, cuid, cgid, mode.
+- A segment is attached as a whole; pieces are left by munmap, moved ones by mremap. Each area
+  counts as an attachment. SHM_RDONLY shows in VmFlags, where `mw` is missing.
+- A segment that is marked for destruction (SHM_DEST) goes with its last attachment; its key is
+  IPC_PRIVATE from then on.
 - CRIU keeps segments only of ipc namespaces of the tree; so ours are in torpor.json, their
   pages in pagemap-shmem-ID like other shared memory.
 """

@@ -24,10 +24,10 @@ from torpor.engine.errors import KernelError
 from torpor.engine.files.common import O
 from torpor.engine.files.memfd import FUTURE_WRITE, Memfd
 from torpor.engine.kernel import proc
-from torpor.engine.memory.areas import AT_FDCWD, PROT_READ, PROT_WRITE
+from torpor.engine.memory.areas import AT_FDCWD, PROT_READ, PROT_WRITE, TASK_SIZE
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot, move
 from torpor.engine.restore import build, segments
-from torpor.engine.restore.arena import find_hole
+from torpor.engine.restore.arena import Arena, find_hole
 from torpor.engine.restore.descriptors import Descriptors, shared_segments
 from torpor.engine.restore.layout import Backings
 from torpor.engine.restore.load import Snapshot
@@ -38,6 +38,7 @@ F_ADD_SEALS = 1033
 MAP_SHARED_ANONYMOUS = 0x21 | 0x10 | 0x4000  # MAP_FIXED, MAP_NORESERVE
 O_RDWR = 2
 NO_FD = (1 << 64) - 1
+HUGE = 2 << 20
 
 
 def create(work: Work, root: Living) -> Backings:
@@ -62,7 +63,21 @@ def of_plan(snapshot: Snapshot, plan: Descriptors) -> Backings:
         for number, state in states.items()
         if number in snapshot.mapped and state.flags & O.ACCMODE == 0
     }
-    return Backings(files=files, read_only=read_only, segments=plan.segments)
+    attached = {segment.shm_id: segment.size_bytes for segment in snapshot.segments}
+    return Backings(
+        files=files, read_only=read_only, segments=plan.segments, attached=attached,
+        room=_room(snapshot, max(attached.values(), default=0)),
+    )  # fmt: skip
+
+
+def _room(snapshot: Snapshot, size: int) -> int:
+    """Where no task has anything, and no arena lies."""
+    used = [
+        (a.start, a.end) for t in snapshot.tree.tasks for a in (t.memory.areas if t.memory else ())
+    ]
+    arena = Arena(base=0).size_bytes
+    hole = find_hole([(a, b) for a, b in used if b <= TASK_SIZE], 2 * (arena + HUGE) + size)
+    return hole + arena + 2 * HUGE
 
 
 def seal(work: Work, root: Living) -> None:

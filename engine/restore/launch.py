@@ -41,6 +41,7 @@ from torpor.engine.restore import (
     layout,
     release,
     segments,
+    segments,
     spawn,
     state,
     tree,

@@ -28,12 +28,15 @@ class Backings:
     """Service descriptors of memory that has no path.
 
     ``files`` by number of the description (CRIU has one that is ``read_only`` stand for all
-    mappings); ``segments`` by id of shared anonymous memory.
+    mappings); ``segments`` by id of shared anonymous memory. ``attached`` has the sizes of System
+    V segments, ``room`` is where one may be attached for a moment.
     """
 
     files: Mapping[int, int] = field(default_factory=dict)
     read_only: Collection[int] = ()
     segments: Mapping[int, int] = field(default_factory=dict)
+    attached: Mapping[int, int] = field(default_factory=dict)
+    room: int = 0
 
 
 def after_exec(
@@ -174,7 +177,7 @@ def _map_all(
     opened: dict[tuple[str, bool], Slot] = {}
     for area in wanted:
         if area.backing is Backing.SYSV:
-            program.add(_attach(area))
+            program.extend(_attach(area, backings))
             continue
         fd: Arg | None = _descriptor(area, backings)
         path = area.path
@@ -207,17 +210,40 @@ def _descriptor(area: Area, backings: Backings) -> int | None:
     return None if area.path else NO_FD
 
 
-def _attach(area: Area) -> Op:
-    flags = 0 if area.prot & areas.PROT_WRITE else SHM_RDONLY
+def _attach(area: Area, backings: Backings) -> list[Op]:
+    """Attach a segment; a piece of it is moved to its place, and the rest detached."""
+    flags = 0 if area.writable_file or area.prot & areas.PROT_WRITE else SHM_RDONLY
     if area.prot & areas.PROT_EXEC:
         flags |= SHM_EXEC
-    return Op(
-        call="shmat",
-        args=(area.shared_id, area.start, flags),
-        subject=area.subject,
-        expect=Expect.EQUAL,
-        want=area.start,
-    )
+    whole = -(-backings.attached.get(area.shared_id, area.size_bytes) // areas.PAGE) * areas.PAGE
+    is_piece = area.size_bytes != whole
+    at = backings.room if is_piece else area.start
+    ops = [
+        Op(
+            call="shmat",
+            args=(area.shared_id, at, flags),
+            subject=area.subject,
+            expect=Expect.EQUAL,
+            want=at,
+        )
+    ]
+    size = area.size_bytes
+    if is_piece:
+        ops.append(
+            Op(
+                call="mremap",
+                args=(at + area.offset, size, size, MREMAP_FLAGS, area.start),
+                subject=area.subject,
+                note="a piece of it",
+                expect=Expect.EQUAL,
+                want=area.start,
+            )
+        )
+        ops.append(Op(call="munmap", args=(at, whole), subject=area.subject, note="the rest"))
+    given = areas.PROT_READ | (0 if flags & SHM_RDONLY else areas.PROT_WRITE)
+    if area.prot & ~areas.PROT_EXEC != given:
+        ops.append(Op(call="mprotect", args=(area.start, size, area.prot), subject=area.subject))
+    return ops
 
 
 def special_group(areas_: Sequence[Area]) -> Group | None:

@@ -203,7 +203,7 @@ def _check_backings(snapshot: Snapshot) -> None:
 def _shared_memory(snapshot: Snapshot) -> set[int]:
     """Numbers of all that tasks share and that has pages."""
     areas = (area for t in snapshot.tree.tasks if t.memory for area in t.memory.areas)
-    segments = {area.shared_id for area in areas if area.backing in (Backing.SHARED, Backing.SYSV)}
+    segments = {area.pages_id for area in areas if area.backing in (Backing.SHARED, Backing.SYSV)}
     states = (found for kind, found in snapshot.states if kind.name == "memfd")
     return segments | {s.inode_id for found in states for s in found.values() if s.size}
 

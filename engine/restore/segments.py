@@ -14,7 +14,9 @@ import os
 import struct
 from contextlib import suppress
 
+from torpor.engine import native
 from torpor.engine.errors import KernelError, Refused
+from torpor.engine.memory.areas import SYSV_PAGES
 from torpor.engine.memory.sysv import (
     IPC_CREAT,
     IPC_EXCL,
@@ -22,7 +24,9 @@ from torpor.engine.memory.sysv import (
     IPC_SET,
     IPC_STAT,
     SHM_DEST,
+    STAT_BYTES,
     Segment,
+    parse,
 )
 from torpor.engine.program.ops import Expect, Op
 from torpor.engine.restore.arena import RESULT
@@ -55,15 +59,18 @@ def _fill(work: Work, root: Living, segment: Segment) -> None:
         raise KernelError(
             "shmat failed", errno=-at, subject=f"System V segment {segment.shm_id}", remedy=REMEDY
         )
-    work.contents.fill_attached(root.pid, segment.shm_id, at)
+    work.contents.fill_attached(root.pid, segment.shm_id | SYSV_PAGES, at)
     root.arena.call(root.pid, "shmdt", at)
 
 
 def _create_one(root: Living, segment: Segment) -> None:
     arena, room = root.arena, root.arena.scratch
-    if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
-        return
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
+    if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
+        there = parse(segment.shm_id, native.read_memory(root.pid, room, STAT_BYTES))
+        if (there.key, there.size_bytes) != (segment.key, segment.size_bytes):
+            raise Refused("another segment has its id", subject=subject, remedy=REMEDY)
+        return
     flags = segment.mode & 0o777 | IPC_CREAT | IPC_EXCL
     got = -1
     _ask_for(root, segment.shm_id)
@@ -89,8 +96,6 @@ def _ask_for(root: Living, shm_id: int) -> None:
 
 
 def _set_owner(root: Living, segment: Segment, room: int) -> None:
-    from torpor.engine import native
-
     arena = root.arena
     if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) < 0:
         return

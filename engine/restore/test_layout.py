@@ -157,3 +157,15 @@ def test_a_file_is_opened_once_for_each_way():
     assert [op.call for op in program.ops] == [
         "openat", "mmap", "mmap", "openat", "mmap", "close", "close",
     ]  # fmt: skip
+
+
+def test_a_piece_of_a_system_v_segment_is_moved_to_its_place():
+    area = Area(start=0x600000, end=0x601000, prot=0, backing=Backing.SYSV, shared_id=9,
+                offset=0x2000, writable_file=True)  # fmt: skip
+    backings = Backings(attached={9: 0x3F00}, room=0x900000)
+    assert mapped_from(area, backings) == [
+        "shmat(9, 0x900000, 0)",
+        "mremap(0x902000, 0x1000, 0x1000, 3, 0x600000)",
+        "munmap(0x900000, 0x4000)",
+        "mprotect(0x600000, 0x1000, 0)",
+    ]

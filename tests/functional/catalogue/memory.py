@@ -55,12 +55,19 @@ EDGES = {
     "executed": "a child that has executed a program",
 }
 
+SYSV = {
+    "pieces": "System V segment that is attached in pieces",
+    "marked": "System V segment that is marked for destruction",
+    "read_only": "System V segment attached read-only, for execution, without access",
+}
+WITH_NAMESPACE = "takes System V memory only with its ipc namespace"
 NOT_FOR_CRIU = {
+    **dict.fromkeys(SYSV, WITH_NAMESPACE),
     "mlockall_future": "forgets mlockall(MCL_FUTURE)",
     "mlockall_onfault": "forgets mlockall(MCL_FUTURE)",
     "sealed": "forgets seals",
 }
-PROGRAMS = {"shared": SHARED, "files": FILES, "flags": FLAGS, "edges": EDGES}
+PROGRAMS = {"shared": SHARED, "files": FILES, "flags": FLAGS, "edges": EDGES, "sysv": SYSV}
 
 CASES: tuple[Case, ...] = (
     Case(state="private, heap, stack, files, madvise, mlock", program="core_memory"),
@@ -69,7 +76,7 @@ CASES: tuple[Case, ...] = (
     Case(
         state="System V segments",
         program="core_sysv",
-        criu="takes System V memory only with its ipc namespace",
+        criu=WITH_NAMESPACE,
     ),
     *(
         Case(
