@@ -31,12 +31,13 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
-from torpor.engine.kernel import fdview, nftables, nslinks, proc, repair
+from torpor.engine.kernel import fdview, nftables, nslinks, proc, repair, sysvipc
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kernel.ptrace import Option
 from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
-from torpor.engine.memory import areas, sysv
+from torpor.engine.memory import areas, semaphores, sysv
+from torpor.engine.memory.semaphores import Kept
 from torpor.engine.options import (
     After,
     DumpOptions,
@@ -67,6 +68,7 @@ class TreeDump:
     files: Collected = field(default_factory=Collected)
     loose: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
     """Content of memfds that no task maps (see `DumpContext`)."""
+    semaphores: Sequence[Kept] = ()
     taken: pages.PagesTaken | None = None
     shared: sharing.Shared = field(default_factory=dict)
     run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -298,6 +300,12 @@ def _take(
     for view, path in dump.files.links:
         fdview.add_name(view.pid, view.fd, path)
         dump.links.append((view.pid, path))
+    if sysvipc.same_namespace(dump.options.pid):
+        dump.semaphores = semaphores.collect(
+            sysvipc.semaphore_sets(),
+            {c.task.pid: c.capture.ns_pid for c in alive},
+            ended=dump.options.after is After.STOP,
+        )
     with phase("memory"):
         dump.taken = pages.take(alive, capture, dump.loose)
 
@@ -418,6 +426,7 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
         number: sysv.parse(number, raw) for c in dump.captured for number, raw in c.segments.items()
     }
     sysv.encode(segments.values(), out)
+    semaphores.encode(dump.semaphores, out)
     out.extra(
         "dump",
         "machine",

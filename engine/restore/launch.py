@@ -41,7 +41,6 @@ from torpor.engine.restore import (
     layout,
     release,
     segments,
-    segments,
     spawn,
     state,
     tree,
@@ -279,6 +278,7 @@ class _Restore(Work):
                 self.groups.enter(task.image, task.pid)
         with self.phase("state"):
             backings.seal(self, root)
+            segments.take_semaphores(self, root)
             state.place_descriptors(self)
             for task in self.alive():
                 state.task_state(self, task)

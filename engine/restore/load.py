@@ -23,8 +23,9 @@ from torpor.engine.images.source import Source
 from torpor.engine.kernel import nftables
 from torpor.engine.kind import FileId
 from torpor.engine.kinds import FILE_KINDS
-from torpor.engine.memory import sysv
+from torpor.engine.memory import semaphores, sysv
 from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.memory.semaphores import Kept
 from torpor.engine.memory.sysv import Segment
 from torpor.engine.restore.contents import Contents, subtract
 from torpor.engine.tasks import codec
@@ -49,6 +50,7 @@ class Snapshot:
     mapped: Set[FileId]
     """Files that tasks map and no path leads to; descriptors need not."""
     segments: Sequence[Segment]
+    semaphores: Sequence[Kept]
     states: Sequence[tuple[Any, Mapping[FileId, Any]]]
     contents: Contents
     lock_table: str = ""
@@ -89,6 +91,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
             states=_states(source, tables, numbers, mapped | directories_of(tree)),
             locks=_decoded("filelocks.img", table.decode_locks, source),
             segments=_decoded(f"{manifest.NAME}, sysv", sysv.decode, source),
+            semaphores=_decoded(f"{manifest.NAME}, sysv", semaphores.decode, source),
             contents=contents,
             lock_table=_lock_table(inventory),
         )

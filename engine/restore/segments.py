@@ -16,6 +16,8 @@ from contextlib import suppress
 
 from torpor.engine import native
 from torpor.engine.errors import KernelError, Refused
+from torpor.engine.kernel import sysvipc
+from torpor.engine.memory import semaphores
 from torpor.engine.memory.areas import SYSV_PAGES
 from torpor.engine.memory.sysv import (
     IPC_CREAT,
@@ -28,7 +30,7 @@ from torpor.engine.memory.sysv import (
     Segment,
     parse,
 )
-from torpor.engine.program.ops import Expect, Op
+from torpor.engine.program.ops import Expect, Op, Program
 from torpor.engine.restore.arena import RESULT
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.work import Work
@@ -105,3 +107,18 @@ def _set_owner(root: Living, segment: Segment, room: int) -> None:
     struct.pack_into("<II", raw, 4, segment.uid, segment.gid)
     native.write_memory(root.pid, room, bytes(raw))
     arena.call(root.pid, "shmctl", segment.shm_id, IPC_SET, room)
+
+
+def take_semaphores(work: Work, root: Living) -> None:
+    """Have the tasks hold the semaphores again that the kernel gave back when they ended."""
+    if not work.snapshot.semaphores:
+        return
+    if not sysvipc.same_namespace(root.pid):
+        work.warnings.append("semaphores of the old ipc namespace are not there")
+        return
+    tree = {task.pid: number for number, task in work.living.items()}
+    ops, told = semaphores.plan(work.snapshot.semaphores, sysvipc.semaphore_sets(), tree)
+    work.warnings += told
+    for number, wanted in ops.items():
+        task = work.living[number]
+        task.arena.run(task.pid, Program("semaphores", wanted), task.image.subject)

@@ -59,10 +59,13 @@ SYSV = {
     "pieces": "System V segment that is attached in pieces",
     "marked": "System V segment that is marked for destruction",
     "read_only": "System V segment attached read-only, for execution, without access",
+    "semaphores": "System V semaphores, and what SEM_UNDO will undo",
+    "messages": "System V message queue",
 }
 WITH_NAMESPACE = "takes System V memory only with its ipc namespace"
 NOT_FOR_CRIU = {
-    **dict.fromkeys(SYSV, WITH_NAMESPACE),
+    **dict.fromkeys(("pieces", "marked", "read_only"), WITH_NAMESPACE),
+    "semaphores": "forgets what is to be undone",
     "mlockall_future": "forgets mlockall(MCL_FUTURE)",
     "mlockall_onfault": "forgets mlockall(MCL_FUTURE)",
     "sealed": "forgets seals",
