@@ -122,6 +122,9 @@ class FdView(Protocol):
     def peek_messages(self) -> "Sequence[Message]":
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
 
+    def in_flight(self) -> "Sequence[Sequence[FdView]]":
+        """The descriptors of each queued message that has some (SCM_RIGHTS), not consumed."""
+
     def tcp_repair(self, *, connected: bool) -> "TcpRepair | None":
         """What TCP_REPAIR tells of a connection; None without the right to it.
 
@@ -167,11 +170,15 @@ class FdView(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A queued message. ``fds`` > 0 counts descriptors in flight; ``address`` raw sockaddr."""
+    """A queued message; ``address`` is a raw sockaddr.
+
+    ``fds`` > 0 counts descriptors in flight, and ``rights`` are their descriptions.
+    """
 
     data: bytes
     address: bytes = b""
     fds: int = 0
+    rights: tuple[FileId, ...] = ()
     creds: tuple[int, int, int] | None = None
 
 
@@ -233,6 +240,8 @@ class DumpContext:
     """Every task, thread and process group of the tree: as seen from here → inside."""
     realtime_ns: int = 0
     """CLOCK_REALTIME when the tree was frozen; 0 when not known."""
+    in_flight: Mapping[int, Sequence[tuple[FileId, ...]]] = field(default_factory=dict)
+    """Inode of a unix socket → what each queued message with descriptors carries."""
     skip_in_flight: bool = False
     """Connections that are not accepted yet may be lost."""
     same_netns: bool = True

@@ -17,6 +17,7 @@ EVENTS = "tests/functional/workloads/files_events.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
+SCM = "tests/functional/workloads/sockets_scm.py"
 TCP = "tests/functional/workloads/sockets_tcp.py"
 CATALOGUE = "tests/compat/test_catalogue.py"
 TASK_STATE = "tests/functional/workloads/task_state.py"
@@ -55,7 +56,7 @@ KINDS: dict[str, Support] = {
     "fifo": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "unix socket": Support(
         ours=f"{SAME}; without senders of datagrams",
-        tests=(UNIX, "tests/functional/test_sockets_unix.py"),
+        tests=(UNIX, SCM, "tests/functional/test_sockets_unix.py", CATALOGUE),
     ),
     "TCP and UDP socket": Support(
         ours=TESTED, theirs=TESTED,

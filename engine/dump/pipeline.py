@@ -192,9 +192,9 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
     states = dump.files.states.get(inet.KIND.name, {})
     outside = {c.capture.ns_pid: c.task.pid for c in dump.captured}
     for file_id, end in inet_state.before_kill(states).items():
-        holder = dump.files.holders[file_id][0]
-        with suppress(Error):
-            fdview.free_port(outside[holder.task], holder.fd, end, dump.guard)
+        for holder in dump.files.holders.get(file_id, ())[:1]:
+            with suppress(Error):
+                fdview.free_port(outside[holder.task], holder.fd, end, dump.guard)
     stop.end()
     if dump.options.tcp is TcpPolicy.KEEP:
         dump.lock.stay()

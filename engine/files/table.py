@@ -13,7 +13,7 @@ from typing import Any
 
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.files import locks
-from torpor.engine.files.common import O, bad_image
+from torpor.engine.files.common import O, bad_image, info_value
 from torpor.engine.files.locks import Lock
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
@@ -35,7 +35,12 @@ MAX_FD = 1 << 30
 UNSTABLE = ("lock:", "it_value:", "ticks:", "eventfd-count:", "pos:")
 """Lines of fdinfo that may differ between two readings of one description."""
 
+IN_FLIGHT = "scm_fds"
+"""Of a unix socket's fdinfo: how many descriptors wait in it."""
+
 Kinds = Sequence[FileKind[Any]]
+Classes = dict[Hashable, list[FileId]]
+"""Descriptions by what /proc shows of them, each in the kernel's order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +106,7 @@ def collect_tables(
     files that tasks map and no path leads to: their ids are in `Collected.mapped`.
     """
     found = Collected()
-    _group(tables, found)
+    context.in_flight = _in_flight(found, _group(tables, found))
     found.mapped = [_mapped_id(view, found) for view in mapped]
     context.views, context.holders = found.views, found.holders
     for file_id, view in found.views.items():
@@ -249,22 +254,50 @@ def _collect(
         found.states.setdefault(kind.name, {})[file_id] = collected
 
 
-def _group(tables: Sequence[Table], found: Collected) -> None:
-    classes: dict[Hashable, list[FileId]] = {}
+def _group(tables: Sequence[Table], found: Collected) -> Classes:
+    classes: Classes = {}
     for table in tables:
         placed = found.entries.setdefault(table.number, [])
         for view in table.views:
-            alike = classes.setdefault(_looks(view), [])
-            at, file_id = _find(view, alike, found.views)
-            if file_id is None:
-                file_id = FileId(found.first_free_id)
-                found.first_free_id += 1
-                alike.insert(at, file_id)
-                found.views[file_id] = view
+            file_id, _ = _identify(view, found, classes)
             cloexec = bool(view.flags & O.CLOEXEC)
             placed.append(Placed(fd=view.fd, file_id=file_id, cloexec=cloexec))
             holder = Holder(task=table.tasks[0], fd=view.fd)
             found.holders.setdefault(file_id, []).append(holder)
+    return classes
+
+
+def _in_flight(found: Collected, classes: Classes) -> dict[int, list[tuple[FileId, ...]]]:
+    """What waits in unix sockets, also in those that wait in others: descriptions like any."""
+    carried: dict[int, list[tuple[FileId, ...]]] = {}
+    todo = list(found.views.values())
+    while todo:
+        view = todo.pop()
+        if info_value(view, IN_FLIGHT) in (None, "0"):
+            continue
+        messages = carried.setdefault(view.st_ino, [])
+        for message in view.in_flight():
+            ids = []
+            for one in message:
+                file_id, is_new = _identify(one, found, classes)
+                ids.append(file_id)
+                if is_new:
+                    todo.append(one)
+            messages.append(tuple(ids))
+    return carried
+
+
+def _identify(view: FdView, found: Collected, classes: Classes) -> tuple[FileId, bool]:
+    """Id of its description, and whether it is seen for the first time."""
+    alike = classes.setdefault(_looks(view), [])
+    at, file_id = _find(view, alike, found.views)
+    if file_id is not None:
+        return file_id, False
+    file_id = FileId(found.first_free_id)
+    found.first_free_id += 1
+    alike.insert(at, file_id)
+    found.views[file_id] = view
+    return file_id, True
 
 
 def _find(

@@ -215,37 +215,41 @@ def tee_pipe(reader: int, subject: str) -> list[bytes]:
     return pieces
 
 
-def peek_messages(fd: int, subject: str) -> list[Message]:
+def peek_messages(fd: int, subject: str, rights: list[list[int]] | None = None) -> list[Message]:
     """Queued messages of a socket, each with its sender; they stay queued.
 
-    Of a stream the chunks are those in which the kernel hands it out. SO_PEEK_OFF belongs to
-    the task, so it is set only when there is a second message, and set back at once.
+    Of a stream the chunks are those in which the kernel hands it out: one ends with the bytes
+    that have descriptors, and where those bytes begin cannot be seen. Descriptors are ours to
+    close when ``rights`` is given: a list is added for each message that has some.
+    SO_PEEK_OFF belongs to the task: it is set back at once.
     A message of no bytes behind another one cannot be seen (__skb_try_recv_from_queue, v6.8).
     """
     kind = _option(fd, SO_TYPE)
     if poll_events(fd) & POLLERR and kind != SOCK_STREAM:
         return []  # a read would take the pending error away from the task
     if kind == SOCK_DGRAM or _option(fd, SO_DOMAIN) == AF_NETLINK:
-        return _peek_datagrams(fd, subject)
+        return _peek_datagrams(fd, subject, rights)
     queued = struct.unpack("<i", ioctl(fd, FIONREAD, bytes(4), subject))[0]
-    if queued > 0 and kind == SOCK_SEQPACKET:
-        return _peek_datagrams(fd, subject)
+    if kind == SOCK_SEQPACKET:
+        return _peek_datagrams(fd, subject, rights)
     if queued <= 0:
         return []
-    first = _peek_one(fd, queued, subject)
-    if first is None or len(first.data) >= queued or _option(fd, SO_DOMAIN) != AF_UNIX:
+    if _option(fd, SO_DOMAIN) == AF_UNIX:
+        return _peek_from_offset(fd, subject, queued, rights)
+    first = _peek_one(fd, queued, subject, rights)
+    return [] if first is None else [first]
+
+
+def _peek_datagrams(fd: int, subject: str, rights: list[list[int]] | None) -> list[Message]:
+    if _option(fd, SO_PEEK_OFF) is None:
+        first = _peek_one(fd, MESSAGE_ROOM, subject, rights)
         return [] if first is None else [first]
-    return _peek_from_offset(fd, subject, queued)
+    return _peek_from_offset(fd, subject, None, rights)
 
 
-def _peek_datagrams(fd: int, subject: str) -> list[Message]:
-    first = _peek_one(fd, MESSAGE_ROOM, subject)
-    if first is None or _option(fd, SO_PEEK_OFF) is None:
-        return [] if first is None else [first]
-    return _peek_from_offset(fd, subject, None)
-
-
-def _peek_from_offset(fd: int, subject: str, total: int | None) -> list[Message]:
+def _peek_from_offset(
+    fd: int, subject: str, total: int | None, rights: list[list[int]] | None
+) -> list[Message]:
     """All messages, by an offset that the kernel moves on.
 
     A stream is read up to ``total``: one byte more and the kernel would hand out (and
@@ -257,8 +261,9 @@ def _peek_from_offset(fd: int, subject: str, total: int | None) -> list[Message]
     done = 0
     try:
         while total is None or done < total:
-            message = _peek_one(fd, MESSAGE_ROOM if total is None else total - done, subject)
-            if message is None or (not message.data and len(found) > 0):
+            room = MESSAGE_ROOM if total is None else total - done
+            message = _peek_one(fd, room, subject, rights)
+            if message is None or not (message.data or message.fds or _may_be_empty(fd, found)):
                 break
             done += len(message.data)
             found.append(message)
@@ -267,8 +272,15 @@ def _peek_from_offset(fd: int, subject: str, total: int | None) -> list[Message]
     return found
 
 
-def _peek_one(fd: int, size_bytes: int, subject: str) -> Message | None:
-    """One message; None when nothing is queued. Received descriptors are closed at once."""
+def _may_be_empty(fd: int, found: list[Message]) -> bool:
+    """Nothing behind another message is its end, and of a seqpacket the end of file."""
+    return not found and _option(fd, SO_TYPE) == SOCK_DGRAM
+
+
+def _peek_one(
+    fd: int, size_bytes: int, subject: str, rights: list[list[int]] | None
+) -> Message | None:
+    """One message; None when nothing is queued."""
     data = ctypes.create_string_buffer(max(size_bytes, 1))
     name = ctypes.create_string_buffer(SOCKADDR_ROOM)
     control = ctypes.create_string_buffer(CONTROL_ROOM)
@@ -284,8 +296,11 @@ def _peek_one(fd: int, size_bytes: int, subject: str) -> Message | None:
             return None
         raise kernel_error("recvmsg(MSG_PEEK)", subject)
     fds, creds = _control(control.raw[: header.control_size])
-    for descriptor in fds:
-        os.close(descriptor)
+    if rights is not None and fds:
+        rights.append(fds)
+    else:
+        for descriptor in fds:
+            os.close(descriptor)
     if header.flags & MSG_TRUNC:
         raise Refused(
             f"a queued message is larger than {size_bytes} bytes",

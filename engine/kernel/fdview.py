@@ -50,6 +50,7 @@ class TaskFiles:
         self._netlink: dict[int, int] = {}
         self.magics: dict[int, int] = {}
         """Mount → its file system."""
+        self.in_flight: list[InFlightFd] = []
 
     @property
     def pidfd(self) -> int:
@@ -90,6 +91,8 @@ class TaskFiles:
 
     def close(self) -> None:
         """Close what was opened."""
+        for view in self.in_flight:
+            view.close()
         for fd in (*self._opened.values(), *self._netlink.values()):
             with suppress(OSError):
                 os.close(fd)
@@ -101,7 +104,7 @@ class LiveFd(FileFacts):
     """One descriptor. Attributes are those of `FdView`."""
 
     __slots__ = (
-        "_copy", "_magic", "fd", "flags", "info", "link", "mnt_id", "ns_pid",
+        "_copy", "_magic", "_messages", "fd", "flags", "info", "link", "mnt_id", "ns_pid",
         "pid", "pos", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_rdev", "st_size",
         "st_uid", "task",
     )  # fmt: skip
@@ -110,12 +113,18 @@ class LiveFd(FileFacts):
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, fd
         self._copy = -1
+        self._messages: Sequence[Message] | None = None
         self._magic: int | None = None
-        path = f"/proc/{task.pid}/fd/{fd}"
-        with _translated(f"task {task.ns_pid}, fd {fd}", path):
+        self._look(task.pid, fdinfo)
+
+    def _look(self, pid: int, fdinfo: bytes | None = None) -> None:
+        """Read what /proc tells of it in a task (it may be ours)."""
+        path = f"/proc/{pid}/fd/{self.fd}"
+        with _translated(f"task {self.ns_pid}, fd {self.fd}", path):
             self.link = os.readlink(path)
             self._take(_status(path, self.link))
-            text = _read(f"/proc/{task.pid}/fdinfo/{fd}") if fdinfo is None else _text(fdinfo)
+            where = f"/proc/{pid}/fdinfo/{self.fd}"
+            text = _read(where) if fdinfo is None else _text(fdinfo)
         head, self.info = _parse_fdinfo(text)
         self.pos = int(head.get("pos", "0"))
         self.flags = int(head.get("flags", "0"), 8)
@@ -232,7 +241,18 @@ class LiveFd(FileFacts):
 
     def peek_messages(self) -> Sequence[Message]:
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
-        return fdcalls.peek_messages(self.copy, self.subject)
+        if self._messages is None:
+            return fdcalls.peek_messages(self.copy, self.subject)
+        return self._messages
+
+    def in_flight(self) -> Sequence[Sequence[FdView]]:
+        """The descriptors of each queued message that has some."""
+        rights: list[list[int]] = []
+        # An empty message can be peeked at once only.
+        self._messages = fdcalls.peek_messages(self.copy, self.subject, rights)
+        found = [[InFlightFd(self.task, fd) for fd in fds] for fds in rights]
+        self.task.in_flight += [view for views in found for view in views]
+        return found
 
     def tcp_repair(self, *, connected: bool) -> TcpRepair | None:
         """What TCP_REPAIR tells; None without the right to it, or when the task may run."""
@@ -397,6 +417,29 @@ class MappedFd(LiveFd):
     def path(self) -> str:
         """The link in /proc that opens the same file anew."""
         return self._mapped
+
+
+class InFlightFd(LiveFd):
+    """A descriptor that waits in a socket of a task; ``fd`` is our copy of it."""
+
+    __slots__ = ()
+
+    def __init__(self, task: TaskFiles, fd: int) -> None:
+        self.task = task
+        self.pid, self.ns_pid, self.fd = os.getpid(), task.ns_pid, fd
+        self._copy, self._messages, self._magic = fd, None, None
+        self._look(self.pid)
+
+    @property
+    def subject(self) -> str:
+        """`task 41, in flight -> pipe:[9123]`."""
+        return f"task {self.ns_pid}, in flight -> {self.link}"
+
+    @property
+    def cwd(self) -> str:
+        """That of the task which holds the socket."""
+        with _translated(self.subject, f"/proc/{self.task.pid}/cwd"):
+            return os.readlink(f"/proc/{self.task.pid}/cwd")
 
 
 class Views:

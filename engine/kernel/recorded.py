@@ -64,6 +64,7 @@ class RecordedFd:
     settled: Sequence[str] = ()
     own_namespaces: Mapping[str, str] = field(default_factory=dict)
     messages: Sequence[Message] = ()
+    flights: Sequence[Sequence[FdView]] = ()
     repair: TcpRepair | None = None
     content: bytes = b""
     paths: Mapping[str, tuple[int, int]] | None = None
@@ -153,6 +154,10 @@ class RecordedFd:
     def peek_messages(self) -> Sequence[Message]:
         """As recorded."""
         return self.messages
+
+    def in_flight(self) -> Sequence[Sequence[FdView]]:
+        """As recorded."""
+        return self.flights
 
     def tcp_repair(self, *, connected: bool) -> TcpRepair | None:
         """As recorded."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torpor.engine.files import table
 from torpor.engine.files.table import Placed
 from torpor.engine.kind import PlanContext
+from torpor.engine.kinds import in_order_of_plans
 from torpor.engine.memory.areas import Backing
 from torpor.engine.program.ops import Expect, Op, Program
 from torpor.engine.restore import build
@@ -104,7 +105,7 @@ def plan(  # noqa: PLR0913 - what the kinds may know
     last: dict[int, list[Op]] = {}
     for one in table.late_locks(snapshot.locks):
         last.setdefault(one.task, []).append(one.op)
-    for kind, states in snapshot.states:
+    for kind, states in sorted(snapshot.states, key=lambda one: in_order_of_plans(one[0])):
         program.extend(kind.plan(states, context))
     for kind, states in snapshot.states:
         for one in kind.late(states, context):

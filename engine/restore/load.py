@@ -32,6 +32,7 @@ from torpor.engine.tasks import codec
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
 
+SCM_RIGHTS = 1
 CLOCK_TOLERANCE_S = 2.0
 
 DecodedT = TypeVar("DecodedT")
@@ -48,7 +49,7 @@ class Snapshot:
     """Pid of a task → its descriptors; tasks that share a table have it once, at the owner."""
     locks: Sequence[Lock]
     mapped: Set[FileId]
-    """Files that tasks map and no path leads to; descriptors need not."""
+    """Files that tasks map and no path leads to, or that wait in sockets; nobody need hold them."""
     segments: Sequence[Segment]
     semaphores: Sequence[Kept]
     states: Sequence[tuple[Any, Mapping[FileId, Any]]]
@@ -81,7 +82,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
         for number in {*numbers.values()}:
             _expect(images, f"fdinfo-{number}")
         tables = table.decode_tables(source, numbers)
-        mapped = mapped_files(tree)
+        mapped = mapped_files(tree) | in_flight(source)
         snapshot = Snapshot(
             images=images,
             source=source,
@@ -101,6 +102,17 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
         images.close()
         raise
     return snapshot
+
+
+def in_flight(source: Source) -> Set[FileId]:
+    """Ids of the files whose descriptors wait in unix sockets."""
+    return {
+        FileId(number)
+        for entry, _ in source.entries("sk-queues")
+        for control in entry.scm
+        if control.type == SCM_RIGHTS
+        for number in control.rights
+    }
 
 
 def mapped_files(tree: Tree) -> Set[FileId]:

@@ -209,10 +209,37 @@ def test_client_that_a_server_outside_has_not_accepted_is_refused():
     assert [r.what for r in refused] == [unix.OUTSIDE.what]
 
 
-def test_in_flight_is_refused_before_anything_is_read():
-    v = view(7, entry(7, peer=8), peer=b"", info=["scm_fds: 3"])
-    with pytest.raises(Refused, match="on their way"):
-        collect([v])
+def in_flight(link, data=b"take"):
+    """Ends 7 and 8; at 8 waits a message that carries file 3."""
+    diag = entry(7, peer=8) + entry(8, peer=7)
+    carrier = view(8, diag, fd=4, peer=b"", messages=[Message(data=data, fds=1)])
+    views = {1: view(7, diag, peer=b""), 2: carrier, 3: RecordedFd(link=link)}
+    context = dump_context(
+        views={FileId(i): v for i, v in views.items()},
+        holders={FileId(i): [Holder(task=41, fd=2 + i)] for i in (1, 2)},
+        in_flight={8: [(FileId(3),)]},
+    )
+    states = {FileId(i): KIND.collect(views[i], context) for i in (1, 2)}
+    return states, list(KIND.check(states, context))
+
+
+def test_descriptors_in_flight_are_sent_again():
+    states, refused = in_flight("pipe:[9]")
+    assert not refused
+    assert states[2].queue[0].rights == (3,)
+    back, images = through_images(KIND, states)
+    assert back == states
+    ((queued, payload),) = images.entries("sk-queues")
+    assert payload == b"take"
+    assert [(c.type, [*c.rights]) for c in queued.scm] == [(1, [3])]
+    line = next(x for x in described(KIND, back, plan_context(1, 2, 3)).splitlines() if "msg" in x)
+    assert line.startswith("sendmsg(513, message of 4 bytes, 0x4040)")
+    assert line.endswith("queued again with 1 descriptors")
+
+
+def test_what_is_made_too_late_is_refused_in_flight():
+    _, refused = in_flight("anon_inode:[eventpoll]")
+    assert [r.what for r in refused] == [unix.IN_FLIGHT.what]
 
 
 def test_waiting_clients():

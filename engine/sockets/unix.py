@@ -8,7 +8,8 @@ Facts:
 - A stream's end that was accepted has the name of the listener. bind(2) cannot give it that
   name, so such a pair is made again by connect(2) and accept(2).
 - Bytes and messages in the receive queue are peeked at; the other end sends them again.
-  Descriptors in flight are counted by `scm_fds:` of fdinfo and refused.
+- Descriptors in flight are counted by `scm_fds:` of fdinfo, and had by peeking at the message.
+  They are descriptions like all others, made by the root, who sends them again: `files/table.py`.
 - A bound path stays when its socket goes. A stale file at the path is replaced only when it
   is a socket (open(2) of one gives ENXIO). Mode and owner of the file are set back.
 - An end with unread data at the other end's death has ECONNRESET pending (POLLERR).
@@ -22,7 +23,7 @@ clients, pending reset (torpor.json, section `unix`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torpor.engine.errors import Refused
@@ -31,7 +32,6 @@ from torpor.engine.files.common import (
     Owner,
     decode_owner,
     encode_owner,
-    info_value,
     late_owners,
     read_owner,
 )
@@ -58,6 +58,9 @@ TYPES = (SOCK.STREAM, SOCK.DGRAM, SOCK.SEQPACKET)
 FAMILY_SIZE = 2
 SHUT_BOTH = 3
 USK_EXTERN = 1
+SCM_RIGHTS = 1
+MADE_LATE = ("anon_inode:[eventpoll]", "anon_inode:[pidfd]", "pidfd")
+"""Links of what is made when all tasks are there: too late to be sent again."""
 SECTION = "unix"
 DIAG = "unix_diag"
 
@@ -109,7 +112,7 @@ OUTSIDE = Limit(
 )
 IN_FLIGHT = Limit(
     case="unix-in-flight",
-    what="descriptors are on their way through this unix socket (SCM_RIGHTS)",
+    what="an epoll or pidfd is on its way through this unix socket (SCM_RIGHTS)",
     remedy="let the receiver take them, then take the checkpoint again",
 )
 UNACCEPTED_OUTSIDE = Limit(
@@ -173,17 +176,12 @@ class Unix:
 
     def collect(self, view: FdView, context: DumpContext) -> UnixState:
         """Read the state."""
-        scm = info_value(view, "scm_fds")
-        if scm not in (None, "0"):
-            raise refuse(IN_FLIGHT, view.subject, f"{scm} descriptors")
         known = _diag(view, context)
         kind = sockopts.number(view, SOL_SOCKET, SO.TYPE) or SOCK.STREAM
         name = strip_name(view.sockname()[FAMILY_SIZE:])
         listening = bool(sockopts.number(view, SOL_SOCKET, SO.ACCEPTCONN))
         connected = view.peername()
-        queue = () if listening else tuple(view.peek_messages())
-        if any(m.fds for m in queue):
-            raise refuse(IN_FLIGHT, view.subject)
+        queue = () if listening else _queue(view, context)
         peer = None if connected is None else -1
         deleted = _deleted(view, name, known)
         mode, uid, gid = _perms(view, name) if not deleted else (0o777, 0, 0)
@@ -223,6 +221,7 @@ class Unix:
                     yield refuse(UNACCEPTED_OUTSIDE, subject, f"client is unix:[{inode}]")
             if state.inode in waiting and state.inode in sent and sent[state.inode].send_queue:
                 yield refuse(UNACCEPTED_DATA, subject)
+            yield from _check_rights(state, subject, context)
             if is_outside(state, by_inode, waiting):
                 stdio = context.container and context.is_stdio(file_id)
                 if not stdio and not _reconnects(state):
@@ -249,6 +248,8 @@ class Unix:
             )
             for message in state.queue:
                 entry = pb.sk_packet_entry(id_for=file_id, length=len(message.data))
+                if message.rights:
+                    entry.scm.add(type=SCM_RIGHTS, rights=message.rights)
                 images.add("sk-queues", entry, message.data)
             sockopts.keep(images, file_id, state.options)
             unsaid = _unsaid(state)
@@ -257,9 +258,13 @@ class Unix:
 
     def decode(self, images: ImageSource) -> Mapping[FileId, UnixState]:
         """Read back."""
-        queues: dict[int, list[bytes]] = {}
+        queues: dict[int, list[Message]] = {}
         for entry, payload in images.entries("sk-queues"):
-            queues.setdefault(entry.id_for, []).append(payload)
+            rights = tuple(
+                FileId(one) for c in entry.scm if c.type == SCM_RIGHTS for one in c.rights
+            )
+            message = Message(data=payload, fds=len(rights), rights=rights)
+            queues.setdefault(entry.id_for, []).append(message)
         return {
             file_id: _state(images, file_id, message, queues.get(file_id, []))
             for file_id, message in images.files("UNIXSK")
@@ -287,6 +292,22 @@ def is_outside(state: UnixState, by_inode: Mapping[int, UnixState], waiting: set
     if state.peer == 0:
         return state.stream and state.shutdown != SHUT_BOTH
     return state.peer not in by_inode
+
+
+def _queue(view: FdView, context: DumpContext) -> tuple[Message, ...]:
+    """What waits to be received, with the descriptions that are carried."""
+    carried = iter(context.in_flight.get(view.st_ino, ()))
+    return tuple(
+        replace(m, rights=next(carried), creds=None) if m.fds else replace(m, creds=None)
+        for m in view.peek_messages()
+    )
+
+
+def _check_rights(state: UnixState, subject: str, context: DumpContext) -> Iterable[Refused]:
+    for file_id in (one for m in state.queue for one in m.rights):
+        link = context.views[file_id].link
+        if link in MADE_LATE:
+            yield refuse(IN_FLIGHT, subject, f"it carries {link}")
 
 
 def strip_name(raw: bytes) -> bytes:
@@ -411,7 +432,7 @@ def _state(
     images: ImageSource,
     file_id: FileId,
     message: Any,  # noqa: ANN401
-    queue: Sequence[bytes],
+    queue: Sequence[Message],
 ) -> UnixState:
     unsaid = images.extra(SECTION, str(file_id)) or {}
     # connect(2) marks a datagram receiver as established as well, so that says nothing.
@@ -440,8 +461,8 @@ def _state(
         owner=decode_owner(message.fown),
         options=sockopts.decode(message.opts, images, file_id),
         queue=tuple(
-            Message(data=data, address=senders[i] if i < len(senders) else b"")
-            for i, data in enumerate(queue)
+            replace(message, address=senders[i] if i < len(senders) else b"")
+            for i, message in enumerate(queue)
         ),
     )
 

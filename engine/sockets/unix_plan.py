@@ -24,15 +24,24 @@ from torpor.engine.kernel.abi import (
     RENAME_NOREPLACE,
     S_IFSOCK,
     SOCK,
+    SOL_SOCKET,
 )
-from torpor.engine.kind import FileId, PlanContext, refuse
+from torpor.engine.kind import FileId, Message, PlanContext, refuse
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot, move, place
 from torpor.engine.sockets import options as sockopts
-from torpor.engine.sockets.unix import OUTSIDE, SHUT_BOTH, UnixState, is_outside, readable
+from torpor.engine.sockets.unix import (
+    OUTSIDE,
+    SCM_RIGHTS,
+    SHUT_BOTH,
+    UnixState,
+    is_outside,
+    readable,
+)
 
 AT_FDCWD = -100
 O_RDONLY_NOFOLLOW = 0o400000 | 0o4000  # with O_NONBLOCK, for a fifo at the path
 ROOMY_BYTES = 32768
+CMSG_HEADER = 16
 OTHER_FILE = "something else is at the socket's path: move it away"
 
 
@@ -326,14 +335,7 @@ class _Planner:
             if total > ROOMY_BYTES and repr(sender) not in senders:
                 senders[repr(sender)] = sender
                 self.ops += sockopts.raise_send_buffer(sender, total, end.where)
-            data = Data(message.data or b"\0", 8, (), f"<{len(message.data)} bytes>")
-            size = len(message.data)
-            where: tuple[Arg, ...] = (address, len(address.content)) if address else (0, 0)
-            self.ops.append(
-                Op(call="sendto",
-                   args=(sender, data, size, MSG_DONTWAIT | MSG_NOSIGNAL, *where),
-                   subject=end.where, note="queued again", expect=Expect.EQUAL, want=size)
-            )  # fmt: skip
+            self.ops.append(self._send(sender, address, message, end.where))
         self.raised.update(senders)
         if state.reset and state.peer == 0:
             self.ops.append(
@@ -341,6 +343,23 @@ class _Planner:
                    args=(end.fd, Data(b"!", 1, (), "<1 byte>"), 1, MSG_NOSIGNAL, 0, 0),
                    subject=end.where, note="unread at the other end's death: ECONNRESET")
             )  # fmt: skip
+
+    def _send(self, sender: Arg, address: Data | None, message: Message, where: str) -> Op:
+        """One message, with the descriptors that it carries."""
+        size, flags = len(message.data), MSG_DONTWAIT | MSG_NOSIGNAL
+        data = Data(message.data or b"\0", 8, (), f"<{size} bytes>")
+        if not message.rights:
+            to: tuple[Arg, ...] = (address, len(address.content)) if address else (0, 0)
+            return Op(
+                call="sendto", args=(sender, data, size, flags, *to), subject=where,
+                note="queued again", expect=Expect.EQUAL, want=size,
+            )  # fmt: skip
+        header = _header(data, size, address, [self.context.fd(one) for one in message.rights])
+        return Op(
+            call="sendmsg", args=(sender, header, flags), subject=where,
+            note=f"queued again with {len(message.rights)} descriptors",
+            expect=Expect.EQUAL, want=size,
+        )  # fmt: skip
 
     def _sender(self, file_id: FileId, name: bytes) -> tuple[Arg, Data | None]:
         """Who sends a message again, and the address it must use (None: it is connected)."""
@@ -426,6 +445,22 @@ class _Planner:
 
     def _where(self, file_id: FileId) -> str:
         return subject(self.context, file_id, self.states[file_id].label)
+
+
+def _header(data: Data, size: int, address: Data | None, fds: Sequence[int]) -> Data:
+    """Struct msghdr with one cmsghdr of SCM_RIGHTS."""
+    rights = struct.pack(f"<{len(fds)}i", *fds)
+    head = struct.pack("<Qii", CMSG_HEADER + len(rights), SOL_SOCKET, SCM_RIGHTS)
+    control = Data(head + rights + bytes(-len(rights) % 8), 8, (), f"rights {[*fds]}")
+    vector = Data(struct.pack("<QQ", 0, size), 8, ((0, data),), "iovec")
+    raw = struct.pack(
+        "<QIxxxxQQQQixxxx",
+        0, len(address.content) if address else 0, 0, 1, 0, CMSG_HEADER + len(rights), 0,
+    )  # fmt: skip
+    pointers = [(16, vector), (32, control)]
+    if address:
+        pointers.append((0, address))
+    return Data(raw, 8, tuple(pointers), f"message of {size} bytes")
 
 
 def _unlink(path: Data, where: str) -> Op:

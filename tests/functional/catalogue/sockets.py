@@ -21,6 +21,16 @@ TCP_STATES = {
     "self_connected": "TCP connected to itself",
 }
 
+IN_FLIGHT = {
+    "stream": "a pipe in flight through a stream socket",
+    "dgram": "a pipe in flight through a datagram socket",
+    "seqpacket": "a pipe in flight through a seqpacket socket",
+    "mixed": "bytes with and without descriptors in flight",
+    "shared": "a file that is held and in flight",
+    "many": "sockets, files and events in flight",
+    "nested": "sockets in flight in whose queues others are in flight",
+    "circle": "both ends of a pair in flight to each other",
+}
 AFTER_FIN = "cannot write again what was never sent before a FIN"
 CHANGES = {" socket option 41, 26$": "IPV6_V6ONLY: bind(2) to an address that is none of IPv4"}
 
@@ -44,5 +54,16 @@ CASES: tuple[Case, ...] = (
     Case(
         state="TCP with urgent data", program="sockets_tcp", arguments=("urgent",),
         options=ESTABLISHED, refused="urgent data",
+    ),
+    *(
+        Case(
+            state=text, program="sockets_scm", arguments=(name,),
+            criu="loses a message without bytes" if name == "many" else "",
+        )
+        for name, text in IN_FLIGHT.items()
+    ),
+    Case(
+        state="an epoll in flight", program="sockets_scm", arguments=("epoll",),
+        refused="on its way through this unix socket",
     ),
 )  # fmt: skip
