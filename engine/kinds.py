@@ -51,10 +51,10 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     epoll.KIND,  # last: watches what the others made
 )
 
-PLANNED_LAST: Sequence[FileKind[Any]] = (unix.KIND, epoll.KIND)
+PLANNED_LAST = (unix.KIND.name, epoll.KIND.name)
 """Kinds whose plans use the descriptions of all others: to send them, to watch them."""
 
 
 def in_order_of_plans(kind: FileKind[Any]) -> int:
     """Sorts kinds: the last ones behind all others, in their order."""
-    return PLANNED_LAST.index(kind) + 1 if kind in PLANNED_LAST else 0
+    return PLANNED_LAST.index(kind.name) + 1 if kind.name in PLANNED_LAST else 0
