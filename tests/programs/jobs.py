@@ -33,6 +33,7 @@ again:  inc %ebx
 
 def bash_pipeline(stage: Stage) -> Steps:
     """`count | double | file`, stopped in the middle: nothing lost, nothing twice."""
+    stage.busy = True
     stage.shell(
         f"cd {stage.folder}; i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo $i; "
         "[ -e go ] || sleep 0.002; done | while read n; do echo $((n * 2)); done | cat > out; "
@@ -49,6 +50,7 @@ def bash_pipeline(stage: Stage) -> Steps:
 
 def compile_job(stage: Stage) -> Steps:
     """`make -j2` of many C files; what it makes must run."""
+    stage.busy = True
     folder = stage.folder
     names = [f"part{n}" for n in range(60)]
     for n, name in enumerate(names):

@@ -60,6 +60,8 @@ class Stage:
         self.live: Live | None = None
         self.words: tuple[str, ...] = ()
         """Options of dump and restore besides the usual ones."""
+        self.busy = False
+        """It goes on as fast as it can, so it looks different at once."""
 
     def run(self, *command: str | Path, **options: object) -> Live:
         """Start the root of the tree."""
@@ -132,6 +134,8 @@ class Stage:
 
     def _steady(self) -> dict[str, str]:
         """The description, without what changes by itself."""
+        if self.busy:
+            return {}
         first = describe(self.root.pid)
         time.sleep(LOOK_AGAIN_S)
         second = describe(self.root.pid)
@@ -142,8 +146,9 @@ class Stage:
         while True:
             now = {k: v for k, v in describe(self.root.pid).items() if k in before}
             told = differences({k: v for k, v in before.items() if k in now}, now)
-            gone = sorted(k for k in before if k not in now and not volatile(k))
-            told += "".join(f"\n{key}: gone (was {before[key]})" for key in gone)
+            there = {key.partition(":")[0] for key in now}  # tasks may end
+            gone = sorted(k for k in before if k not in now and k.partition(":")[0] in there)
+            told += "".join(f"\n{key}: gone (was {before[key]})" for key in gone if "area" not in key)
             if not told or time.monotonic() > deadline:
                 return told
             time.sleep(0.05)
@@ -170,11 +175,6 @@ class Stage:
         self.result.frozen_ms.append(round(stats.frozen_s * 1e3, 1))
         size = sum(path.stat().st_size for path in images.iterdir() if path.suffix == ".img")
         self.result.size_bytes.append(size)
-
-
-def volatile(key: str) -> bool:
-    """Whether a line may go because its task, thread or area has."""
-    return "area " in key
 
 
 Program = Callable[[Stage], Generator[None, None, None]]
