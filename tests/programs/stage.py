@@ -148,7 +148,9 @@ class Stage:
             told = differences({k: v for k, v in before.items() if k in now}, now)
             there = {key.partition(":")[0] for key in now}  # tasks may end
             gone = sorted(k for k in before if k not in now and k.partition(":")[0] in there)
-            told += "".join(f"\n{key}: gone (was {before[key]})" for key in gone if "area" not in key)
+            told += "".join(
+                f"\n{key}: gone (was {before[key]})" for key in gone if "area" not in key
+            )
             if not told or time.monotonic() > deadline:
                 return told
             time.sleep(0.05)
