@@ -172,6 +172,15 @@ EPOLL = (
     Case(state="epoll of a target that is closed", program="files_epoll", arguments=("gone",)),
 )  # fmt: skip
 
+MOUNTS = (
+    Case(state="a mount namespace with the same mounts", program="files_mounts",
+         arguments=("same_mounts",), refused="mount namespace"),
+    Case(state="a file below a mount of its own namespace", program="files_mounts",
+         arguments=("other_mounts",), refused="mount namespace"),
+    Case(state="a child with a mount namespace of its own", program="files_mounts",
+         arguments=("child_elsewhere",), refused="mount namespace"),
+)  # fmt: skip
+
 CASES: tuple[Case, ...] = (
-    *FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS, *PROC, *EPOLL,
+    *FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS, *PROC, *EPOLL, *MOUNTS,
 )  # fmt: skip
