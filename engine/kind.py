@@ -304,6 +304,8 @@ class PlanContext:
     address_map: Mapping[str, str] = field(default_factory=dict)
     """Old IP address → new one, for sockets bound to an address that is not there any more."""
     new_container: bool = False
+    check_files: bool = False
+    """Files must have the mode and size that they had."""
     uid: int = 0
     """User id with which the operations run."""
     root: int = 0

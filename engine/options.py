@@ -182,6 +182,8 @@ class RestoreOptions:
     at_stage: Callable[[str, int], None] | None = None
     work_dir: Path | None = None
     """Where statistics go; None: there are none."""
+    check_files: bool = False
+    """Open files must have the mode and size that they had, not only be long enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

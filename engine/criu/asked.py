@@ -59,6 +59,7 @@ def restore_options(line: CommandLine) -> RestoreOptions:
         cgroup_roots=dict(_cgroup_root(text) for text in line.all("cgroup_root")),
         sibling=line.flag("restore_sibling"),
         leave_stopped=line.flag("leave_stopped"),
+        check_files=not line.flag("skip_file_rwx_check"),
     )
 
 

@@ -164,7 +164,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("ghost-fiemap", "another way to read deleted files; torpor has one way"),
     _accepted("file-validation", "files are compared by size, time and build id in any case",
               "", VALUE, _one_of("filesize", "buildid")),
-    _accepted("skip-file-rwx-check", "permissions of files are not compared"),
+    _done("skip-file-rwx-check", "modes and sizes of open files are not compared with those at the "
+          "dump; a file must still be long enough"),
     _accepted("unprivileged", "torpor never asks for more rights than a tree needs"),
     _accepted("weak-sysctls", "no sysctl is restored"),
     _accepted("allow-uprobes", "permits what is refused anyway"),

@@ -18,6 +18,7 @@ Facts (probed on v6.18):
 Source: fs/open.c, do_dentry_open; fs/d_path.c (v6.18).
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -95,6 +96,7 @@ FOREIGN_MAGICS = frozenset(
 )
 """Other kinds know them, or `unknown.py` refuses them."""
 SEEK_SET, SEEK_HOLE = 0, 4
+STAT_BYTES, MODE_AT, SIZE_AT = 144, 24, 48
 
 LINKED_ELSEWHERE = Limit(
     case="unlinked-with-other-names",
@@ -203,6 +205,8 @@ class RegularKind(Base[Regular]):
                                   want=context.fd(file_id)))  # fmt: skip
                     continue
                 ops += open_ops(state, context.fd(file_id), mapped(state.path, context), what)
+                if context.check_files:
+                    ops += _same(state, context.fd(file_id), what)
         for ids in by_ghost.values():
             ops += _ghost_ops(ids, held, context)
         for file_id, state in held.items():
@@ -378,6 +382,27 @@ def open_ops(state: Regular, fd: int, path: str, what: str) -> list[Op]:
                remedy=f"bring {path} back as it was at the checkpoint ({state.size} bytes)")
         )  # fmt: skip
     return ops
+
+
+def _same(state: Regular, fd: int, what: str) -> list[Op]:
+    """Compare mode and size with struct stat; appenders do not care how long the file is."""
+    if state.mode is None or state.flags & O.PATH:
+        return []
+    status = Data.room(STAT_BYTES)
+    fields = [(MODE_AT, state.mode, f"has mode {state.mode:o}")]
+    if state.size is not None and _is_checked(state):
+        low, high = struct.unpack("<ii", struct.pack("<Q", state.size))
+        note = f"has {state.size} bytes"
+        fields += [(SIZE_AT, low, note), (SIZE_AT + 4, high, note)]
+    remedy = f"bring {state.path} back as it was; its mode does not matter with "
+    return [
+        Op(call="fstat", args=(fd, status), subject=what),
+        *(
+            Op(call="@load32", args=(status, at), subject=what, note=note, expect=Expect.EQUAL,
+               want=want, remedy=remedy + "--skip-file-rwx-check")
+            for at, want, note in fields
+        ),
+    ]  # fmt: skip
 
 
 def _is_checked(state: Regular) -> bool:

@@ -44,7 +44,7 @@ class Encoded:
             f"{op.describe().split('  #')[0]} gave {result} instead of {op.want}",
             errno=0,
             subject=where,
-            cause="unexpected result",
+            cause=op.note or "unexpected result",
             remedy=op.remedy or NO_REMEDY,
         )
 

@@ -63,6 +63,7 @@ def plan(  # noqa: PLR0913 - what the kinds may know
     warn: Callable[[str], None],
     tcp_repair: bool = False,
     tcp_close: bool = False,
+    check_files: bool = False,
 ) -> Descriptors:
     """Number everything and let the kinds plan."""
     stdio, inherit = seed.stdio, seed.inherit
@@ -82,6 +83,7 @@ def plan(  # noqa: PLR0913 - what the kinds may know
         path_map=dict(path_map),
         address_map=dict(address_map),
         new_container=new_container,
+        check_files=check_files,
         uid=seed.uid,
         root=snapshot.tree.root.pid,
         tcp_repair=tcp_repair,

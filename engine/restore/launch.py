@@ -172,6 +172,7 @@ class _Restore(Work):
                 new_container=self.container,
                 tcp_repair=not self.container and "NET_ADMIN" in rights.effective(),
                 tcp_close=self.host is not None and self.host.tcp_close,
+                check_files=self.host is not None and self.host.check_files,
                 warn=self.warnings.append,
             )
             self._build(root)
