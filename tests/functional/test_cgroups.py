@@ -12,13 +12,13 @@ from torpor.engine.errors import Refused
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 HIERARCHIES = [Path("/sys/fs/cgroup") / name for name in ("freezer", "pids", "unified")]
-NAME = f"torpor-test-{os.getpid()}"
+NAME = f"moved-{os.getpid()}"
 
 
 def remove():
     """Take the groups away; a task that has been waited for may still leave one for a moment."""
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
+    while True:
         left = [
             one
             for place in HIERARCHIES
@@ -27,6 +27,7 @@ def remove():
         ]
         if not left:
             return
+        assert time.monotonic() < deadline, left
         for one in left:
             with contextlib.suppress(OSError):
                 one.rmdir()
