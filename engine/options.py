@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socket import socket
 
 
 class TcpPolicy(Enum):
@@ -115,6 +119,8 @@ class DumpOptions:
     """Only these are kept, if any is named."""
     half_pipes: bool = False
     """A pipe whose other end is outside may come back with one end only."""
+    page_server: "socket | None" = None
+    """Connection to a page server that gets the pages."""
     dedup: bool = False
     """Take from the parents the pages that this dump has anew."""
 

@@ -30,6 +30,7 @@ def run(line: CommandLine) -> int:
                       images_dir=begun.images_dir)  # fmt: skip
     asked = replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir)
     try:
+        asked = with_server(asked, line)
         scripts.run("pre-dump", asked.pid)
         report = _dump(asked, scripts)
     except AfterDumpFailed as error:
@@ -47,6 +48,15 @@ def run(line: CommandLine) -> int:
         statistics.show_dump(begun.work_dir)
     log.info("Dumping finished successfully")
     return 0
+
+
+def with_server(asked: DumpOptions, line: CommandLine) -> DumpOptions:
+    """Connected to the page server, if pages go to one."""
+    if not line.flag("page_server"):
+        return asked
+    from torpor.engine.criu import network
+
+    return replace(asked, page_server=network.connect(line))
 
 
 def _dump(asked: DumpOptions, scripts: Scripts) -> DumpReport:

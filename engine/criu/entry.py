@@ -23,6 +23,7 @@ RUN = {
     "check": "check:run",
     "pre-dump": "predump:run",
     "dedup": "predump:run_dedup",
+    "page-server": "pageserver:run",
     "cpuinfo dump": "cpuinfo:run_dump",
     "cpuinfo check": "cpuinfo:run_check",
 }

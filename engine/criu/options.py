@@ -102,10 +102,8 @@ CGROUP_MODES = ("none", "props", "soft", "full", "strict", "ignore", "")
 VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
 LATER = "not yet"
 LAZY = "pages are always restored at once, for now"
-SERVER = "pages are written to files only, for now"
 MOUNTS = "mount namespaces are not restored yet; a container's are made by its runtime"
 NETWORK = "network namespaces are not restored yet; a container's are made by its runtime"
-TLS = "there is no page server to talk to"
 CGROUPS = "which settings there are is known already"
 
 OPTIONS: Sequence[Option] = (
@@ -147,6 +145,16 @@ OPTIONS: Sequence[Option] = (
           "", OPTIONAL, _one_of(*CGROUP_MODES)),
     _done("cgroup-root", "takes the place of the root task's group on restore", takes=VALUE),
     _done("cgroup-dump-controller", "keep groups of this controller only", takes=VALUE),
+    _done("page-server", "send pages to a page server"),
+    _done("address", "of the page server", takes=VALUE),
+    _done("port", "of the page server", "", VALUE, _number),
+    _done("ps-socket", "a connected socket in place of address and port", "", VALUE, _number),
+    _done("tls", "connections of pages are encrypted, and both sides show certificates"),
+    _done("tls-cacert", "who has to have signed the other's certificate", takes=VALUE),
+    _done("tls-cacrl", "certificates that are no longer trusted", takes=VALUE),
+    _done("tls-cert", "our certificate", takes=VALUE),
+    _done("tls-key", "its key", takes=VALUE),
+    _done("tls-no-cn-verify", "the server's certificate may have another name"),
     _done("feature", "of `check`: one of those listed below", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),
@@ -169,7 +177,7 @@ OPTIONS: Sequence[Option] = (
     _accepted("unprivileged", "torpor never asks for more rights than a tree needs"),
     _accepted("weak-sysctls", "no sysctl is restored"),
     _accepted("allow-uprobes", "permits what is refused anyway"),
-    _accepted("status-fd", "nothing waits for a signal of these commands", "", VALUE, _number),
+    _done("status-fd", "a zero byte when `page-server` can be connected to", "", VALUE, _number),
     _accepted("log-pid", "lines of all tasks are in the one log"),
     _accepted("mntns-compat-mode", "another way to make mounts; torpor makes none"),
     _accepted("cgroup-yard", "groups are reached where they are mounted", takes=VALUE),
@@ -192,17 +200,7 @@ OPTIONS: Sequence[Option] = (
     _refused("cgroup-props-file", CGROUPS, takes=VALUE),
     _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),
     _refused("lazy-pages", LAZY),
-    _refused("page-server", SERVER),
-    _refused("address", SERVER, takes=VALUE),
-    _refused("port", SERVER, "", VALUE, _number),
-    _refused("ps-socket", SERVER, "", VALUE, _number),
     _refused("stream", "criu-image-streamer is not spoken to; write to a directory"),
-    _refused("tls", TLS),
-    _refused("tls-cacert", TLS, takes=VALUE),
-    _refused("tls-cacrl", TLS, takes=VALUE),
-    _refused("tls-cert", TLS, takes=VALUE),
-    _refused("tls-key", TLS, takes=VALUE),
-    _refused("tls-no-cn-verify", TLS),
 )  # fmt: skip
 LONG: Mapping[str, Option] = {option.long: option for option in OPTIONS}
 SHORT: Mapping[str, Option] = {option.short: option for option in OPTIONS if option.short}
@@ -214,7 +212,7 @@ COMMANDS: Mapping[str, str | None] = {
     "cpuinfo": None,
     "pre-dump": None,
     "lazy-pages": LAZY,
-    "page-server": SERVER,
+    "page-server": None,
     "dedup": None,
     "service": "the RPC is not there yet",
     "swrk": "the RPC is not there yet",

@@ -20,6 +20,7 @@ def run(line: CommandLine) -> int:
     from torpor.engine import api
 
     try:
+        asked = dump.with_server(asked, line)
         report = api.pre_dump(
             replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir), progress=dump.told
         )

@@ -23,6 +23,7 @@ from torpor.engine.dump.buffers import Capture, Slice
 from torpor.engine.dump.capture import Captured
 from torpor.engine.images.failures import translated
 from torpor.engine.images.pages import PageFlags, PageRun, write_pagemap
+from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
@@ -54,6 +55,13 @@ class Part:
     def size_bytes(self) -> int:
         """Bytes of all runs."""
         return sum(self.runs[1::2])
+
+    def view(self, start: int, size_bytes: int) -> memoryview:
+        """Bytes from ``start`` of what was taken."""
+        if self.data:
+            return memoryview(self.data)[start : start + size_bytes]
+        assert self.bytes_at is not None
+        return self.bytes_at.buffer.view(self.bytes_at.start + start, size_bytes)
 
     def write_file(self, fd: int, start: int, size_bytes: int, offset: int) -> None:
         """Write bytes from ``start`` of what was taken to a place in a file."""
@@ -231,6 +239,20 @@ def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = 
             os.close(fd)
         written += offset
     return written
+
+
+def send(taken: PagesTaken, server: Client) -> None:
+    """Send everything to a page server."""
+    for segment in taken.segments:
+        server.begin(segment.name)
+        for part in segment.parts:
+            at = 0
+            for i in range(0, len(part.runs), 2):
+                size = part.runs[i + 1]
+                run = PageRun(vaddr=part.runs[i] - part.shift, page_count=size // PAGE)
+                server.add(run, part.view(at, size))
+                at += size
+    server.end()
 
 
 def _write_new(segment: Segment, number: int, images: NewImageDirectory, parents: Chain) -> int:

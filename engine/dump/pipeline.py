@@ -25,8 +25,9 @@ from torpor.engine.errors import Error, Findings, Refused, Timeout, Vanished
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.images.dedup import dedup
-from torpor.engine.images.directory import ImageDirectory, Verify
+from torpor.engine.images.directory import PAGES_ELSEWHERE, ImageDirectory, Verify
 from torpor.engine.images.inventory import write_inventory
+from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
@@ -460,6 +461,11 @@ def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
     assert dump.taken is not None
     if dump.parents is not None:
         out.link_parent(dump.options.parent)
+    if dump.options.page_server is not None:
+        out.extra("dump", PAGES_ELSEWHERE, True)
+        pages.send(dump.taken, Client(dump.options.page_server))
+        dump.written_bytes = dump.taken.size_bytes
+        return
     dump.written_bytes = pages.write(dump.taken, out, dump.parents)
 
 

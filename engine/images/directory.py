@@ -30,6 +30,8 @@ from torpor.engine.images.manifest import IMAGE_NAME, FileDigest, Manifest
 INCOMPLETE = "torpor.incomplete"
 """Marker of a dump that has not ended."""
 INVENTORY = "inventory.img"
+PAGES_ELSEWHERE = "pages_elsewhere"
+"""Fact of a dump whose pages went to a page server: they may be put beside it."""
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 MAX_NAMES = 1 << 20
 
@@ -181,7 +183,10 @@ class ImageDirectory:
     def _verify(self, listed: Manifest, *, pages: bool) -> None:
         from concurrent.futures import ThreadPoolExecutor  # slow to import, not always needed
 
+        elsewhere = listed.facts.get("dump", {}).get(PAGES_ELSEWHERE)
         for name in sorted(self._names - listed.files.keys() - set(SERVICE)):
+            if elsewhere and name.startswith(("pagemap-", "pages-")):
+                continue
             raise BadImage("is not listed in torpor.json", subject=name)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             check = partial(self._verify_file, pages=pages)
