@@ -12,6 +12,11 @@ SAYS_INTERRUPTED = (
     "poll", "poll_timed", "nanosleep", "futex_timed", "epoll_wait", "epoll_wait_timed",
     "recv_timed", "sigwaitinfo", "sigtimedwait",
 )  # fmt: skip
+WAITING = (
+    "select_timed", "pselect_timed", "ppoll_timed", "epoll_pwait", "semop", "semtimedop", "msgrcv",
+    "flock", "ofd_lock", "mutex", "mutex_pi", "condition", "sem_wait", "pause", "waitid",
+    "open_fifo", "read_timerfd", "read_signalfd", "read_inotify", "join",
+)  # fmt: skip
 OTHER_USER = "may not read the limits of another user's task without CAP_SYS_RESOURCE"
 
 STATES = (
@@ -156,5 +161,9 @@ CASES: tuple[Case, ...] = (
             else "",
         )
         for call in BLOCKED
+    ),
+    *(
+        Case(state=f"blocked in {call}", program="tasks_waiting", arguments=(call,))
+        for call in WAITING
     ),
 )
