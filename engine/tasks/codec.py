@@ -464,7 +464,7 @@ class _TaskReader:
         rseq = entry.rseq_entry
         return ThreadImage(
             tid=tid,
-            comm=entry.comm or comm,
+            comm=entry.comm if entry.HasField("comm") else comm,
             registers=registers.decode(
                 core.thread_info, raw, self.components, self.template, f"core-{tid}.img"
             ),

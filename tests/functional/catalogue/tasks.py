@@ -10,7 +10,7 @@ BLOCKED = (
 )  # fmt: skip
 SAYS_INTERRUPTED = (
     "poll", "poll_timed", "nanosleep", "futex_timed", "epoll_wait", "epoll_wait_timed",
-    "recv_timed", "sigwaitinfo", "sigtimedwait",
+    "recv_timed", "sigwaitinfo", "sigtimedwait", "epoll_pwait", "semop", "semtimedop",
 )  # fmt: skip
 WAITING = (
     "select_timed", "pselect_timed", "ppoll_timed", "epoll_pwait", "semop", "semtimedop", "msgrcv",
@@ -72,6 +72,15 @@ TIMERS = {
     "once": "a POSIX timer that has expired, with its signal blocked",
     "periodic": "a POSIX timer that ticks while it is moved",
     "periodic_other": "a POSIX timer that ticks for another thread",
+}
+
+ODD = {
+    "names": "names of threads with brackets, line breaks, and no text",
+    "many_threads": "three hundred threads",
+    "raw_clone": "a thread that no libc knows of",
+    "dead_owner": "robust locks, and one that lends priority, whose owner ends later",
+    "moved_arguments": "arguments that were moved by PR_SET_MM_MAP",
+    "no_arguments": "an empty argument vector and a huge environment",
 }
 
 CASES: tuple[Case, ...] = (
@@ -163,7 +172,17 @@ CASES: tuple[Case, ...] = (
         for call in BLOCKED
     ),
     *(
-        Case(state=f"blocked in {call}", program="tasks_waiting", arguments=(call,))
+        Case(
+            state=f"blocked in {call}",
+            program="tasks_waiting",
+            arguments=(call,),
+            criu="tells the program that the call was interrupted"
+            if call in SAYS_INTERRUPTED
+            else "takes locks only when it is told to (--file-locks)"
+            if "lock" in call
+            else "",
+        )
         for call in WAITING
     ),
+    *(Case(state=state, program="tasks_odd", arguments=(mode,)) for mode, state in ODD.items()),
 )
