@@ -219,7 +219,9 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
     if not options.container:
         here = nslinks.namespaces(os.getpid())
         refused += namespaces.check_root(f"pid {options.pid}", spaces, here, ())
-    for task in list_tasks(options.pid):
+    tasks = list_tasks(options.pid)
+    refused += sharing.vforks(tasks)
+    for task in tasks:
         subject = f"pid {task.pid}"
         if task.pid in ours:
             raise Refused(
@@ -236,7 +238,7 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
                 Refused(
                     "is traced",
                     subject=subject,
-                    cause=f"by pid {status.tracer_pid}",
+                    cause=f"by pid {status.tracer_pid} ({_name_of(status.tracer_pid)})",
                     remedy="detach the debugger",
                 )
             )
@@ -257,6 +259,12 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
         )
     if refused:
         raise Findings(tuple(refused))
+
+
+def _name_of(pid: int) -> str:
+    with suppress(Vanished):
+        return proc.read_text(pid, "comm").strip()
+    return "gone"
 
 
 def _filter_refusals(task: StoppedTask, runtime_filters: int, may_read: bool) -> list[Refused]:

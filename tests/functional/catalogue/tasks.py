@@ -83,6 +83,12 @@ ODD = {
     "no_arguments": "an empty argument vector and a huge environment",
 }
 
+REFUSED = {
+    "vfork": ("a parent that waits inside of vfork", "shares its whole memory"),
+    "traced": ("a task with a tracer", r"is traced.*\(tasks_refused"),
+    "clone_vm": ("memory shared by clone without CLONE_THREAD", "shares its whole memory"),
+}
+
 CASES: tuple[Case, ...] = (
     Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
@@ -185,4 +191,8 @@ CASES: tuple[Case, ...] = (
         for call in WAITING
     ),
     *(Case(state=state, program="tasks_odd", arguments=(mode,)) for mode, state in ODD.items()),
+    *(
+        Case(state=state, program="tasks_refused", arguments=(mode,), refused=text)
+        for mode, (state, text) in REFUSED.items()
+    ),
 )
