@@ -18,6 +18,7 @@ ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
 SCM = "tests/functional/workloads/sockets_scm.py"
+OPTIONS = "tests/functional/workloads/sockets_options.py"
 TCP = "tests/functional/workloads/sockets_tcp.py"
 CATALOGUE = "tests/compat/test_catalogue.py"
 TASK_STATE = "tests/functional/workloads/task_state.py"
@@ -60,7 +61,7 @@ KINDS: dict[str, Support] = {
     ),
     "TCP and UDP socket": Support(
         ours=TESTED, theirs=TESTED,
-        tests=(INET, TCP, "tests/functional/test_sockets_inet.py", CATALOGUE),
+        tests=(INET, TCP, OPTIONS, "tests/functional/test_sockets_inet.py", CATALOGUE),
     ),
     "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
     "other sockets": Support(

@@ -66,6 +66,7 @@ SOL_NETLINK = 270
 class SO(IntEnum):
     """Options of SOL_SOCKET (asm-generic/socket.h)."""
 
+    DEBUG = 1
     REUSEADDR = 2
     TYPE = 3
     DONTROUTE = 5
@@ -96,13 +97,27 @@ class SO(IntEnum):
     PROTOCOL = 38
     DOMAIN = 39
     RXQ_OVFL = 40
+    WIFI_STATUS = 41
     PEEK_OFF = 42
+    NOFCS = 43
+    LOCK_FILTER = 44
     SELECT_ERR_QUEUE = 45
     BUSY_POLL = 46
+    MAX_PACING_RATE = 47
     MEMINFO = 55
     ZEROCOPY = 60
+    TXTIME = 61
+    TIMESTAMP_NEW = 63
+    TIMESTAMPNS_NEW = 64
+    PREFER_BUSY_POLL = 69
+    BUSY_POLL_BUDGET = 70
     BUF_LOCK = 72
+    RESERVE_MEM = 73
+    TXREHASH = 74
+    RCVMARK = 75
     PASSPIDFD = 76
+    RCVPRIORITY = 82
+    PASSRIGHTS = 83
 
 
 class IP(IntEnum):
@@ -110,35 +125,67 @@ class IP(IntEnum):
 
     TOS = 1
     TTL = 2
+    HDRINCL = 3
     OPTIONS = 4
     RECVOPTS = 6
+    RETOPTS = 7
     PKTINFO = 8
     MTU_DISCOVER = 10
     RECVERR = 11
     RECVTTL = 12
     RECVTOS = 13
     FREEBIND = 15
+    PASSSEC = 18
     TRANSPARENT = 19
     RECVORIGDSTADDR = 20
     MINTTL = 21
+    NODEFRAG = 22
+    CHECKSUM = 23
     BIND_ADDRESS_NO_PORT = 24
+    RECVFRAGSIZE = 25
+    RECVERR_RFC4884 = 26
     MULTICAST_TTL = 33
     MULTICAST_LOOP = 34
+    MULTICAST_ALL = 49
+    LOCAL_PORT_RANGE = 51
 
 
 class IPV6(IntEnum):
     """Options of IPPROTO_IPV6."""
 
+    OLD_PKTINFO = 2
+    OLD_HOPOPTS = 3
+    OLD_DSTOPTS = 4
+    OLD_RTHDR = 5
+    CHECKSUM = 7
+    OLD_HOPLIMIT = 8
+    FLOWINFO = 11
     UNICAST_HOPS = 16
     MULTICAST_HOPS = 18
     MULTICAST_LOOP = 19
     MTU_DISCOVER = 23
     RECVERR = 25
     V6ONLY = 26
+    MULTICAST_ALL = 29
+    ROUTER_ALERT_ISOLATE = 30
+    RECVERR_RFC4884 = 31
+    FLOWINFO_SEND = 33
+    HDRINCL = 36
     RECVPKTINFO = 49
     RECVHOPLIMIT = 51
+    RECVHOPOPTS = 53
+    RECVRTHDR = 56
+    RECVDSTOPTS = 58
+    RECVPATHMTU = 60
+    DONTFRAG = 62
     RECVTCLASS = 66
     TCLASS = 67
+    AUTOFLOWLABEL = 70
+    ADDR_PREFERENCES = 72
+    MINHOPCOUNT = 73
+    RECVORIGDSTADDR = 74
+    TRANSPARENT = 75
+    RECVFRAGSIZE = 77
     FREEBIND = 78
 
 
@@ -157,6 +204,7 @@ class TCP(IntEnum):
     WINDOW_CLAMP = 10
     INFO = 11
     CONGESTION = 13
+    THIN_LINEAR_TIMEOUTS = 16
     USER_TIMEOUT = 18
     REPAIR = 19
     REPAIR_QUEUE = 20
@@ -165,8 +213,16 @@ class TCP(IntEnum):
     FASTOPEN = 23
     TIMESTAMP = 24
     NOTSENT_LOWAT = 25
+    SAVE_SYN = 27
     REPAIR_WINDOW = 29
+    FASTOPEN_CONNECT = 30
     ULP = 31
+    FASTOPEN_NO_COOKIE = 34
+    INQ = 36
+    TX_DELAY = 37
+    RTO_MAX_MS = 44
+    RTO_MIN_US = 45
+    DELACK_MAX_US = 46
 
 
 class TCPState(IntEnum):
@@ -219,7 +275,15 @@ class UDP(IntEnum):
     """Options of IPPROTO_UDP."""
 
     CORK = 1
+    ENCAP = 100
     NO_CHECK6_TX = 101
     NO_CHECK6_RX = 102
     SEGMENT = 103
     GRO = 104
+
+
+class UDPLITE(IntEnum):
+    """Options of IPPROTO_UDPLITE."""
+
+    SEND_CSCOV = 10
+    RECV_CSCOV = 11

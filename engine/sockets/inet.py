@@ -13,6 +13,8 @@ Facts:
   last byte: what was queued can be read, then ECONNRESET, then EOF and EPIPE; epoll reports IN,
   ERR, HUP and RDHUP; getpeername gives ENOTCONN. A peer that had closed before is EOF as it was.
 - A socket whose error is pending (POLLERR) is not read from: a read takes the error away.
+- Raw and ping sockets are like UDP's; the port of a raw one is its protocol, and of a ping one
+  the identifier of its echoes.
 - UDP loses datagrams by its nature: queued ones are dropped with a warning.
 - A UDP socket's local address that connect(2) chose cannot be told from one that was asked
   for: in a new container it is chosen anew.
@@ -45,6 +47,7 @@ from torpor.engine.kernel.abi import (
     SOCK,
     SOL_SOCKET,
     TCP,
+    UDP,
     TCPState,
 )
 from torpor.engine.kind import (
@@ -73,7 +76,7 @@ from torpor.engine.sockets.inet_state import (
 
 PROTOCOLS = {
     SOCK.STREAM: (IPPROTO.TCP, IPPROTO.MPTCP),
-    SOCK.DGRAM: (IPPROTO.UDP, IPPROTO.UDPLITE),
+    SOCK.DGRAM: (IPPROTO.UDP, IPPROTO.UDPLITE, IPPROTO.ICMP, IPPROTO.ICMPV6),
 }
 POLLIN = 1
 TCP_INFO_ROOM = 192
@@ -122,8 +125,13 @@ ULP = Limit(
     what="this TCP connection is handled by a protocol in the kernel (TLS)",
     remedy="close it before the checkpoint, or keep TLS in the program",
 )
+ENCAPSULATION = Limit(
+    case="udp-encapsulation",
+    what="this UDP socket takes packets for a tunnel in the kernel (UDP_ENCAP)",
+    remedy="close it before the checkpoint",
+)
 LIMITS = (
-    OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP, ULP,
+    ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP, ULP,
     sockopts.FILTER_UNREADABLE,
 )  # fmt: skip
 
@@ -152,6 +160,8 @@ class Inet:
         if sockopts.number(view, SOL_SOCKET, SO.DOMAIN) not in (AF.INET, AF.INET6):
             return False
         kind = sockopts.number(view, SOL_SOCKET, SO.TYPE)
+        if kind == SOCK.RAW:
+            return True
         known = PROTOCOLS.get(SOCK(kind), ()) if kind in PROTOCOLS else ()
         return sockopts.number(view, SOL_SOCKET, SO.PROTOCOL) in known
 
@@ -172,9 +182,11 @@ class Inet:
             "peer": addresses.parse(peer) if peer else None,
             "reset": bool(events & POLLERR) and kind == SOCK.STREAM,
             "owner": read_owner(view, context),
-            "options": sockopts.read(view, family, protocol),
+            "options": sockopts.read(view, family, protocol, kind),
         }
-        if kind == SOCK.DGRAM:
+        if kind != SOCK.STREAM:
+            if sockopts.number(view, IPPROTO.UDP, UDP.ENCAP) and kind == SOCK.DGRAM:
+                raise refuse(ENCAPSULATION, view.subject)
             memory = view.getsockopt(SOL_SOCKET, SO.MEMINFO, 36) or b""
             if int.from_bytes(memory[:4], "little"):
                 context.warn(f"{view.subject}: queued datagrams are dropped")
@@ -269,6 +281,8 @@ def _collect_tcp(
         congestion=congestion.rstrip(b"\0").decode("ascii", "replace"),
         **common,
     )
+    if state.connected or state.calling:
+        state = replace(state, options=sockopts.without(state.options, IPPROTO.TCP, TCP.MAXSEG))
     if state.calling:
         state = replace(state, peer=_called(view, state))
     if not (state.connected or state.calling):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torpor.engine.files.common import decode_owner, encode_owner
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, TCP, TCPState
+from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, SOCK, TCP, TCPState
 from torpor.engine.kind import FileId, ImageSource
 from torpor.engine.sockets import address as addresses
 from torpor.engine.sockets import options as sockopts
@@ -44,6 +44,12 @@ def message(file_id: FileId, state: InetState) -> Any:  # noqa: ANN401
             ttl=value(IPPROTO.IP, IP.TTL),
         ),
     )
+    if state.kind == SOCK.RAW:
+        raw = entry.ip_opts.raw
+        raw.hdrincl = bool(value(IPPROTO.IP, IP.HDRINCL))
+        raw.nodefrag = bool(value(IPPROTO.IP, IP.NODEFRAG))
+        if state.family == AF.INET and state.protocol == IPPROTO.ICMP:
+            raw.icmpv_filter.append(value(IPPROTO.RAW, sockopts.ICMP_FILTER) & 0xFFFFFFFF)
     if state.family == AF.INET6:
         entry.v6only = bool(value(IPPROTO.IPV6, IPV6.V6ONLY))
     if state.tcp:
@@ -147,6 +153,12 @@ def _own_options(entry: Any) -> list[tuple[int, int, int]]:  # noqa: ANN401
         for name, number in numbers.items():
             if inner.HasField(name):
                 found.append((int(level), int(number), int(getattr(inner, name))))
+    raw = entry.ip_opts.raw
+    for name, number in {"hdrincl": IP.HDRINCL, "nodefrag": IP.NODEFRAG}.items():
+        if entry.family == AF.INET and raw.HasField(name):
+            found.append((int(IPPROTO.IP), int(number), int(getattr(raw, name))))
+    if entry.family == AF.INET and raw.icmpv_filter:
+        found.append((int(IPPROTO.RAW), sockopts.ICMP_FILTER, raw.icmpv_filter[0]))
     if entry.HasField("v6only"):
         found.append((int(IPPROTO.IPV6), int(IPV6.V6ONLY), int(entry.v6only)))
     return found

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torpor.engine.files.common import NOBODY, Owner
-from torpor.engine.kernel.abi import SOCK, TCPState
+from torpor.engine.kernel.abi import IPPROTO, SOCK, TCPState
 from torpor.engine.kind import End, FileId
 from torpor.engine.sockets.address import Address
 from torpor.engine.sockets.options import SocketOptions
@@ -56,6 +56,13 @@ class InetState:
         return self.kind == SOCK.STREAM
 
     @property
+    def _word(self) -> str:
+        if self.kind == SOCK.RAW:
+            return f"raw({self.protocol})"
+        return {IPPROTO.UDP: "udp", IPPROTO.UDPLITE: "udplite", IPPROTO.ICMP: "ping",
+                IPPROTO.ICMPV6: "ping"}.get(IPPROTO(self.protocol), "tcp")  # fmt: skip
+
+    @property
     def connected(self) -> bool:
         """A TCP connection in any state in which the kernel knows the peer."""
         return self.tcp and self.state in CONNECTED and self.peer is not None
@@ -77,7 +84,7 @@ class InetState:
     @property
     def label(self) -> str:
         """`tcp 127.0.0.1:80 to 127.0.0.1:4711`."""
-        text = f"{'tcp' if self.tcp else 'udp'} {self.source}"
+        text = f"{self._word} {self.source}"
         if self.state == TCPState.LISTEN:
             text += " listening"
         return f"{text} to {self.peer}" if self.peer else text

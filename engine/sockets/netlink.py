@@ -134,7 +134,7 @@ class Netlink:
             peer_port=peer_port,
             peer_groups=peer_groups,
             owner=read_owner(view, context),
-            options=sockopts.read(view, AF.NETLINK, protocol),
+            options=sockopts.read(view, AF.NETLINK, 0),
         )
 
     def check(

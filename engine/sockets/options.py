@@ -16,12 +16,24 @@ CRIU: sk_opts_entry of each socket's message. What that cannot say is in torpor.
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torpor.engine.errors import KernelError
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, SO, SOL_NETLINK, SOL_SOCKET, TCP, UDP
+from torpor.engine.kernel.abi import (
+    AF,
+    IP,
+    IPPROTO,
+    IPV6,
+    SO,
+    SOCK,
+    SOL_NETLINK,
+    SOL_SOCKET,
+    TCP,
+    UDP,
+    UDPLITE,
+)
 from torpor.engine.kernel.abi import NETLINK as NL
 from torpor.engine.kind import FdView, FileId, ImageSink, ImageSource, Limit, refuse
 from torpor.engine.program.ops import Arg, Data, Expect, Op
@@ -31,6 +43,10 @@ NET_NS_ID = 2
 """Id of the network namespace in our images (ids-N.img); CRIU fails without it."""
 SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
 IFNAMSIZ = 16
+MOST_IP_OPTIONS = 40
+ICMP_FILTER = 1
+UNKNOWN = -(1 << 40)
+"""A default that depends on the machine: the value is always kept."""
 
 FILTER_UNREADABLE = Limit(
     case="ebpf-filter",
@@ -69,11 +85,24 @@ COMMON = (
     Option(SOL_SOCKET, SO.OOBINLINE, "SO_OOBINLINE", field="so_oobinline"),
     Option(SOL_SOCKET, SO.TIMESTAMP, "SO_TIMESTAMP"),
     Option(SOL_SOCKET, SO.TIMESTAMPNS, "SO_TIMESTAMPNS"),
+    Option(SOL_SOCKET, SO.DEBUG, "SO_DEBUG", lenient=True),
     Option(SOL_SOCKET, SO.RXQ_OVFL, "SO_RXQ_OVFL"),
     Option(SOL_SOCKET, SO.PEEK_OFF, "SO_PEEK_OFF", -1),
     Option(SOL_SOCKET, SO.SELECT_ERR_QUEUE, "SO_SELECT_ERR_QUEUE"),
     Option(SOL_SOCKET, SO.PASSPIDFD, "SO_PASSPIDFD"),
     Option(SOL_SOCKET, SO.ZEROCOPY, "SO_ZEROCOPY"),
+    Option(SOL_SOCKET, SO.WIFI_STATUS, "SO_WIFI_STATUS"),
+    Option(SOL_SOCKET, SO.NOFCS, "SO_NOFCS"),
+    Option(SOL_SOCKET, SO.BUSY_POLL, "SO_BUSY_POLL", UNKNOWN, lenient=True),
+    Option(SOL_SOCKET, SO.MAX_PACING_RATE, "SO_MAX_PACING_RATE", -1),
+    Option(SOL_SOCKET, SO.TIMESTAMP_NEW, "SO_TIMESTAMP_NEW"),
+    Option(SOL_SOCKET, SO.TIMESTAMPNS_NEW, "SO_TIMESTAMPNS_NEW"),
+    Option(SOL_SOCKET, SO.PREFER_BUSY_POLL, "SO_PREFER_BUSY_POLL", lenient=True),
+    Option(SOL_SOCKET, SO.BUSY_POLL_BUDGET, "SO_BUSY_POLL_BUDGET", lenient=True),
+    Option(SOL_SOCKET, SO.TXREHASH, "SO_TXREHASH", UNKNOWN, lenient=True),
+    Option(SOL_SOCKET, SO.RCVMARK, "SO_RCVMARK", lenient=True),
+    Option(SOL_SOCKET, SO.RCVPRIORITY, "SO_RCVPRIORITY"),
+    Option(SOL_SOCKET, SO.PASSRIGHTS, "SO_PASSRIGHTS", 1),
 )
 IPV4_OPTIONS = (
     Option(IPPROTO.IP, IP.FREEBIND, "IP_FREEBIND", early=True),
@@ -88,6 +117,13 @@ IPV4_OPTIONS = (
     Option(IPPROTO.IP, IP.RECVTOS, "IP_RECVTOS"),
     Option(IPPROTO.IP, IP.RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
     Option(IPPROTO.IP, IP.MINTTL, "IP_MINTTL"),
+    Option(IPPROTO.IP, IP.RECVOPTS, "IP_RECVOPTS"),
+    Option(IPPROTO.IP, IP.RETOPTS, "IP_RETOPTS"),
+    Option(IPPROTO.IP, IP.PASSSEC, "IP_PASSSEC"),
+    Option(IPPROTO.IP, IP.CHECKSUM, "IP_CHECKSUM"),
+    Option(IPPROTO.IP, IP.RECVFRAGSIZE, "IP_RECVFRAGSIZE"),
+    Option(IPPROTO.IP, IP.RECVERR_RFC4884, "IP_RECVERR_RFC4884"),
+    Option(IPPROTO.IP, IP.LOCAL_PORT_RANGE, "IP_LOCAL_PORT_RANGE", early=True),
 )
 IPV6_OPTIONS = (
     Option(IPPROTO.IPV6, IPV6.V6ONLY, "IPV6_V6ONLY", early=True),
@@ -99,8 +135,29 @@ IPV6_OPTIONS = (
     Option(IPPROTO.IPV6, IPV6.RECVHOPLIMIT, "IPV6_RECVHOPLIMIT"),
     Option(IPPROTO.IPV6, IPV6.RECVTCLASS, "IPV6_RECVTCLASS"),
     Option(IPPROTO.IPV6, IPV6.TCLASS, "IPV6_TCLASS"),
+    Option(IPPROTO.IPV6, IPV6.OLD_PKTINFO, "IPV6_OLD_PKTINFO"),
+    Option(IPPROTO.IPV6, IPV6.OLD_HOPOPTS, "IPV6_OLD_HOPOPTS"),
+    Option(IPPROTO.IPV6, IPV6.OLD_DSTOPTS, "IPV6_OLD_DSTOPTS"),
+    Option(IPPROTO.IPV6, IPV6.OLD_RTHDR, "IPV6_OLD_RTHDR"),
+    Option(IPPROTO.IPV6, IPV6.OLD_HOPLIMIT, "IPV6_OLD_HOPLIMIT"),
+    Option(IPPROTO.IPV6, IPV6.RECVERR_RFC4884, "IPV6_RECVERR_RFC4884"),
+    Option(IPPROTO.IPV6, IPV6.FLOWINFO, "IPV6_FLOWINFO"),
+    Option(IPPROTO.IPV6, IPV6.FLOWINFO_SEND, "IPV6_FLOWINFO_SEND"),
+    Option(IPPROTO.IPV6, IPV6.RECVHOPOPTS, "IPV6_RECVHOPOPTS"),
+    Option(IPPROTO.IPV6, IPV6.RECVRTHDR, "IPV6_RECVRTHDR"),
+    Option(IPPROTO.IPV6, IPV6.RECVDSTOPTS, "IPV6_RECVDSTOPTS"),
+    Option(IPPROTO.IPV6, IPV6.RECVPATHMTU, "IPV6_RECVPATHMTU"),
+    Option(IPPROTO.IPV6, IPV6.DONTFRAG, "IPV6_DONTFRAG"),
+    Option(IPPROTO.IPV6, IPV6.AUTOFLOWLABEL, "IPV6_AUTOFLOWLABEL", UNKNOWN, lenient=True),
+    Option(IPPROTO.IPV6, IPV6.ADDR_PREFERENCES, "IPV6_ADDR_PREFERENCES", UNKNOWN, lenient=True),
+    Option(IPPROTO.IPV6, IPV6.MINHOPCOUNT, "IPV6_MINHOPCOUNT"),
+    Option(IPPROTO.IPV6, IPV6.RECVORIGDSTADDR, "IPV6_RECVORIGDSTADDR"),
+    Option(IPPROTO.IPV6, IPV6.TRANSPARENT, "IPV6_TRANSPARENT", early=True),
+    Option(IPPROTO.IPV6, IPV6.RECVFRAGSIZE, "IPV6_RECVFRAGSIZE"),
+    Option(IPPROTO.IPV6, IPV6.ROUTER_ALERT_ISOLATE, "IPV6_ROUTER_ALERT_ISOLATE"),
 )
 TCP_OPTIONS = (
+    Option(IPPROTO.TCP, TCP.MAXSEG, "TCP_MAXSEG", 536, lenient=True),
     Option(IPPROTO.TCP, TCP.NODELAY, "TCP_NODELAY"),
     Option(IPPROTO.TCP, TCP.CORK, "TCP_CORK"),
     Option(IPPROTO.TCP, TCP.KEEPIDLE, "TCP_KEEPIDLE", 7200),
@@ -113,12 +170,23 @@ TCP_OPTIONS = (
     Option(IPPROTO.TCP, TCP.USER_TIMEOUT, "TCP_USER_TIMEOUT"),
     Option(IPPROTO.TCP, TCP.FASTOPEN, "TCP_FASTOPEN", lenient=True),
     Option(IPPROTO.TCP, TCP.NOTSENT_LOWAT, "TCP_NOTSENT_LOWAT"),
+    Option(IPPROTO.TCP, TCP.THIN_LINEAR_TIMEOUTS, "TCP_THIN_LINEAR_TIMEOUTS"),
+    Option(IPPROTO.TCP, TCP.SAVE_SYN, "TCP_SAVE_SYN"),
+    Option(IPPROTO.TCP, TCP.FASTOPEN_CONNECT, "TCP_FASTOPEN_CONNECT", lenient=True),
+    Option(IPPROTO.TCP, TCP.FASTOPEN_NO_COOKIE, "TCP_FASTOPEN_NO_COOKIE", lenient=True),
+    Option(IPPROTO.TCP, TCP.INQ, "TCP_INQ"),
+    Option(IPPROTO.TCP, TCP.TX_DELAY, "TCP_TX_DELAY"),
+    Option(IPPROTO.TCP, TCP.RTO_MAX_MS, "TCP_RTO_MAX_MS", UNKNOWN, lenient=True),
+    Option(IPPROTO.TCP, TCP.RTO_MIN_US, "TCP_RTO_MIN_US", UNKNOWN, lenient=True),
+    Option(IPPROTO.TCP, TCP.DELACK_MAX_US, "TCP_DELACK_MAX_US", UNKNOWN, lenient=True),
 )
 MULTICAST_OPTIONS = (
-    Option(IPPROTO.IP, IP.MULTICAST_TTL, "IP_MULTICAST_TTL", 1),
+    Option(IPPROTO.IP, IP.MULTICAST_ALL, "IP_MULTICAST_ALL", UNKNOWN, lenient=True),
+    Option(IPPROTO.IP, IP.MULTICAST_TTL, "IP_MULTICAST_TTL", 1, lenient=True),
     Option(IPPROTO.IP, IP.MULTICAST_LOOP, "IP_MULTICAST_LOOP", 1),
 )
 MULTICAST6_OPTIONS = (
+    Option(IPPROTO.IPV6, IPV6.MULTICAST_ALL, "IPV6_MULTICAST_ALL", 1),
     Option(IPPROTO.IPV6, IPV6.MULTICAST_HOPS, "IPV6_MULTICAST_HOPS", 1),
     Option(IPPROTO.IPV6, IPV6.MULTICAST_LOOP, "IPV6_MULTICAST_LOOP", 1),
 )
@@ -128,6 +196,23 @@ UDP_OPTIONS = (
     Option(IPPROTO.UDP, UDP.NO_CHECK6_RX, "UDP_NO_CHECK6_RX"),
     Option(IPPROTO.UDP, UDP.SEGMENT, "UDP_SEGMENT"),
     Option(IPPROTO.UDP, UDP.GRO, "UDP_GRO"),
+)
+UDPLITE_OPTIONS = (
+    Option(
+        IPPROTO.UDPLITE,
+        UDPLITE.SEND_CSCOV,
+        "UDPLITE_SEND_CSCOV",
+    ),
+    Option(IPPROTO.UDPLITE, UDPLITE.RECV_CSCOV, "UDPLITE_RECV_CSCOV"),
+)
+RAW_OPTIONS = (
+    Option(IPPROTO.IP, IP.HDRINCL, "IP_HDRINCL", UNKNOWN),
+    Option(IPPROTO.IP, IP.NODEFRAG, "IP_NODEFRAG"),
+    Option(IPPROTO.RAW, ICMP_FILTER, "ICMP_FILTER"),
+)
+RAW6_OPTIONS = (
+    Option(IPPROTO.IPV6, IPV6.HDRINCL, "IPV6_HDRINCL"),
+    Option(IPPROTO.IPV6, IPV6.CHECKSUM, "IPV6_CHECKSUM", UNKNOWN, lenient=True),
 )
 NETLINK_OPTIONS = (
     Option(SOL_NETLINK, NL.PKTINFO, "NETLINK_PKTINFO"),
@@ -146,6 +231,9 @@ ALL = {
         *IPV6_OPTIONS,
         *TCP_OPTIONS,
         *UDP_OPTIONS,
+        *UDPLITE_OPTIONS,
+        *RAW_OPTIONS,
+        *RAW6_OPTIONS,
         *MULTICAST_OPTIONS,
         *MULTICAST6_OPTIONS,
         *NETLINK_OPTIONS,
@@ -153,7 +241,7 @@ ALL = {
 }
 
 
-def table(family: int, protocol: int) -> Sequence[Option]:
+def table(family: int, protocol: int, kind: int = SOCK.STREAM) -> Sequence[Option]:
     """The options that a socket may have."""
     found = [*COMMON]
     if family in (AF.INET, AF.INET6):
@@ -162,8 +250,14 @@ def table(family: int, protocol: int) -> Sequence[Option]:
         found += IPV6_OPTIONS
     if protocol in (IPPROTO.TCP, IPPROTO.MPTCP):
         found += TCP_OPTIONS
-    if protocol == IPPROTO.UDP:
-        found += (*UDP_OPTIONS, *MULTICAST_OPTIONS)
+    if kind == SOCK.RAW and family in (AF.INET, AF.INET6):
+        found += RAW_OPTIONS if family == AF.INET else RAW6_OPTIONS
+    if protocol in (IPPROTO.UDP, IPPROTO.UDPLITE):
+        found += UDP_OPTIONS
+    if protocol == IPPROTO.UDPLITE:
+        found += UDPLITE_OPTIONS
+    if family in (AF.INET, AF.INET6):
+        found += MULTICAST_OPTIONS
         if family == AF.INET6:
             found += MULTICAST6_OPTIONS
     if family == AF.NETLINK:
@@ -185,6 +279,8 @@ class SocketOptions:
     device: str = ""
     filter: bytes = b""
     """Instructions of a classic filter."""
+    ip_options: bytes = b""
+    """IP_OPTIONS, as the kernel has compiled them."""
     values: tuple[tuple[int, int, int], ...] = ()
     """(level, option, value) of each that is not a fresh socket's."""
 
@@ -194,7 +290,7 @@ class SocketOptions:
             if each[:2] == (level, number):
                 return each[2]
         option = ALL.get((level, number))
-        return option.default if option else 0
+        return option.default if option and option.default != UNKNOWN else 0
 
 
 def number(view: FdView, level: int, option: int) -> int | None:
@@ -205,9 +301,9 @@ def number(view: FdView, level: int, option: int) -> int | None:
     return int.from_bytes(raw, "little", signed=len(raw) == 4)
 
 
-def read(view: FdView, family: int, protocol: int) -> SocketOptions:
+def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> SocketOptions:
     """All options. Raises Refused when the filter cannot be read."""
-    known = table(family, protocol)
+    known = table(family, protocol, kind)
     sizes = [(SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK)]
     sndbuf, rcvbuf, lock, *found = view.int_options(
         [*sizes, *((option.level, option.number) for option in known)]
@@ -224,7 +320,11 @@ def read(view: FdView, family: int, protocol: int) -> SocketOptions:
         attached = view.getsockopt(SOL_SOCKET, SO.ATTACH_FILTER, 0) or b""
     except KernelError as error:
         raise refuse(FILTER_UNREADABLE, view.subject, error.cause) from error
+    ip_options = b""
+    if family in (AF.INET, AF.INET6):
+        ip_options = view.getsockopt(IPPROTO.IP, IP.OPTIONS, MOST_IP_OPTIONS) or b""
     return SocketOptions(
+        ip_options=ip_options,
         sndbuf_bytes=sndbuf or 0,
         rcvbuf_bytes=rcvbuf or 0,
         buf_lock=lock,
@@ -235,6 +335,12 @@ def read(view: FdView, family: int, protocol: int) -> SocketOptions:
         filter=attached,
         values=tuple(values),
     )
+
+
+def without(options: SocketOptions, level: int, number: int) -> SocketOptions:
+    """The same but for one that says something else in the socket's state."""
+    values = tuple(one for one in options.values if one[:2] != (level, number))
+    return replace(options, values=values)
 
 
 def encode(options: SocketOptions) -> Any:  # noqa: ANN401
@@ -263,7 +369,9 @@ def encode(options: SocketOptions) -> Any:  # noqa: ANN401
 
 def keep(images: ImageSink, file_id: FileId, options: SocketOptions) -> None:
     """What `encode` could not say."""
-    unsaid = [list(v) for v in options.values if not ALL[v[0], v[1]].field]
+    unsaid: list[list[Any]] = [list(v) for v in options.values if not ALL[v[0], v[1]].field]
+    if options.ip_options:
+        unsaid.append([int(IPPROTO.IP), int(IP.OPTIONS), options.ip_options.hex()])
     if unsaid:
         images.extra(SECTION, str(file_id), unsaid)
 
@@ -279,8 +387,11 @@ def decode(
     for option in COMMON:
         if option.field and message.HasField(option.field):
             found[option.level, option.number] = int(getattr(message, option.field))
+    ip_options = b""
     for level, n, value in images.extra(SECTION, str(file_id)) or ():
-        if (level, n) in ALL:
+        if (level, n) == (IPPROTO.IP, IP.OPTIONS):
+            ip_options = bytes.fromhex(value)
+        elif (level, n) in ALL:
             found[level, n] = int(value)
     values = (
         (option.level, option.number, found[option.level, option.number])
@@ -288,6 +399,7 @@ def decode(
         if found.get((option.level, option.number), option.default) != option.default
     )
     return SocketOptions(
+        ip_options=ip_options,
         sndbuf_bytes=message.so_sndbuf,
         rcvbuf_bytes=message.so_rcvbuf,
         buf_lock=message.so_buf_lock if message.HasField("so_buf_lock") else None,
@@ -319,11 +431,15 @@ def set_value(fd: Arg, option: Option, value: int, subject: str) -> Op:
 
 def early_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
     """What must be set before bind(2)."""
-    return [
+    ops = [
         set_value(fd, ALL[level, n], value, subject)
         for level, n, value in options.values
         if ALL[level, n].early
     ]
+    if options.device:
+        note = f"SO_BINDTODEVICE = {options.device}"
+        ops.append(_set(fd, SO.BINDTODEVICE, options.device.encode(), subject, note))
+    return ops
 
 
 def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
@@ -333,6 +449,16 @@ def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
         for level, n, value in options.values
         if not ALL[level, n].early
     ]
+    if options.ip_options:
+        data = Data(options.ip_options, 4, (), options.ip_options.hex())
+        ops.append(
+            Op(
+                call="setsockopt",
+                args=(fd, IPPROTO.IP, IP.OPTIONS, data, len(options.ip_options)),
+                subject=subject,
+                note="IP_OPTIONS",
+            )
+        )
     if options.linger_s is not None:
         raw = struct.pack("<ii", 1, options.linger_s)
         ops.append(_set(fd, SO.LINGER, raw, subject, f"SO_LINGER = {options.linger_s} s"))
@@ -343,9 +469,6 @@ def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
         if time_us:
             raw = struct.pack("<qq", time_us // 1_000_000, time_us % 1_000_000)
             ops.append(_set(fd, option, raw, subject, f"{name} = {time_us} µs"))
-    if options.device:
-        note = f"SO_BINDTODEVICE = {options.device}"
-        ops.append(_set(fd, SO.BINDTODEVICE, options.device.encode(), subject, note))
     if options.filter:
         code = Data(options.filter, 8, (), f"filter of {len(options.filter) // 8} instructions")
         head = struct.pack("<HxxxxxxQ", len(options.filter) // 8, 0)

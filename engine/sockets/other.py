@@ -9,7 +9,7 @@ machine, and cannot be read back or set.
 from collections.abc import Iterable, Mapping, Sequence
 
 from torpor.engine.errors import Refused
-from torpor.engine.kernel.abi import AF, IPPROTO, S_IFSOCK, SO, SOCK, SOL_SOCKET
+from torpor.engine.kernel.abi import AF, IPPROTO, S_IFSOCK, SO, SOL_SOCKET
 from torpor.engine.kind import (
     DumpContext,
     FdView,
@@ -31,11 +31,6 @@ PACKET = Limit(
     case="packet-socket", what="a packet socket (AF_PACKET) sees traffic of a network device",
     remedy=f"stop the capture: {CLOSE_IT}",
 )  # fmt: skip
-RAW = Limit(case="raw-socket", what="a raw IP socket", remedy=CLOSE_IT)
-PING = Limit(
-    case="ping-socket", what="a ping socket (IPPROTO_ICMP)",
-    remedy="take the checkpoint when ping has ended",
-)  # fmt: skip
 SCTP = Limit(case="sctp-socket", what="an SCTP or DCCP socket", remedy=CLOSE_IT)
 VSOCK = Limit(
     case="vsock", what="a socket to the virtual machine's host (AF_VSOCK)", remedy=CLOSE_IT
@@ -56,14 +51,14 @@ KCM = Limit(case="kcm-socket", what="a kernel multiplexor socket (AF_KCM)", reme
 UNKNOWN = Limit(
     case="unknown-socket", what="a socket of a family that torpor does not know", remedy=CLOSE_IT
 )
-LIMITS = (PACKET, RAW, PING, SCTP, VSOCK, XDP, ALG, BLUETOOTH, CAN, TIPC, KCM, UNKNOWN)
+LIMITS = (PACKET, SCTP, VSOCK, XDP, ALG, BLUETOOTH, CAN, TIPC, KCM, UNKNOWN)
 
 BY_FAMILY: Mapping[int, Limit] = {
     AF.PACKET: PACKET, AF.VSOCK: VSOCK, AF.XDP: XDP, AF.ALG: ALG, AF.BLUETOOTH: BLUETOOTH,
     AF.CAN: CAN, AF.TIPC: TIPC, AF.RDS: TIPC, AF.SMC: TIPC, AF.KCM: KCM,
 }  # fmt: skip
 BY_PROTOCOL: Mapping[int, Limit] = {
-    IPPROTO.ICMP: PING, IPPROTO.ICMPV6: PING, IPPROTO.SCTP: SCTP, 33: SCTP,
+    IPPROTO.SCTP: SCTP, 33: SCTP,
 }  # fmt: skip
 
 
@@ -89,7 +84,7 @@ class Other:
         kind = sockopts.number(view, SOL_SOCKET, SO.TYPE) or 0
         protocol = sockopts.number(view, SOL_SOCKET, SO.PROTOCOL) or 0
         raise refuse(
-            limit_for(family, kind, protocol),
+            limit_for(family, protocol),
             view.subject,
             f"family {family}, type {kind}, protocol {protocol}",
         )
@@ -119,11 +114,9 @@ class Other:
         return ()
 
 
-def limit_for(family: int, kind: int, protocol: int) -> Limit:
+def limit_for(family: int, protocol: int) -> Limit:
     """The refusal that names it."""
     if family in (AF.INET, AF.INET6):
-        if kind == SOCK.RAW:
-            return RAW
         return BY_PROTOCOL.get(protocol, UNKNOWN)
     return BY_FAMILY.get(family, UNKNOWN)
 

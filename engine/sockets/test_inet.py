@@ -78,7 +78,7 @@ def connection(**more):
 
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, True), ({(SOL, 39): word(1)}, False), ({(SOL, 38): word(132)}, False),
-    ({(SOL, 3): word(3)}, False), ({(SOL, 38): word(262)}, True),
+    ({(SOL, 3): word(3)}, True), ({(SOL, 38): word(262)}, True),
 ])  # fmt: skip
 def test_matches(changes, expected):
     assert KIND.matches(view(7, at("0.0.0.0", 0), options=changes)) is expected
@@ -256,6 +256,27 @@ def test_udp_address_that_connect_chose_is_chosen_anew():
     text = described(KIND, back, plan_context(1, new_container=True))
     assert "bind(513, 0.0.0.0:4711" in text
     assert "connect(513, 10.0.0.53:53" in text
+
+
+def test_raw_sockets_are_bound_to_addresses_only():
+    icmp = {(SOL, 38): word(1), (0, 3): word(0), (255, 1): word(1), (SOL, 2): word(1)}
+    views = [view(7, at("0.0.0.0", 1), kind=3, options=icmp),
+             view(8, at("10.0.0.1", 1), kind=3, options=icmp)]  # fmt: skip
+    states, refused = collect(views)
+    assert not refused
+    back, images = through_images(KIND, states)
+    assert back == states
+    entries = [message for _, message in images.files("INETSK")]
+    assert [[*e.ip_opts.raw.icmpv_filter] for e in entries] == [[1], [1]]
+    lines = described(KIND, back, plan_context(1, 2)).splitlines()
+    assert lines[0] == "socket(2, 3, 1) → new513  # fd 3 -> raw(1) 0.0.0.0:1"
+    assert [line.split(",")[0] for line in lines if line.startswith("bind")] == ["bind(514"]
+    assert sum("ICMP_FILTER = 1" in line for line in lines) == 2
+
+
+def test_a_tunnel_is_refused():
+    with pytest.raises(Refused, match="UDP_ENCAP"):
+        collect([view(7, at("0.0.0.0", 500), kind=DGRAM, options={(17, 100): word(2)})])
 
 
 def test_queued_datagrams_are_dropped_with_a_warning():

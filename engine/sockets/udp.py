@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How UDP sockets come back: made, bound, connected; what was queued is lost."""
+"""How UDP, raw and ping sockets come back: made, bound, connected; what was queued is lost."""
 
 from collections.abc import Mapping, Sequence
 
 from torpor.engine.files.common import created, status_flags, subject
+from torpor.engine.kernel.abi import IPPROTO, SO, SOCK, SOL_SOCKET
 from torpor.engine.kind import FileId, PlanContext
 from torpor.engine.program.ops import Op, place
 from torpor.engine.sockets import address as addresses
 from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets.inet_state import InetState
 from torpor.engine.sockets.tcp import ADDRESS_REMEDY, moved
+
+REUSEADDR = sockopts.ALL[SOL_SOCKET, SO.REUSEADDR]
 
 
 def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[Op]:
@@ -21,7 +24,11 @@ def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[O
         make = Op(call="socket", args=(state.family, state.kind, state.protocol), subject=where)
         ops += place(make, fd)
         ops += sockopts.early_ops(state.options, fd, where)
-        if state.source.port:
+        if state.protocol not in (IPPROTO.UDP, IPPROTO.UDPLITE):  # others are made with it
+            reuse = state.options.value(SOL_SOCKET, SO.REUSEADDR)
+            ops.append(sockopts.set_value(fd, REUSEADDR, reuse, where))
+        raw = state.kind == SOCK.RAW  # its port is the protocol
+        if not state.source.wildcard if raw else state.source.port:
             at = _local(state, context).data()
             ops.append(
                 Op(call="bind", args=(fd, at, len(at.content)), subject=where, note=at.text,

@@ -13,6 +13,8 @@ import struct
 from contextlib import suppress
 
 OF_STREAMS = {
+    (0, 9): "IP_PKTOPTIONS: of what was received last",
+    (41, 6): "IPV6_2292PKTOPTIONS: as IP_PKTOPTIONS",
     (0, 33): "IP_MULTICAST_TTL of an accepted socket is what the listener's request had",
 }
 LEVELS = {

@@ -31,6 +31,10 @@ IN_FLIGHT = {
     "nested": "sockets in flight in whose queues others are in flight",
     "circle": "both ends of a pair in flight to each other",
 }
+OPTIONS = (
+    "tcp4", "tcp6", "udp4", "udp6", "udplite4", "udplite6", "raw4", "raw6", "rawip4", "ping4",
+    "ping6", "unix", "unixgram", "netlink",
+)  # fmt: skip
 AFTER_FIN = "cannot write again what was never sent before a FIN"
 CHANGES = {" socket option 41, 26$": "IPV6_V6ONLY: bind(2) to an address that is none of IPv4"}
 
@@ -65,5 +69,12 @@ CASES: tuple[Case, ...] = (
     Case(
         state="an epoll in flight", program="sockets_scm", arguments=("epoll",),
         refused="on its way through this unix socket",
+    ),
+    *(
+        Case(
+            state=f"every option of a socket: {name}", program="sockets_options",
+            arguments=(name,), criu="keeps some options only",
+        )
+        for name in OPTIONS
     ),
 )  # fmt: skip
