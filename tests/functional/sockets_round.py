@@ -80,7 +80,7 @@ def _look(
         context = DumpContext(
             tcp=tcp, container=False, ghost_limit_bytes=1 << 20,
             views={i: views.get(pid, fd) for i, fd in ids.items()},
-            holders=held, warn=warnings.append, tasks={pid: pid},
+            holders=held, warn=warnings.append, tasks={pid: pid}, owners={pid: pid},
         )  # fmt: skip
         for view in context.views.values():
             assert kind.matches(view), view.subject

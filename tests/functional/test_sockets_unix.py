@@ -333,16 +333,6 @@ def test_outside_is_refused() -> None:
     ours.close()
 
 
-def test_descriptors_in_flight_are_refused() -> None:
-    def prepare() -> list[int]:
-        a, b = socket.socketpair()
-        socket.send_fds(a, [b"x"], [0])
-        return put(a, b)
-
-    with pytest.raises(unix.Refused, match="on their way"):
-        look(unix.KIND, prepare)
-
-
 def test_unaccepted_with_data_is_refused(tmp_path: Path) -> None:
     def prepare() -> list[int]:
         server = socket.create_server(str(tmp_path / "s"), family=socket.AF_UNIX)
