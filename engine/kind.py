@@ -107,6 +107,9 @@ class FdView(Protocol):
         The arguments are s_dev, ino and the file handle of fdinfo (open_by_handle_at(2)).
         """
 
+    def queue_attributes(self) -> tuple[int, int, int]:
+        """Of a message queue: most messages, bytes of one, messages that are there."""
+
     def namespaces(self) -> Mapping[str, str]:
         """Links of /proc/PID/ns of the task: `net` → `net:[4026531833]`."""
 

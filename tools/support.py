@@ -71,6 +71,9 @@ KINDS: dict[str, Support] = {
     "pidfd": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "memfd": Support(ours=f"{SAME}; not the content of one that is not mapped", tests=(ANONYMOUS,)),
     "procfs": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
+    "message queue": Support(
+        ours=OWN, theirs="–", tests=("tests/functional/workloads/files_mqueue.py",)
+    ),
     "namespace": Support(
         ours=TESTED, theirs=TESTED, tests=("tests/functional/workloads/files_proc.py",)
     ),

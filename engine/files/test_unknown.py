@@ -41,7 +41,10 @@ def device_view(major, minor):
         (RecordedFd(link="anon_inode:[perf_event]", **ANON), "perf"),
         (RecordedFd(link="anon_inode:bpf-map", **ANON), "bpf-map"),
         (RecordedFd(link="anon_inode:[never-seen]", **ANON), "anonymous"),
-        (RecordedFd(link="/q", fs_magic=0x19800202), "message-queue"),
+        (
+            RecordedFd(link="/q", fs_magic=0x19800202, st_mode=0o041777),
+            "message-queue-directory",
+        ),
         (RecordedFd(link="/secretmem (deleted)", fs_magic=0x5345434D), "secret-memory"),
         (RecordedFd(link="/dev/sda", st_mode=0o60660), "block-device"),
         (device_view(1, 11), "kmsg"),

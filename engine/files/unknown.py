@@ -92,9 +92,9 @@ BLOCK = Limit(
     remedy="close it before the checkpoint, or use a volume with a file system",
 )
 QUEUE = Limit(
-    case="message-queue",
-    what="a POSIX message queue",
-    remedy="close it with mq_close before the checkpoint, or use a pipe or socket",
+    case="message-queue-directory",
+    what="the directory of POSIX message queues",
+    remedy="close it before the checkpoint",
 )
 LIMITS = (*(case.limit for case in CASES), OTHER_DEVICE, BLOCK, QUEUE)
 
@@ -149,7 +149,7 @@ def limit_of(view: FdView) -> Limit | None:
         is_taken = usual_name(view.st_rdev) or terminal.KIND.matches(view)
         return None if is_taken else _device_limit(view.st_rdev)
     if view.fs_magic == MQUEUE_MAGIC:
-        return QUEUE
+        return QUEUE if kind == FileType.DIRECTORY else None
     for case in CASES:
         if case.link and re.match(case.link, view.link) and not _is_known(view):
             return case.limit

@@ -178,6 +178,15 @@ def poll_events(fd: int) -> int:
     return sum(events for _, events in poller.poll(0))
 
 
+def queue_attributes(fd: int, subject: str) -> tuple[int, int, int]:
+    """mq_maxmsg, mq_msgsize and mq_curmsgs of mq_getattr(3)."""
+    room = ctypes.create_string_buffer(64)
+    if _libc.mq_getattr(fd, room) != 0:
+        raise kernel_error("mq_getattr", subject)
+    _, maximum, size, current = struct.unpack_from("<4q", room.raw)
+    return maximum, size, current
+
+
 def timerfd_gettime(fd: int, subject: str) -> None:
     """Have the kernel count what a periodic timer has missed, as a read would."""
     if _libc.timerfd_gettime(fd, ctypes.create_string_buffer(32)) != 0:

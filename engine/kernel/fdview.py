@@ -214,6 +214,10 @@ class LiveFd(FileFacts):
         watch = watches.Watch(device=device, inode=inode, handle_type=handle_type, handle=handle)
         return watches.find(self.pid, watch)
 
+    def queue_attributes(self) -> tuple[int, int, int]:
+        """Of a message queue: most messages, bytes of one, messages that are there."""
+        return fdcalls.queue_attributes(self.copy, self.subject)
+
     def namespaces(self) -> Mapping[str, str]:
         """Links of /proc/PID/ns of the task."""
         folder = f"/proc/{self.pid}/ns"

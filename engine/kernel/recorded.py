@@ -62,6 +62,7 @@ class RecordedFd:
     mounts: Mapping[int, str] = field(default_factory=dict)
     """Mount id, or device, → mount point."""
     settled: Sequence[str] = ()
+    queue: tuple[int, int, int] = (0, 0, 0)
     own_namespaces: Mapping[str, str] = field(default_factory=dict)
     messages: Sequence[Message] = ()
     flights: Sequence[Sequence[FdView]] = ()
@@ -134,6 +135,10 @@ class RecordedFd:
         """As recorded."""
         del device, handle_type, handle
         return self.watches.get(inode)
+
+    def queue_attributes(self) -> tuple[int, int, int]:
+        """As recorded."""
+        return self.queue
 
     def namespaces(self) -> Mapping[str, str]:
         """As recorded."""

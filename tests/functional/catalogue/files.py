@@ -181,6 +181,18 @@ MOUNTS = (
          arguments=("child_elsewhere",), refused="mount namespace"),
 )  # fmt: skip
 
+NO_QUEUES = "takes no POSIX message queues"
+MQUEUES = (
+    Case(state="POSIX message queue with content", program="files_mqueue", arguments=("named",),
+         criu=NO_QUEUES),
+    Case(state="POSIX message queue with a notification", program="files_mqueue",
+         arguments=("notified",), criu=NO_QUEUES),
+    Case(state="deleted POSIX message queue", program="files_mqueue", arguments=("deleted",),
+         criu=NO_QUEUES),
+    Case(state="deleted POSIX message queue with content", program="files_mqueue",
+         arguments=("deleted_full",), refused="holds messages"),
+)  # fmt: skip
+
 CASES: tuple[Case, ...] = (
-    *FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS, *PROC, *EPOLL, *MOUNTS,
+    *FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS, *PROC, *EPOLL, *MOUNTS, *MQUEUES,
 )  # fmt: skip
