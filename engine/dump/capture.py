@@ -157,7 +157,7 @@ def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
         vmas=vmas,
         areas=found,
         refused=refused,
-        space=AddressSpace.find(task.pid, vmas),
+        space=AddressSpace.find(task.pid, vmas, status),
         status=status,
         signals=[s for s in range(1, 65) if changed >> (s - 1) & 1],
     )

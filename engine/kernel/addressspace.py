@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, Error, KernelError, Refused, Vanished
@@ -66,9 +67,14 @@ class AddressSpace:
     _scratch: Scratch | None = None
 
     @classmethod
-    def find(cls, pid: int, vmas: Sequence[proc.Vma]) -> "AddressSpace":
-        """Search a process. Raises Refused when it has no usable code or no stack."""
-        status = proc.parse_status(proc.read_text(pid, "status"))
+    def find(
+        cls, pid: int, vmas: Sequence[proc.Vma], status: proc.Status | None = None
+    ) -> "AddressSpace":
+        """Search a process. Raises Refused when it has no usable code or no stack.
+
+        ``status`` is what its text says, when that was read already.
+        """
+        status = status or proc.parse_status(proc.read_text(pid, "status"))
         if status.shadow_stack:
             raise Refused(
                 "uses a shadow stack",
@@ -266,7 +272,9 @@ def _search_vma(pid: int, vma: proc.Vma, search: Callable[[bytes], _Match | None
     return None
 
 
+@lru_cache(maxsize=4)
 def _gadget_in(code: bytes) -> _Match | None:
+    """All tasks have the same vDSO, mostly."""
     best = min(find_gadgets(code), key=lambda g: len(g.code), default=None)
     return (best.offset, best.code, best) if best else None
 
