@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import signal
+import socket
 import struct
 import time
 from array import array
@@ -216,3 +217,58 @@ def test_kcmp_and_descriptors(sleeper):
         os.close(each)
     with pytest.raises(Vanished):
         native.pidfd_open(2**22 - 3)
+
+
+def test_facts_of_a_stopped_thread(sleeper):
+    wait_sleeping(sleeper)
+    native.stop_all([sleeper])
+    os.setpriority(os.PRIO_PROCESS, sleeper, 7)
+    (facts,) = native.ask_facts([sleeper])
+    assert facts.regs == native.get_regs(sleeper)
+    assert facts.xstate == native.get_xstate(sleeper)
+    assert facts.rseq == native.rseq_config(sleeper)
+    assert facts.robust == native.robust_list(sleeper)
+    assert facts.code == native.read_memory(sleeper, facts.regs.rip - 32, 34)
+    assert (facts.mask, facts.dispatch, facts.nice) == (0, 0, 7)
+    assert facts.policy == os.sched_getscheduler(sleeper)
+    assert facts.ioprio == native.ioprio_get(sleeper)
+    cpus = {cpu for cpu in range(8 * len(facts.affinity)) if facts.affinity[cpu // 8] >> cpu % 8 & 1}
+    assert cpus == os.sched_getaffinity(sleeper)
+    native.detach(sleeper)
+    with pytest.raises(Vanished):
+        native.ask_facts([sleeper])
+
+
+def test_registers_of_many_and_release(sleeper):
+    wait_sleeping(sleeper)
+    assert native.get_regs_of([sleeper, os.getpid()]) == [None, None]
+    native.stop_all([sleeper])
+    mine, none = native.get_regs_of([sleeper, os.getpid()])
+    assert mine == native.get_regs(sleeper)
+    assert none is None
+    native.release(sleeper, None)
+    wait_sleeping(sleeper)
+
+
+def test_other_registers_only_without_a_signal(sleeper):
+    wait_sleeping(sleeper)
+    native.stop_all([sleeper])
+    broken = native.get_regs(sleeper).copy()
+    broken.rip, broken.orig_rax = 0, (1 << 64) - 1
+    os.kill(sleeper, signal.SIGTERM)
+    native.release(sleeper, broken)
+    assert os.WTERMSIG(native.wait_end(sleeper)) == signal.SIGTERM
+
+
+def test_int_options():
+    with socket.socket(socket.AF_UNIX) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        wanted = [
+            (socket.SOL_SOCKET, socket.SO_PASSCRED),
+            (socket.SOL_SOCKET, 9999),
+            (socket.SOL_SOCKET, socket.SO_TYPE),
+        ]
+        assert native.int_options(one.fileno(), wanted, "it") == [1, None, socket.SOCK_STREAM]
+        assert native.int_options(one.fileno(), [], "it") == []
+    with pytest.raises(KernelError, match="it"):
+        native.int_options(one.fileno(), wanted, "it")
