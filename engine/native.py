@@ -430,6 +430,18 @@ class Borrowing:
     answer_size: int
 
 
+def arm(tid: int, regs: Regs) -> None:
+    """Registers of a net, and all signals blocked; see `kernel.remote`, steps 2 and 3."""
+    words = ffi.from_buffer("uint64_t[]", regs.pack())
+    _check(lib.seam_arm(tid, words), "ptrace(SETREGS)", tid)
+
+
+def disarm(tid: int, mask: int, regs: Regs) -> None:
+    """Mask and registers of before; see `kernel.remote`, steps 6 and 7."""
+    words = ffi.from_buffer("uint64_t[]", regs.pack())
+    _check(lib.seam_disarm(tid, mask, words), "ptrace(SETREGS)", tid)
+
+
 def borrow_all(
     tasks: Sequence[Borrowing], timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> list[tuple[list[int], bytes]]:

@@ -232,7 +232,9 @@ def test_facts_of_a_stopped_thread(sleeper):
     assert (facts.mask, facts.dispatch, facts.nice) == (0, 0, 7)
     assert facts.policy == os.sched_getscheduler(sleeper)
     assert facts.ioprio == native.ioprio_get(sleeper)
-    cpus = {cpu for cpu in range(8 * len(facts.affinity)) if facts.affinity[cpu // 8] >> cpu % 8 & 1}
+    cpus = {
+        cpu for cpu in range(8 * len(facts.affinity)) if facts.affinity[cpu // 8] >> cpu % 8 & 1
+    }
     assert cpus == os.sched_getaffinity(sleeper)
     native.detach(sleeper)
     with pytest.raises(Vanished):

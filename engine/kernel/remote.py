@@ -99,7 +99,8 @@ class Remote:
     def __enter__(self) -> Self:
         if self._net is not None and self._space is not None:
             self._spread_net(self._net, self._space)
-        native.set_sigmask(self.tid, ALL_SIGNALS)
+        else:
+            native.set_sigmask(self.tid, ALL_SIGNALS)
         return self
 
     def __exit__(
@@ -163,18 +164,17 @@ class Remote:
         return self.buffer <= address and address + size <= self.buffer + self.buffer_size
 
     def _spread_net(self, net: Net, space: AddressSpace) -> None:
-        """Steps 1 and 2."""
+        """Steps 1 to 3."""
         space.verify()
         self._saved = native.read_memory(self.tid, net.region.start, net.region.size)
         native.write_memory(self.tid, net.region.start, net.region.mark)
         native.write_memory(self.tid, net.chain_at, net.content)
-        native.set_regs(self.tid, net.armed)
+        native.arm(self.tid, net.armed)
         self._base = net.base
 
     def _put_back(self) -> None:
         """Steps 5 to 8."""
         native.settle(self.tid, stopped=True)
-        native.set_sigmask(self.tid, self._mask)
-        native.set_regs(self.tid, self.original)
+        native.disarm(self.tid, self._mask, self.original)
         if self._saved and self._net is not None:
             native.write_memory(self.tid, self._net.region.start, self._saved)

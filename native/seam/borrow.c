@@ -12,6 +12,21 @@
 
 #define ALL_SIGNALS (~0ull)
 
+/* Steps 2 and 3, and 6 and 7: nothing comes between the two, for a signal might. */
+int seam_arm(int tid, const uint64_t *armed)
+{
+	int result = seam_set_regs(tid, armed, 27);
+
+	return result < 0 ? result : seam_set_sigmask(tid, ALL_SIGNALS);
+}
+
+int seam_disarm(int tid, uint64_t mask, const uint64_t *original)
+{
+	int result = seam_set_sigmask(tid, mask);
+
+	return result < 0 ? result : seam_set_regs(tid, original, 27);
+}
+
 static int spread(struct seam_borrow *task)
 {
 	int64_t result = seam_read_memory(task->tid, task->region, task->saved, task->size);
@@ -21,10 +36,7 @@ static int spread(struct seam_borrow *task)
 	/* from here on there is something to put back */
 	task->spread = 1;
 	result = seam_write_memory(task->tid, task->region, task->net, task->size);
-	if (result < 0)
-		return (int)result;
-	result = seam_set_regs(task->tid, task->armed, 27);
-	return result < 0 ? (int)result : seam_set_sigmask(task->tid, ALL_SIGNALS);
+	return result < 0 ? (int)result : seam_arm(task->tid, task->armed);
 }
 
 static int start_call(struct seam_borrow *task, size_t index)
@@ -88,8 +100,7 @@ static void put_back_all(struct seam_borrow *tasks, size_t count, int64_t deadli
 		if (!task->spread)
 			continue;
 		keep(task, wait_event_stop(task->tid, deadline_ns));
-		keep(task, seam_set_sigmask(task->tid, task->mask));
-		keep(task, seam_set_regs(task->tid, task->original, 27));
+		keep(task, seam_disarm(task->tid, task->mask, task->original));
 	}
 	/* the highest first: nets without the ones below are not known to who comes later */
 	for (i = count; i-- > 0;)

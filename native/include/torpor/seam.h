@@ -85,6 +85,8 @@ struct seam_borrow {
 	size_t answer_size;
 	char *answer;
 };
+int seam_arm(int tid, const uint64_t *armed);
+int seam_disarm(int tid, uint64_t mask, const uint64_t *original);
 int seam_borrow_all(struct seam_borrow *tasks, size_t count, int64_t timeout_ns);
 
 /* task.c: what is asked about another task without stopping it. */
