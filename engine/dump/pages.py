@@ -131,7 +131,8 @@ def take(
 def _has_common_pages(vma: Vma) -> bool:
     """Anonymous pages that are in other tasks too; such pages of files are too few to matter."""
     return (
-        not (vma.shared or vma.inode or all(line in vma.details for line in ALONE))
+        not (vma.shared or vma.inode)
+        and not (ALONE[0] in vma.details and ALONE[1] in vma.details)
         and ANONYMOUS.search(vma.details) is not None
         and COMMON.search(vma.details) is not None
     )

@@ -31,7 +31,6 @@ _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
 _SMAPS_SIZE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
-_SMAPS_HEAD = re.compile(f"^{_MAPS_LINE.pattern}$", re.MULTILINE)
 _SIGNAL_MASKS = re.compile(rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)$", re.MULTILINE)
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
 _NAME_ESCAPE = re.compile(rb"\\([n\\])")
@@ -376,13 +375,19 @@ def area_with(maps: bytes, address: int) -> tuple[int, int] | None:
 
 
 def parse_smaps(text: str) -> list[Vma]:
-    """/proc/PID/smaps: maps with the lines that follow each mapping."""
-    heads = [*_SMAPS_HEAD.finditer(text)]
-    ends = [head.start() for head in heads[1:]] + [len(text)]
-    return [_vma(head, text[head.end() : end]) for head, end in zip(heads, ends, strict=True)]
+    """/proc/PID/smaps: maps with the lines that follow each mapping, VmFlags last."""
+    pieces = text.split("\nVmFlags:")
+    found = []
+    for i, piece in enumerate(pieces[:-1]):
+        block = piece.partition("\n")[2] if i else piece
+        head, _, details = block.partition("\n")
+        match = _MAPS_LINE.fullmatch(head)
+        if match:
+            found.append(_vma(match, _flags(pieces[i + 1].partition("\n")[0]), details))
+    return found
 
 
-def _vma(match: "re.Match[str]", details: str = "") -> Vma:
+def _vma(match: "re.Match[str]", vm_flags: frozenset[str] = frozenset(), details: str = "") -> Vma:
     start, end, prot, offset, major, minor, inode, name = match.groups()
     return Vma(
         int(start, 16),
@@ -393,7 +398,7 @@ def _vma(match: "re.Match[str]", details: str = "") -> Vma:
         int(minor, 16),
         int(inode),
         name.replace("\\012", "\n"),
-        _flags(details[details.find("VmFlags:") :].partition("\n")[0]) if details else frozenset(),
+        vm_flags,
         details,
     )
 
@@ -401,7 +406,7 @@ def _vma(match: "re.Match[str]", details: str = "") -> Vma:
 @cache
 def _flags(line: str) -> frozenset[str]:
     """Mappings have few different sets of them."""
-    return frozenset(line.partition(":")[2].split())
+    return frozenset(line.split())
 
 
 # ---- limits, timers, cgroup, mountinfo, fdinfo

@@ -22,6 +22,7 @@ Facts:
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from torpor.engine.errors import Refused
@@ -185,28 +186,27 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
     """Every area of smaps, and what cannot be taken."""
     areas, refused = [], []
     for vma in vmas:
-        where = f"{subject}, {vma.start:x}-{vma.end:x} {vma.prot} {vma.name}".rstrip()
         try:
-            areas.append(_collect_one(vma, where))
+            areas.append(_collect_one(vma))
         except Refused as error:
+            where = f"{subject}, {vma.start:x}-{vma.end:x} {vma.prot} {vma.name}".rstrip()
+            error.subject = where
             refused.append(error)
     return areas, refused
 
 
-def _collect_one(vma: Vma, subject: str) -> Area:
-    if not vma.name.startswith(SPECIAL_NAMES):
-        for flag, case in _FLAG_CASES.items():
-            if flag in vma.vm_flags:
-                raise refuse(_BY_CASE[case], subject)
-    backing = _backing(vma, subject)
-    prot = sum(1 << i for i, c in enumerate("rwx") if vma.prot[i] == c)
+def _collect_one(vma: Vma) -> Area:
+    case = _case(vma.vm_flags)
+    if case is not None and not vma.name.startswith(SPECIAL_NAMES):
+        raise refuse(case, "")
+    backing = _backing(vma)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
     nameless = backing is Backing.MEMFD or (named and vma.deleted)
     droppable = "dp" in vma.vm_flags
     return Area(
         start=vma.start,
         end=vma.end,
-        prot=prot,
+        prot=_prot(vma.prot),
         backing=backing,
         offset=vma.offset
         if named or backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD)
@@ -219,13 +219,27 @@ def _collect_one(vma: Vma, subject: str) -> Area:
         noreserve="nr" in vma.vm_flags and not droppable,
         writable_file=backing in THROUGH and "mw" in vma.vm_flags,
         droppable=droppable,
-        advice=()
-        if droppable
-        else tuple(n for flag, n in MADV_BY_FLAG.items() if flag in vma.vm_flags),
+        advice=() if droppable else _advice(vma.vm_flags),
     )
 
 
-def _backing(vma: Vma, subject: str) -> Backing:
+@cache
+def _case(flags: frozenset[str]) -> Limit | None:
+    """What forbids to take areas with these flags; there are few different sets of them."""
+    return next((_BY_CASE[case] for flag, case in _FLAG_CASES.items() if flag in flags), None)
+
+
+@cache
+def _advice(flags: frozenset[str]) -> tuple[int, ...]:
+    return tuple(number for flag, number in MADV_BY_FLAG.items() if flag in flags)
+
+
+@cache
+def _prot(letters: str) -> int:
+    return sum(1 << i for i, c in enumerate("rwx") if letters[i] == c)
+
+
+def _backing(vma: Vma) -> Backing:
     name = vma.name
     if name == "[vdso]":
         return Backing.VDSO
@@ -243,7 +257,7 @@ def _backing(vma: Vma, subject: str) -> Backing:
     if name.startswith(MEMFD_PREFIX):
         return Backing.MEMFD if shared else Backing.FILE
     if name.startswith(("anon_inode:", "socket:", "/[aio]", "[")):
-        raise refuse(_BY_CASE["special-file"], subject)
+        raise refuse(_BY_CASE["special-file"], "")
     return Backing.FILE_SHARED if shared else Backing.FILE
 
 
