@@ -7,6 +7,7 @@ needed to go on: captures are turned into images after the thaw.
 """
 
 import os
+import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -47,6 +48,8 @@ PR_GET_TIMERSLACK = 30
 ACTION_BYTES, ITIMER_BYTES, ALTSTACK_BYTES, SIGSET_BYTES = 32, 32, 24, 8
 SLACK_RESULT = 3 + len(settings.THREAD)
 RESET_ON_FORK, DEADLINE = os.SCHED_RESET_ON_FORK, 6
+ALWAYS_ASKED = 1 << signal.SIGCHLD - 1
+"""Its flags matter with the default action too: whether children leave zombies."""
 # where calls put their answers in the buffer
 TID_ADDRESS_AT, PDEATHSIG_AT, SUBREAPER_AT, SETTINGS_AT = 32, 40, 44, 48
 THREAD_BYTES = SETTINGS_AT + settings.SLOT_BYTES * len(settings.THREAD)
@@ -150,7 +153,7 @@ def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
     vmas = parse_smaps(texts["smaps"])
     found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
     status = parse_status(texts["status"])
-    changed = status.sig_cgt | status.sig_ign
+    changed = status.sig_cgt | status.sig_ign | ALWAYS_ASKED
     return _Begun(
         task=task,
         texts=texts,

@@ -3,7 +3,8 @@
 
 Facts:
 - Actions cannot be read from outside; an injected rt_sigaction tells handler, flags,
-  restorer and mask. Only signals in SigCgt or SigIgn of status differ from the default.
+  restorer and mask. Only signals in SigCgt or SigIgn of status differ from the default; but
+  flags of the default action of SIGCHLD tell whether children leave zombies (SA_NOCLDWAIT).
 - Queues are read by PTRACE_PEEKSIGINFO, private and shared, without consuming them.
 - A task may queue any siginfo to itself (kernel/signal.c, do_rt_sigqueueinfo), so queues are
   put back by the task, with all signals blocked meanwhile.

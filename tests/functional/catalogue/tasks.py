@@ -89,6 +89,18 @@ REFUSED = {
     "clone_vm": ("memory shared by clone without CLONE_THREAD", "shares its whole memory"),
 }
 
+SIGNALS = {
+    "shapes": "pending signals with siginfo of all shapes",
+    "shapes_of_thread": "signals of all shapes that wait for one thread",
+    "queue": "three hundred queued signals with values",
+    "flags": "actions of all signals with all flags",
+    "altstack": "a handler that runs on an alternate stack",
+    "autodisarm": "a handler on an alternate stack with SS_AUTODISARM",
+    "nested": "a handler inside of a handler on the alternate stack",
+    "no_zombies": "children that leave no zombies (SA_NOCLDWAIT)",
+    "ignored_children": "SIGCHLD ignored",
+}
+
 CASES: tuple[Case, ...] = (
     Case(state="threads: registers, TLS, robust lists, rseq", program="core_threads"),
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
@@ -194,5 +206,16 @@ CASES: tuple[Case, ...] = (
     *(
         Case(state=state, program="tasks_refused", arguments=(mode,), refused=text)
         for mode, (state, text) in REFUSED.items()
+    ),
+    *(
+        Case(
+            state=state,
+            program="tasks_signals",
+            arguments=(mode,),
+            criu="cannot queue what the kernel has sent to a thread"
+            if mode == "shapes_of_thread"
+            else "",
+        )
+        for mode, state in SIGNALS.items()
     ),
 )
