@@ -84,6 +84,15 @@ class Segment:
         return sum(part.size_bytes for part in self.parts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a task maps shared memory; ``guarded`` when guard regions lie on it."""
+
+    pid: int
+    area: Area
+    guarded: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class PagesTaken:
     """Everything captured of a tree."""
@@ -104,7 +113,7 @@ def take(
     ``loose`` is shared memory that was read from its file: id → (offset, bytes).
     """
     taken = PagesTaken()
-    shared: dict[int, list[tuple[int, Area]]] = {shared_id: [] for shared_id in loose}
+    shared: dict[int, list[_Place]] = {shared_id: [] for shared_id in loose}
     for item in captured:
         part = Part(
             pid=item.task.pid,
@@ -115,7 +124,9 @@ def take(
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
             if area.shared and area.backing is not Backing.FILE_SHARED:
-                shared.setdefault(area.pages_id, []).append((item.task.pid, area))
+                guarded = any(at < area.end and area.start < end for at, end in item.guards)
+                place = _Place(pid=item.task.pid, area=area, guarded=guarded)
+                shared.setdefault(area.pages_id, []).append(place)
     for shared_id, places in sorted(shared.items()):
         parts = [*_shared_parts(places), *map(_loose_part, loose.get(shared_id, ()))]
         parts.sort(key=lambda part: part.runs[0] - part.shift if part.runs else 0)
@@ -144,27 +155,45 @@ def _loose_part(piece: tuple[int, bytes]) -> Part:
     return Part(pid=0, runs=array("Q", [offset, len(padded)]), data=padded)
 
 
-def _shared_parts(places: Sequence[tuple[int, Area]]) -> list[Part]:
+def _shared_parts(places: Sequence[_Place]) -> list[Part]:
     """Every mapped piece of a segment once, whichever task has it."""
     parts: list[Part] = []
     covered = 0
-    for pid, area in sorted(places, key=lambda place: (place[1].offset, -place[1].size_bytes)):
+    for place in sorted(places, key=lambda place: (place.area.offset, -place.area.size_bytes)):
+        pid, area = place.pid, place.area
         first = max(area.offset, covered)
         end = area.offset + area.size_bytes
         if first < end:
-            shift = area.start - area.offset
-            parts.append(Part(pid=pid, runs=_data_runs(pid, area, first, end), shift=shift))
+            part = Part(
+                pid=pid, runs=_data_runs(pid, area, first, end), shift=area.start - area.offset
+            )
+            parts += _from_file(part, area) if place.guarded else [part]
             covered = end
     return parts
+
+
+def _from_file(part: Part, area: Area) -> list[Part]:
+    """The same, read from the file: a guard region cannot be read through."""
+    fd = os.open(_map_file(part.pid, area), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return [
+            _loose_part((at - part.shift, os.pread(fd, size, at - part.shift)))
+            for at, size in zip(part.runs[::2], part.runs[1::2], strict=True)
+        ]
+    finally:
+        os.close(fd)
+
+
+def _map_file(pid: int, area: Area) -> str:
+    return f"/proc/{pid}/map_files/{area.start:x}-{area.end:x}"
 
 
 def _data_runs(pid: int, area: Area, at: int, end: int) -> "array[int]":
     """(address, bytes) of the pages that exist between two offsets of a shared area."""
     runs = array("Q")
     whole = array("Q", [area.start + at - area.offset, end - at])
-    path = f"/proc/{pid}/map_files/{area.start:x}-{area.end:x}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(_map_file(pid, area), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return whole
     try:

@@ -86,13 +86,14 @@ def plan_final(
             for number in area.advice
         ]
         if area.locked:
-            ops.append(_lock(area, on_fault=area.start in on_fault))
+            has_guards = any(at < area.end and area.start < end for at, end in marked.guards)
+            ops.append(_lock(area, on_fault=area.start in on_fault, has_guards=has_guards))
     return ops + marks.plan_last(marked)
 
 
-def _lock(area: Area, *, on_fault: bool) -> Op:
+def _lock(area: Area, *, on_fault: bool, has_guards: bool) -> Op:
     """What cannot be read, or lies beyond a file's end, is locked all the same, with an error."""
-    whole = area.backing is Backing.ANON and area.prot & PROT_WRITE
+    whole = area.backing is Backing.ANON and area.prot & PROT_WRITE and not has_guards
     return Op(
         call="mlock2",
         args=(area.start, area.size_bytes, 1 if on_fault else 0),

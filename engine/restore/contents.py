@@ -6,6 +6,7 @@ pages that differ from the parent's are written, so that equal ones stay shared 
 pages that the parent has and the child has not are dropped.
 """
 
+import mmap
 import os
 from array import array
 from bisect import bisect_right
@@ -138,11 +139,13 @@ class Contents:
 
     def fill_shared(self, shared_id: int, fd: int) -> None:
         """Write a segment through a descriptor of ours, before anybody maps it."""
-        segment = self.of_shared(shared_id)
-        for run in segment.runs:
-            if run.offset is not None:
-                copy_bytes(segment.fd, run.offset, fd, run.run.vaddr, run.run.size_bytes)
-                self.bytes_filled += run.run.size_bytes
+        segment, size = self.of_shared(shared_id), os.fstat(fd).st_size
+        whole = size - size % PAGE
+        for at, length, offset in segment.between(0, whole):
+            copy_bytes(segment.fd, offset, fd, at, length)
+            self.bytes_filled += length
+        for _, length, offset in segment.between(whole, -(-size // PAGE) * PAGE):
+            _write_last_page(fd, size, os.pread(segment.fd, length, offset))
 
     def fill_attached(self, tid: int, shared_id: int, address: int) -> None:
         """Write a System V segment where a task of ours has it attached for the moment."""
@@ -264,6 +267,15 @@ class Contents:
             self.parents.close()
         self.tasks.clear()
         self.shared.clear()
+
+
+def _write_last_page(fd: int, size: int, content: bytes) -> None:
+    """A file's last page is shown whole where it is mapped; write(2) would make the file longer."""
+    at = size - size % PAGE
+    os.ftruncate(fd, at + PAGE)
+    with mmap.mmap(fd, PAGE, offset=at) as page:
+        os.ftruncate(fd, size)
+        page[: len(content)] = content
 
 
 def copy_bytes(source: int, source_at: int, target: int, target_at: int, size: int) -> None:

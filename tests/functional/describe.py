@@ -56,6 +56,7 @@ FDINFO_CHANGING = {
 VMFLAGS_CHANGING = {
     "sd": "soft-dirty is set on every new area",
     "ac": "accounting is decided at mmap by overcommit mode and protection",
+    "gu": "there may be guard regions: it stays when they are gone",
     "mr": "mayread, told by the file",
     "mw": "maywrite, told by the file",
     "me": "mayexec, told by the file",
@@ -209,12 +210,20 @@ def _merged(rows: list[list[str | int]]) -> list[list[str | int]]:
     out: list[list[str | int]] = []
     for row in rows:
         last = out[-1] if out else None
-        plain = row[5] == "0" and row[6] in ("", "[heap]") and "p" in str(row[2])
-        if last is not None and plain and last[1] == row[0] and last[2:] == row[2:]:
+        if last is not None and last[1] == row[0] and _goes_on(last, row):
             last[1] = row[1]
         else:
             out.append(list(row))
     return out
+
+
+def _goes_on(last: list[str | int], row: list[str | int]) -> bool:
+    """Whether two neighbours are alike: what tells them apart was their history."""
+    if [*last[2:3], *last[4:]] != [*row[2:3], *row[4:]]:
+        return False
+    if row[5] == "0":
+        return row[6] in ("", "[heap]") and "p" in str(row[2])
+    return int(str(last[3]), 16) + int(last[1]) - int(last[0]) == int(str(row[3]), 16)
 
 
 def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:

@@ -230,6 +230,12 @@ static void memfd_unmapped(void)
 
 	close(writable);
 	CHECK(ftruncate(sparse, 1L << 40) == 0 && pwrite(sparse, "far", 3, 1L << 39) == 3);
+	int odd = memfd_create("odd", 0);
+
+	CHECK(ftruncate(odd, PAGE + 77) == 0);
+	byte *shown = map(2 * PAGE, RW, MAP_SHARED, odd, 0);
+
+	strcpy((char *)shown + PAGE + 1000, "behind the end");
 	lseek(nowhere, 123, SEEK_SET);
 	ready();
 	await_go();
@@ -243,6 +249,8 @@ static void memfd_unmapped(void)
 	CHECK(write(readable, "x", 1) < 0 && errno == EBADF);
 	SAME(lseek(nowhere, 0, SEEK_CUR), 123);
 	SAME(lseek(sparse, 0, SEEK_END), 1L << 40);
+	SAME(lseek(odd, 0, SEEK_END), PAGE + 77);
+	CHECK(!strcmp((char *)shown + PAGE + 1000, "behind the end"));
 	CHECK(pread(sparse, all, 4, 1L << 39) == 4 && !memcmp(all, "far", 4));
 }
 
