@@ -122,6 +122,12 @@ class FdView(Protocol):
     def settle_timer(self) -> None:
         """Have timerfd_gettime(2) count the ticks that are due, and read ``info`` again."""
 
+    def bpf_content(self) -> "BpfContent":
+        """Name and content of a BPF map that is a hash or an array."""
+
+    def terminal_queue(self) -> "TerminalQueue":
+        """What is queued in the pseudo terminal of this master; it stays queued."""
+
     def peek_messages(self) -> "Sequence[Message]":
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
 
@@ -185,6 +191,41 @@ class Message:
     creds: tuple[int, int, int] | None = None
 
 
+class Stopped(Enum):
+    """What has stopped the output of a terminal."""
+
+    NO = ""
+    BY_CHARACTER = "by character"
+    BY_CALL = "by call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalQueue:
+    """``output`` is for the master. ``lines`` and then ``rest`` (raw, or not ended) are input.
+
+    A line is what one read(2) gives; without a line end it was ended by an end-of-file.
+    """
+
+    output: bytes = b""
+    lines: tuple[bytes, ...] = ()
+    rest: bytes = b""
+    stopped: Stopped = Stopped.NO
+
+
+NOTHING_QUEUED = TerminalQueue()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BpfContent:
+    """What a BPF map holds, one key and value behind the other."""
+
+    name: bytes
+    ifindex: int = 0
+    count: int = 0
+    keys: bytes = b""
+    values: bytes = b""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpRepair:
     """What only TCP_REPAIR tells of a connection (`kernel/repair.py`).
@@ -223,6 +264,14 @@ class Holder:
     fd: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Who has a terminal as the controlling one: pids inside; ``pgrp`` 0 is none of the tree."""
+
+    sid: int
+    pgrp: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class DumpContext:
     """What kinds may know of a dump. ``views`` has one view for each description."""
@@ -241,6 +290,8 @@ class DumpContext:
     """Every task of the tree: its pid as seen from here → its pid inside."""
     owners: Mapping[int, int] = field(default_factory=dict)
     """Every task, thread and process group of the tree: as seen from here → inside."""
+    threads: Mapping[int, int] = field(default_factory=dict)
+    """The same of every thread."""
     realtime_ns: int = 0
     """CLOCK_REALTIME when the tree was frozen; 0 when not known."""
     in_flight: Mapping[int, Sequence[tuple[FileId, ...]]] = field(default_factory=dict)
@@ -255,6 +306,14 @@ class DumpContext:
     """Files without the name that they were opened by may be given another."""
     links: "list[tuple[FdView, str]]" = field(default_factory=list)
     """Names to make while the tree is frozen: a kind asks, the dump does it."""
+    is_stopped: bool = True
+    """The tasks stand still: what cannot be looked at without touching may be looked at."""
+    shell_job: bool = False
+    """The caller's terminal will take the place of the tree's."""
+    external: frozenset[str] = frozenset()
+    """Names of what the caller will replace: `tty[8800:1a]`."""
+    terminals: Mapping[int, Session] = field(default_factory=dict)
+    """Device number of each controlling terminal of the tree → its session."""
     cache: dict[str, Any] = field(default_factory=dict)
     """For what a kind reads once for all its objects (a sock_diag dump)."""
 
@@ -319,6 +378,10 @@ class PlanContext:
     """The root has the rights to restore TCP connections by TCP_REPAIR."""
     tcp_close: bool = False
     """Every TCP connection comes back as a closed socket (CRIU's --tcp-close)."""
+    terminal: int | None = None
+    """Service number of the caller's terminal, where it takes the place of the tree's."""
+    leaders: frozenset[int] = frozenset()
+    """Pids of the tree's living session leaders."""
     warn: Callable[[str], None] = lambda _: None
 
     def fd(self, file_id: FileId) -> int:

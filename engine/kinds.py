@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from torpor.engine.files import (
+    bpfmap,
     device,
     epoll,
     eventfd,
     fanotify,
     fifo,
     inotify,
+    iouring,
     memfd,
     mqueue,
     nsfs,
@@ -40,6 +42,8 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     netlink.KIND,
     other.KIND,
     pidfd.KIND,
+    bpfmap.KIND,
+    iouring.KIND,
     memfd.KIND,
     procfs.KIND,
     nsfs.KIND,

@@ -92,6 +92,7 @@ class DumpOptions:
     is a container's init: its stdio may lead outside, its mounts are the runtime's, its
     own seccomp filters (``runtime_seccomp_filters`` of them) come back by the runtime.
     ``link_remap`` permits to give a name to an open file that has lost the one it was opened by.
+    ``external`` are names of what the caller of the restore will replace (`tty[8800:1a]`).
     """
 
     pid: int
@@ -107,7 +108,7 @@ class DumpOptions:
     ghost_limit_bytes: int = 64 << 20
     link_remap: bool = False
     timeout_s: float = 60.0
-    external_files: Mapping[str, str] = field(default_factory=dict)
+    external: frozenset[str] = frozenset()
     replace: bool = False
     hold: bool = False
     """The tasks stand still until the images are whole and `commit` has returned."""
@@ -174,11 +175,13 @@ class RestoreOptions:
     the session of the caller. With ``sibling`` the root is a child of our parent. ``at_stage`` is
     called with a stage and the root's pid, `post-restore` when all is made and nothing runs (what
     it raises gives the restore up), and `pre-resume` when there is no way back.
+    With ``shell_job`` the terminal that we have as 0, 1 or 2 takes the place of the tree's.
     """
 
     images_dir: Path
     inherit: Mapping[str, int] = field(default_factory=dict)
     tcp_close: bool = False
+    shell_job: bool = False
     timeout_s: float = 60.0
     cgroups: CgroupMode = CgroupMode.SOFT
     cgroup_roots: Mapping[str, str] = field(default_factory=dict)

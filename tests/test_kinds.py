@@ -19,6 +19,7 @@ HELPERS = {
     "common", "ghost", "later", "locks", "revive", "watched", "table", "address", "options", "tcp",
     "udp", "unix_plan",
     "inet_images", "inet_state", "segment", "tcp_kept", "tcp_stream",
+    "tty", "ttyimages", "ttyplan",
 }  # fmt: skip
 KINDS = {kind.name: kind for kind in FILE_KINDS}
 
@@ -39,6 +40,7 @@ WORDS = {
     "netlink socket": "AF_NETLINK", "pidfd": "pidfd_open", "memfd": "memfd_create",
     "procfs": "/proc/self", "fanotify": "fanotify_init",
     "namespace": "/ns/", "message queue": "mq_open",
+    "BPF map": "BPF_MAP_CREATE", "io_uring": "io_uring_setup",
     "device": "/dev/null", "regular": "O_APPEND", "terminal": "openpty", "epoll": "epoll",
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ REGULAR = "tests/functional/workloads/files_regular.py"
 PIPES = "tests/functional/workloads/files_pipes.py"
 EVENTS = "tests/functional/workloads/files_events.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
+PTY = "tests/functional/workloads/devices_pty.c"
 UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
 SCM = "tests/functional/workloads/sockets_scm.py"
@@ -69,6 +70,10 @@ KINDS: dict[str, Support] = {
         tests=("tests/functional/test_sockets_netlink.py",),
     ),
     "pidfd": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
+    "BPF map": Support(tests=("tests/functional/workloads/devices_bpf.c",)),
+    "io_uring": Support(
+        ours="–", theirs="–", tests=("tests/functional/workloads/devices_uring.c",),
+    ),
     "memfd": Support(ours=f"{SAME}; not the content of one that is not mapped", tests=(ANONYMOUS,)),
     "procfs": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
     "message queue": Support(
@@ -82,7 +87,10 @@ KINDS: dict[str, Support] = {
         ours=f"{SAME}; an O_TMPFILE cannot be linked any more", theirs=TESTED,
         tests=(REGULAR, FILES_FROM_CRIU),
     ),
-    "terminal": Support(ours=f"{SAME}; caller names it", theirs=f"{SAME}; caller names it"),
+    "terminal": Support(
+        ours=f"{TESTED}; loses unusual states, see the catalogue", theirs=TESTED,
+        tests=(PTY, "tests/functional/catalogue/devices.py", "tests/compat/test_catalogue.py"),
+    ),
     "refused": REFUSED,
     "epoll": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
 }  # fmt: skip
@@ -121,6 +129,11 @@ STATE: dict[str, Support] = {
     "memory: shared copy-on-write after fork": Support(tests=(f"{CORE}cow.c",)),
     "memory: shared anonymous, between tasks too": Support(tests=(f"{CORE}memory.c",)),
     "memory: System V segments": Support(ours=OWN, theirs="not taken", tests=(f"{CORE}sysv.c",)),
+    "memory: rings of events (io_setup)": Support(
+        ours=TESTED,
+        theirs=TESTED,
+        tests=("tests/functional/workloads/devices_aio.c", "tests/compat/test_catalogue.py"),
+    ),
     "vDSO, also of another kernel": Support(tests=("tests/functional/test_vdso.py",)),
     "file locks": Support(
         theirs=TESTED, tests=(REGULAR, "tests/functional/test_files_plans.py", FILES_FROM_CRIU)

@@ -39,7 +39,7 @@ def asked(options: Namespace) -> RestoreOptions:
     """Options of the engine from those of the command line."""
     return RestoreOptions(
         images_dir=options.images_dir,
-        inherit=dict(options.inherit_fd), timeout_s=options.timeout,
+        inherit=dict(options.inherit_fd), shell_job=options.shell_job, timeout_s=options.timeout,
     )  # fmt: skip
 
 

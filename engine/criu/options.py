@@ -186,7 +186,7 @@ OPTIONS: Sequence[Option] = (
     _accepted("pre-dump-mode", "pages are copied from outside, while the tree is stopped",
               "", VALUE, _one_of("splice", "read")),
     _refused("root", MOUNTS, "r", VALUE),
-    _refused("external", LATER, takes=VALUE),
+    _done("external", "tty[RDEV:DEV]: the restore will be given another one", takes=VALUE),
     _refused("ext-mount-map", MOUNTS, "M", VALUE),
     _refused("enable-external-sharing", MOUNTS),
     _refused("enable-external-masters", MOUNTS),

@@ -29,11 +29,12 @@ from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
 from torpor.engine.kernel.proc import Vma
 from torpor.engine.memory import marks
-from torpor.engine.memory.areas import PAGE, Area, Backing
+from torpor.engine.memory.areas import PAGE, RINGS, Area, Backing
 
 ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
 ALONE = "Shared_Clean:          0 kB", "Shared_Dirty:          0 kB"
 """Most mappings say so; to look for it is cheap."""
+WHOLE = (Backing.VDSO, *RINGS)
 COMMON = re.compile(r"^Shared_(?:Clean|Dirty): +[1-9]", re.MULTILINE)
 
 
@@ -223,11 +224,11 @@ def _private_runs(pid: int, found: Sequence[Area]) -> "array[int]":
     ]
     fd = pagemap.open_pagemap(pid)
     try:
-        own = [(a.start, a.end) for a in wanted if a.backing is not Backing.VDSO]
+        own = [(a.start, a.end) for a in wanted if a.backing not in WHOLE]
         runs = pagemap.private_runs(fd, own)
     finally:
         os.close(fd)
-    whole = [(a.start, a.size_bytes) for a in wanted if a.backing is Backing.VDSO]
+    whole = [(a.start, a.size_bytes) for a in wanted if a.backing in WHOLE]
     if not whole:
         return runs
     pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])

@@ -21,6 +21,7 @@ from torpor.engine.dump.freeze import StoppedTask, StoppedTree, list_tasks, stop
 from torpor.engine.dump.netlock import Lock
 from torpor.engine.dump.netns import NetnsSockets
 from torpor.engine.dump.owners import owners
+from torpor.engine.dump.terminals import controlling
 from torpor.engine.errors import Error, Findings, Refused, Timeout, Vanished
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
@@ -32,12 +33,12 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import DumpStats, write_stats
 from torpor.engine.images.writing import NewImageDirectory
-from torpor.engine.kernel import fdview, nftables, nslinks, proc, repair, sysvipc
+from torpor.engine.kernel import disks, fdview, nftables, nslinks, proc, repair, sysvipc
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kernel.ptrace import Option
 from torpor.engine.kind import DumpContext, refuse
 from torpor.engine.kinds import FILE_KINDS
-from torpor.engine.memory import areas, semaphores, sysv
+from torpor.engine.memory import aio, areas, semaphores, sysv
 from torpor.engine.memory.semaphores import Kept
 from torpor.engine.options import (
     After,
@@ -57,6 +58,7 @@ from torpor.engine.tasks.cgroups import encode as encode_cgroups
 from torpor.engine.tasks.model import Tree
 
 CAP_SYS_ADMIN = 21
+DISK_PATIENCE_S = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -316,7 +318,15 @@ def _take(
             ended=dump.options.after is After.STOP,
         )
     with phase("memory"):
+        _await_disks(dump)
         dump.taken = pages.take(alive, capture, dump.loose)
+
+
+def _await_disks(dump: TreeDump) -> None:
+    """What a program has asked of a disk ends by itself, in a ring that is about to be read."""
+    has_rings = any(aio.rings_of(item.areas) for item in dump.captured)
+    if has_rings and not disks.are_idle(DISK_PATIENCE_S):
+        dump.warnings.append("a disk is busy: a request of io_submit under way would be lost")
 
 
 def _check(dump: TreeDump) -> None:
@@ -353,7 +363,7 @@ def _descriptors(
         half_pipes=dump.options.half_pipes,
         link_remap=dump.options.link_remap,
         warn=dump.warnings.append,
-        tasks={c.task.pid: c.capture.ns_pid for c in alive},
+        tasks={c.task.pid: c.capture.ns_pid for c in dump.captured},
         owners=owners(
             (
                 parse_status(c.capture.texts["status"]),
@@ -361,10 +371,16 @@ def _descriptors(
             )
             for c in dump.captured
         ),
+        threads={t.tid: t.ns_tid for c in alive for t in c.capture.threads},
         realtime_ns=time.time_ns(),
         skip_in_flight=dump.options.skip_in_flight,
         same_netns=fdview.same_netns(dump.options.pid),
         mapped=mapped.ranges(alive),
+        shell_job=dump.options.shell_job,
+        external=dump.options.external,
+        terminals=controlling(
+            (c.capture.texts["stat"], c.capture.texts["status"]) for c in dump.captured
+        ),
     )
     with (
         NetnsSockets(alive) as sockets,

@@ -6,13 +6,14 @@ actions, timers) is never refused and not looked at; the tree may change before 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torpor.engine.capture import innermost
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.owners import owners
 from torpor.engine.dump.pipeline import may_read_filters, preflight
+from torpor.engine.dump.terminals import controlling
 from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
@@ -95,7 +96,7 @@ def _look_at_task(task: StoppedTask, found: Preview) -> None:
     )
 
 
-def _descriptors(options: DumpOptions, alive: Iterable[StoppedTask], found: Preview) -> Collected:
+def _descriptors(options: DumpOptions, alive: Sequence[StoppedTask], found: Preview) -> Collected:
     statuses = [(task, proc.read_text(task.pid, "status")) for task in alive]
     pids = {task.pid: innermost(text, task.pid) for task, text in statuses}
     context = DumpContext(
@@ -110,6 +111,12 @@ def _descriptors(options: DumpOptions, alive: Iterable[StoppedTask], found: Prev
         ),
         realtime_ns=time.time_ns(),
         same_netns=fdview.same_netns(options.pid),
+        is_stopped=False,
+        shell_job=options.shell_job,
+        external=options.external,
+        terminals=controlling(
+            (proc.read_text(task.pid, "stat"), proc.read_text(task.pid, "status")) for task in alive
+        ),
     )
     try:
         with fdview.open_views(pids, netns_socket=_no_socket) as views:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Character devices without a state of their own: null, zero, full, random, urandom.
+"""Character devices without a state of their own: null, zero, full, random, and a few more.
 
 Facts:
 - The kind of a device is st_rdev; the path may be any node. A container's stdin is often
   /dev/null of the host: the path then leads nowhere inside, the number still says all.
+- A reader of /dev/kmsg has a place in the log that nothing tells: it goes on at the end of it.
 - Positions stay 0. All other devices have state in a driver: `unknown.py` names and refuses them.
 - CRIU keeps them as REG entries with the mode of a character device.
 
@@ -46,8 +47,13 @@ from torpor.engine.kind import (
 )
 from torpor.engine.program.ops import Data, Op, Slot, place
 
-MEMORY_MAJOR = 1
-NAMES = {3: "/dev/null", 5: "/dev/zero", 7: "/dev/full", 8: "/dev/random", 9: "/dev/urandom"}
+NAMES = {
+    (1, 3): "/dev/null", (1, 5): "/dev/zero", (1, 7): "/dev/full", (1, 8): "/dev/random",
+    (1, 9): "/dev/urandom", (1, 11): "/dev/kmsg", (10, 183): "/dev/hwrng",
+    (10, 237): "/dev/loop-control",
+}  # fmt: skip
+KMSG = 1 << 8 | 11
+SEEK_END = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +82,8 @@ class DeviceKind(Base[Device]):
         """The path, or the usual one when the path leads elsewhere."""
         usual = usual_name(view.st_rdev)
         assert usual is not None
+        if view.st_rdev == KMSG and view.flags & O.ACCMODE != O.WRONLY:
+            context.warn(f"{view.subject}: its reader goes on at the end of the kernel's log")
         is_here = view.path_stat(view.link) == (view.st_dev, view.st_ino)
         return Device(
             path=view.link if is_here else usual, flags=view.flags & ~int(O.CLOEXEC),
@@ -115,6 +123,8 @@ class DeviceKind(Base[Device]):
                 remedy=f"give the container {state.path}",
             )  # fmt: skip
             ops += place(opened, fd)
+            if state.path.endswith("/kmsg") and state.flags & O.ACCMODE != O.WRONLY:
+                ops.append(Op(call="lseek", args=(fd, 0, SEEK_END), subject=opened.subject))
         return ops
 
     def late(self, states: Mapping[FileId, Device], context: PlanContext) -> Sequence[LateOp]:
@@ -126,7 +136,7 @@ def usual_name(device: int) -> str | None:
     """Path that a stateless device usually has; None for others."""
     major = (device >> 8) & 0xFFF | (device >> 32) & ~0xFFF
     minor = device & 0xFF | (device >> 12) & 0xFFFFFF00
-    return NAMES.get(minor) if major == MEMORY_MAJOR else None
+    return NAMES.get((major, minor))
 
 
 KIND: FileKind[Device] = DeviceKind()

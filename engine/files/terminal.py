@@ -1,38 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The terminal of a container: its stdio when it runs with a tty.
+"""Terminals: pseudo terminals of the tree, /dev/tty, and terminals of the outside.
 
-Facts:
-- The terminal belongs to the runtime; the container has its slave side as 0, 1 and 2, often at
-  /dev/console or /dev/pts/N. A new container brings its own; that takes its place, with every
-  other description of the same terminal.
-- Settings by the ioctl TCGETS (36 bytes), set back by TCSETS; also from a task in the background
-  when it ignores SIGTTOU. They are set by the root before it has children, best effort: the new
-  stdio may be a pipe.
-- Other terminals (/dev/tty, masters, the user's own) are refused by `unknown.py`.
-- CRIU keeps external terminals as EXT entries under names of the caller.
+Facts (probed on v6.18; more in `tty.py`, `ttyplan.py`, `kernel/ttyqueue.py`):
+- A pair is the tree's when its master is. A master has one description, for each opening
+  makes another pair; a slave may have many.
+- A slave without its master is of the outside: it comes back as the terminal of whoever
+  restores (--shell-job), as one that is given (--external, --inherit-fd), or as the new
+  container's stdio; or it is hung up, and is hung up again.
+- Consoles, virtual and serial terminals are devices of the machine, opened again by path.
+- What cannot be read: what was written to a master whose slave has never been open.
 
-Source: ioctl_tty(2).
+Source: drivers/tty/pty.c, tty_io.c (v6.18); ioctl_tty(2).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from torpor.engine.errors import KernelError
+from torpor.engine.files import ttyimages, ttyplan
 from torpor.engine.files.common import (
-    NOBODY,
+    OWNER_OUTSIDE,
     Base,
     FileType,
     O,
-    Owner,
-    bad_image,
     created,
-    decode_owner,
-    encode_owner,
     file_type,
     late_owners,
-    subject,
+    read_owner,
 )
-from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.files.tty import Role, Terminal, pair_of, read, real_device, role_of
 from torpor.engine.kind import (
     DumpContext,
     FdView,
@@ -45,121 +40,114 @@ from torpor.engine.kind import (
     PlanContext,
     refuse,
 )
-from torpor.engine.program.ops import Data, Expect, Op
+from torpor.engine.program.ops import Op
 
-TCGETS, TCSETS = 0x5401, 0x5402
-TERMIOS_BYTES = 36
-CONSOLE = (5, 1)
-MAJORS = (4, *range(136, 144))
-
-NOT_STDIO = Limit(
-    case="terminal",
-    what="a terminal that is not the stdio of a container",
-    remedy="start the program without a terminal (setsid, redirect 0, 1 and 2)",
+OUTSIDE = Limit(
+    case="terminal-outside",
+    what="a terminal whose other end is outside of the tree",
+    remedy="dump with --shell-job (-j), or name it: --external tty[RDEV:DEV]",
 )
-NO_REPLACEMENT = Limit(
-    case="terminal-no-replacement",
-    what="it had a terminal and nothing is given in its place",
-    remedy="restore into a container, or name a descriptor with --inherit-fd fd[N]:tty[RDEV:DEV]",
+LOST = Limit(
+    case="terminal-current-lost",
+    what="/dev/tty of a terminal that is no session's of the tree any more",
+    remedy="have the program close /dev/tty",
 )
-LIMITS = (NOT_STDIO, NO_REPLACEMENT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terminal:
-    """``stdio`` is the lowest number at which the root has the terminal."""
-
-    rdev: int
-    dev: int
-    stdio: int
-    flags: int
-    termios: bytes = b""
-    owner: Owner = NOBODY
-
-    @property
-    def key(self) -> str:
-        """Name under which a caller gives a replacement, as CRIU spells it."""
-        return f"tty[{self.rdev:x}:{self.dev:x}]"
+LIMITS = (OUTSIDE, LOST, ttyplan.NO_REPLACEMENT, OWNER_OUTSIDE)
 
 
 class TerminalKind(Base[Terminal]):
-    """Terminals that lead out of a container."""
+    """All terminals that a program can have open."""
 
     name = "terminal"
-    types: Sequence[str] = ("EXT",)
+    types: Sequence[str] = ("TTY",)
     limits: Sequence[Limit] = LIMITS
 
     def matches(self, view: FdView) -> bool:
-        """Slave sides and the console; not /dev/tty, not masters."""
-        if file_type(view.st_mode) != FileType.CHARACTER or view.flags & O.PATH:
-            return False
-        major, minor = (view.st_rdev >> 8) & 0xFFF, view.st_rdev & 0xFF
-        return major in MAJORS or (major, minor) == CONSOLE
+        """By the device number."""
+        is_device = file_type(view.st_mode) == FileType.CHARACTER and not view.flags & O.PATH
+        return is_device and role_of(view.st_rdev) is not None
 
     def collect(self, view: FdView, context: DumpContext) -> Terminal:
-        """Only the stdio of a container."""
-        alike = [i for i, v in context.views.items() if v.st_rdev == view.st_rdev]
-        numbers = [
-            h.fd for i in alike if context.is_stdio(i) for h in context.holders[i] if h.fd <= 2
-        ]
-        if not context.container or not numbers:
-            raise refuse(NOT_STDIO, view.subject)
-        try:
-            termios = view.ioctl(TCGETS, bytes(TERMIOS_BYTES))
-        except KernelError:
-            termios = b""  # hung up: its other side is gone
-        return Terminal(
-            rdev=view.st_rdev, dev=view.st_dev, stdio=min(numbers),
-            flags=view.flags & ~int(O.CLOEXEC), termios=termios,
+        """Settings, session, and the queues of a pair by its master."""
+        state = Terminal(
+            path=view.link.removesuffix(" (deleted)"), flags=view.flags & ~int(O.CLOEXEC),
+            tty=read(view), owner=read_owner(view, context), stdio=_stdio(view, context),
         )  # fmt: skip
+        if state.tty.hung_up:
+            if state.tty.role is Role.SLAVE:
+                return state
+            raise refuse(LOST, view.subject, "it is hung up")
+        session = context.terminals.get(real_device(view))
+        if session is not None:
+            tty = replace(state.tty, sid=session.sid, pgrp=session.pgrp)
+            state = replace(state, tty=tty)
+        if state.tty.role is Role.MASTER:
+            return _master(view, state, context)
+        if state.tty.role is Role.CURRENT and session is None:
+            raise refuse(LOST, view.subject)
+        return _bound(view, state, context)
 
     def encode(self, states: Mapping[FileId, Terminal], images: ImageSink) -> None:
-        """ext_file_entry, and the rest in torpor.json."""
-        for file_id, state in states.items():
-            entry = pb.ext_file_entry(id=file_id, fown=encode_owner(state.owner))
-            images.add("files", pb.file_entry(type=pb.EXT, id=file_id, ext=entry))
-            images.extra("terminal", str(file_id), {
-                "rdev": state.rdev, "dev": state.dev, "stdio": state.stdio, "flags": state.flags,
-                "termios": state.termios.hex(),
-            })  # fmt: skip
+        """tty_file_entry, tty_info_entry, tty_data_entry, and a reg_file_entry of the path."""
+        ttyimages.encode(states, images)
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Terminal]:
-        """EXT entries that torpor.json calls terminals."""
-        states = {}
-        for file_id, entry in images.files("EXT"):
-            extra = images.extra("terminal", str(file_id))
-            if extra is None:
-                continue
-            termios = bytes.fromhex(extra["termios"])
-            if len(termios) not in (0, TERMIOS_BYTES):
-                bad_image("settings of a wrong length", f"torpor.json, terminal {file_id}")
-            states[file_id] = Terminal(
-                rdev=extra["rdev"], dev=extra["dev"], stdio=extra["stdio"],
-                flags=extra["flags"], termios=termios, owner=decode_owner(entry.fown),
-            )  # fmt: skip
-        return states
+        """Read them back. Raises BadImage."""
+        return ttyimages.decode(images)
 
     def plan(self, states: Mapping[FileId, Terminal], context: PlanContext) -> Sequence[Op]:
-        """Bind to the new stdio, or what the caller gave."""
-        ops: list[Op] = []
-        for file_id, state in created(states, context).items():
-            what, fd = subject(context, file_id, state.key), context.fd(file_id)
-            numbers = [h.fd for h in context.holders.get(file_id, ()) if h.fd in context.stdio]
-            number = min(numbers, default=state.stdio)
-            source = context.inherit.get(state.key, context.stdio.get(number))
-            if source is None:
-                raise refuse(NO_REPLACEMENT, what)
-            ops.append(Op(call="dup3", args=(source, fd, 0), subject=what, expect=Expect.EQUAL,
-                          want=fd, note="bound to what takes its place"))  # fmt: skip
-            if state.termios:
-                settings = Data(state.termios, text="termios")
-                ops.append(Op(call="ioctl", args=(fd, TCSETS, settings), subject=what,
-                              expect=Expect.ANY))  # fmt: skip
-        return ops
+        """Everything but the masters, which are there already."""
+        return ttyplan.plan(created(states, context), context)
 
     def late(self, states: Mapping[FileId, Terminal], context: PlanContext) -> Sequence[LateOp]:
-        """Signal owners."""
-        return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
+        """Foreground groups, signal owners."""
+        mine = created(states, context)
+        owners = late_owners({i: s.owner for i, s in mine.items()}, context)
+        return [*ttyplan.foreground(mine, context), *owners]
+
+
+def _master(view: FdView, state: Terminal, context: DumpContext) -> Terminal:
+    """With what is queued, unless no slave was ever open."""
+    if not context.is_stopped:
+        return state
+    slaves = (v for v in context.views.values() if _is_slave_of(v, state.pair))
+    if not state.tty.abandoned and not any(slaves):
+        return state
+    return replace(state, queue=view.terminal_queue())
+
+
+def _bound(view: FdView, state: Terminal, context: DumpContext) -> Terminal:
+    """As it is when the tree has the master, or the device; else as something to be replaced."""
+    tty = state.tty
+    named = tty.key in context.external or (context.container and state.stdio >= 0)
+    is_pair = tty.role is Role.SLAVE
+    if is_pair and any(_is_master_of(v, state.pair) for v in context.views.values()):
+        return state
+    if named and tty.role is not Role.CURRENT:
+        return replace(state, tty=replace(tty, role=Role.OUTSIDE, index=-1))
+    if is_pair and not context.shell_job:
+        raise refuse(OUTSIDE, view.subject, f"its name is {tty.key}")
+    return state
+
+
+def _stdio(view: FdView, context: DumpContext) -> int:
+    """Lowest number of 0, 1 and 2 at which the root has the same terminal; -1: none."""
+    alike = [i for i, v in context.views.items() if v.st_rdev == view.st_rdev]
+    held = [h.fd for i in alike if context.is_stdio(i) for h in context.holders[i] if h.fd <= 2]
+    return min(held, default=-1)
+
+
+def _is_master_of(view: FdView, pair: tuple[str, int]) -> bool:
+    if not KIND.matches(view) or role_of(view.st_rdev) is not Role.MASTER:
+        return False
+    return pair_of(view.link, read(view)) == pair
+
+
+def _is_slave_of(view: FdView, pair: tuple[str, int]) -> bool:
+    if not KIND.matches(view) or role_of(view.st_rdev) is not Role.SLAVE:
+        return False
+    tty = read(view)
+    return pair_of(view.link, tty) == pair and not tty.hung_up
 
 
 KIND: FileKind[Terminal] = TerminalKind()

@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import struct
+from dataclasses import replace
+
 import pytest
 
 from torpor.engine.errors import BadImage, Refused
 from torpor.engine.files.common import O
-from torpor.engine.files.pidfd import KIND, Pidfd
+from torpor.engine.files.pidfd import (
+    EXIT_CODE_AT,
+    INFO_EXIT,
+    KIND,
+    PIDFD_GET_INFO,
+    Pidfd,
+    reaped,
+)
 from torpor.engine.kernel.recorded import (
     RecordedFd,
     RecordedImages,
@@ -54,15 +64,40 @@ def test_pidfd():
     assert "2 tasks shared it" in warnings[0]
 
 
-@pytest.mark.parametrize("pid", [-1, 0, 999])
+def test_of_ended_tasks():
+    told = struct.pack("<QQ", INFO_EXIT, 0).ljust(EXIT_CODE_AT, b"\0") + struct.pack("<i", 0x300)
+    states = {
+        FileId(i): KIND.collect(replace(view(-1), st_ino=ino, ioctls={PIDFD_GET_INFO: told}),
+                                dump_context())
+        for i, ino in ((1, 7), (2, 8), (3, 7))
+    }  # fmt: skip
+    assert states[1] == Pidfd(task=-1, flags=O.NONBLOCK, ino=7, status=0x300)
+    back, _ = through_images(KIND, states)
+    assert back == states
+    assert {ino: list(held) for ino, held in reaped(back).items()} == {7: [1, 3], 8: [2]}
+    assert not described(KIND, back, plan_context(1, 2, 3))
+
+
+def test_of_threads():
+    context = dump_context(threads={1041: 41, 1055: 55})
+    states = {FileId(1): KIND.collect(view(1055, O.EXCL), context)}
+    assert states[1] == Pidfd(task=55, flags=O.EXCL, ino=9, is_thread=True)
+    back, _ = through_images(KIND, states)
+    assert back == states
+    late = KIND.late(back, plan_context(1))
+    assert late[0].op.describe().startswith("pidfd_open(55, 128)")
+    assert all(one.last for one in late)
+
+
+@pytest.mark.parametrize("pid", [0, 999])
 def test_limits(pid):
     with pytest.raises(Refused):
         KIND.collect(view(pid), dump_context())
 
 
-@pytest.mark.parametrize(("task", "error"), [(-1, Refused), (0, BadImage), (-7, BadImage)])
-def test_images_with_wrong_tasks(task, error):
+@pytest.mark.parametrize("task", [0, -7])
+def test_images_with_wrong_tasks(task):
     images = RecordedImages()
     KIND.encode({FileId(1): Pidfd(task=task, flags=2)}, images)
-    with pytest.raises(error):
+    with pytest.raises(BadImage):
         KIND.decode(images)

@@ -36,10 +36,8 @@ def device_view(major, minor):
 @pytest.mark.parametrize(
     ("view", "case"),
     [
-        (RecordedFd(link="anon_inode:[io_uring]", **ANON), "io_uring"),
         (RecordedFd(link="anon_inode:[userfaultfd]", **ANON), "userfaultfd"),
         (RecordedFd(link="anon_inode:[perf_event]", **ANON), "perf"),
-        (RecordedFd(link="anon_inode:bpf-map", **ANON), "bpf-map"),
         (RecordedFd(link="anon_inode:[never-seen]", **ANON), "anonymous"),
         (
             RecordedFd(link="/q", fs_magic=0x19800202, st_mode=0o041777),
@@ -47,9 +45,7 @@ def device_view(major, minor):
         ),
         (RecordedFd(link="/secretmem (deleted)", fs_magic=0x5345434D), "secret-memory"),
         (RecordedFd(link="/dev/sda", st_mode=0o60660), "block-device"),
-        (device_view(1, 11), "kmsg"),
-        (device_view(5, 0), "tty-current"),
-        (device_view(5, 2), "ptmx"),
+        (device_view(5, 3), "terminal-device"),
         (device_view(10, 200), "tun"),
         (device_view(195, 255), "gpu-nvidia"),
         (device_view(250, 70000), "device"),

@@ -50,12 +50,9 @@ def _device(case: str, major: int, minor: int | None, what: str, remedy: str = C
 
 
 CASES: Sequence[Case] = (
-    _link("io_uring", r"anon_inode:\[io_uring\]", "an io_uring: its rings cannot be read back",
-          "close the ring before the checkpoint, or switch the program to epoll"),
     _link("userfaultfd", r"anon_inode:\[userfaultfd\]", "a userfaultfd: its faults are waited for"),
     _link("perf", r"anon_inode:\[perf_event\]", "a performance counter",
           "stop profiling before the checkpoint"),
-    _link("bpf-map", r"anon_inode:bpf-map", "a BPF map"),
     _link("bpf-prog", r"anon_inode:bpf-prog", "a BPF program"),
     _link("bpf-other", r"anon_inode:\[?bpf", "a BPF link or iterator"),
     _link("kvm", r"anon_inode:kvm-", "a virtual machine (KVM)", "checkpoint inside of the machine"),
@@ -67,13 +64,8 @@ CASES: Sequence[Case] = (
     _link("secret-memory", r"/secretmem \(deleted\)", "secret memory: nobody else may read it"),
     _link("anonymous", r"anon_inode:", "an anonymous inode that torpor does not know"),
     _device("dev-mem", 1, 1, "physical memory (/dev/mem)"),
-    _device("kmsg", 1, 11, "the kernel's log (/dev/kmsg)"),
     _device("memory-device", 1, None, "a memory device that torpor does not know"),
-    _device("tty-current", 5, 0, "the controlling terminal by name (/dev/tty)",
-            "have the program close /dev/tty, or detach it from its terminal (setsid)"),
-    _device("ptmx", 5, 2, "the master side of a pseudo terminal (/dev/ptmx)",
-            "end the program that owns the terminal (ssh, tmux, script) before the checkpoint"),
-    _device("terminal-device", 5, None, "a terminal device"),
+    _device("terminal-device", 5, None, "a terminal device that torpor does not know"),
     _device("tun", 10, 200, "a tun or tap interface", "remove it before the checkpoint"),
     _device("fuse", 10, 229, "the server side of a FUSE file system",
             "unmount the file system before the checkpoint"),
@@ -158,7 +150,9 @@ def limit_of(view: FdView) -> Limit | None:
 
 def _is_known(view: FdView) -> bool:
     """Anonymous inodes that are kinds of their own."""
-    names = ("eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd")
+    names = (
+        "eventfd", "eventpoll", "signalfd", "timerfd", "inotify", "fanotify", "pidfd", "io_uring",
+    )  # fmt: skip
     return view.link.removeprefix("anon_inode:").strip("[]") in names
 
 

@@ -19,9 +19,9 @@ from typing import Self
 
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Refused, Vanished
-from torpor.engine.kernel import fdcalls, netlink, repair, watches
+from torpor.engine.kernel import bpf, fdcalls, netlink, repair, ttyqueue, watches
 from torpor.engine.kernel.filefacts import FileFacts
-from torpor.engine.kind import End, FdView, Message, TcpRepair
+from torpor.engine.kind import BpfContent, End, FdView, Message, TcpRepair, TerminalQueue
 
 NetnsSocket = Callable[[int, int], int]
 """(pid, netlink protocol) → a raw netlink socket in that task's network namespace, ours to
@@ -242,6 +242,14 @@ class LiveFd(FileFacts):
         finally:
             if reader != self._copy:
                 os.close(reader)
+
+    def bpf_content(self) -> BpfContent:
+        """Name and content of a BPF map that is a hash or an array."""
+        return bpf.content(self.copy, self.subject)
+
+    def terminal_queue(self) -> TerminalQueue:
+        """What is queued in the pseudo terminal of this master; it stays queued."""
+        return ttyqueue.take(self.copy, self.subject)
 
     def peek_messages(self) -> Sequence[Message]:
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""

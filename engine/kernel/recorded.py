@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import (
+    NOTHING_QUEUED,
+    BpfContent,
     DumpContext,
     FdView,
     FileId,
@@ -21,6 +23,7 @@ from torpor.engine.kind import (
     PlanContext,
     State,
     TcpRepair,
+    TerminalQueue,
 )
 from torpor.engine.options import TcpPolicy
 
@@ -64,6 +67,8 @@ class RecordedFd:
     settled: Sequence[str] = ()
     queue: tuple[int, int, int] = (0, 0, 0)
     own_namespaces: Mapping[str, str] = field(default_factory=dict)
+    typed: TerminalQueue = NOTHING_QUEUED
+    bpf: BpfContent | None = None
     messages: Sequence[Message] = ()
     flights: Sequence[Sequence[FdView]] = ()
     repair: TcpRepair | None = None
@@ -155,6 +160,15 @@ class RecordedFd:
     def settle_timer(self) -> None:
         """As recorded, when something is."""
         self.info = self.settled or self.info
+
+    def bpf_content(self) -> BpfContent:
+        """As recorded."""
+        assert self.bpf is not None
+        return self.bpf
+
+    def terminal_queue(self) -> TerminalQueue:
+        """As recorded."""
+        return self.typed
 
     def peek_messages(self) -> Sequence[Message]:
         """As recorded."""

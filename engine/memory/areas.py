@@ -44,7 +44,7 @@ TASK_SIZE = 0x7FFFFFFFF000
 # CRIU's vma_entry.status
 REGULAR, STACK, VSYSCALL, VDSO, HEAP = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
 FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 1 << 6, 1 << 7, 1 << 8, 1 << 9
-SYSVIPC, VVAR, MEMFD = 1 << 10, 1 << 12, 1 << 14
+SYSVIPC, VVAR, AIORING, MEMFD = 1 << 10, 1 << 12, 1 << 13, 1 << 14
 
 
 class Backing(Enum):
@@ -56,6 +56,8 @@ class Backing(Enum):
     MEMFD = "memfd"
     FILE = "private file"
     FILE_SHARED = "shared file"
+    AIO = "ring of events"
+    URING = "io_uring"
     VDSO = "vdso"
     VVAR = "vvar"
     VSYSCALL = "vsyscall"
@@ -63,7 +65,11 @@ class Backing(Enum):
 
 THROUGH = (Backing.FILE_SHARED, Backing.MEMFD, Backing.SYSV)
 """What may have been mapped so that it cannot be written through, whatever mprotect asks."""
+WITH_ID = (Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.URING)
 SPECIAL = (Backing.VDSO, Backing.VVAR, Backing.VSYSCALL)
+RINGS = (Backing.AIO, Backing.URING)
+"""While they are restored: private memory that holds the content."""
+RING_NAME = "anon_inode:[io_uring]"
 SPECIAL_NAMES = ("[vdso]", "[vvar", "[vsyscall]")
 
 LIMITS = (
@@ -81,7 +87,7 @@ LIMITS = (
     Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),
     Limit(
         case="special-file",
-        what="a mapping of a kernel object (io_uring, perf, aio, socket)",
+        what="a mapping of a kernel object (perf, socket)",
         remedy="close it before the checkpoint",
     ),
 )
@@ -197,7 +203,7 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
 
 def _collect_one(vma: Vma) -> Area:
     case = _case(vma.vm_flags)
-    if case is not None and not vma.name.startswith(SPECIAL_NAMES):
+    if case is not None and not vma.name.startswith((*SPECIAL_NAMES, RING_NAME)):
         raise refuse(case, "")
     backing = _backing(vma)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
@@ -208,12 +214,10 @@ def _collect_one(vma: Vma) -> Area:
         end=vma.end,
         prot=_prot(vma.prot),
         backing=backing,
-        offset=vma.offset
-        if named or backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD)
-        else 0,
+        offset=vma.offset if named or backing in WITH_ID else 0,
         path=vma.name.removesuffix(DELETED) if named else "",
         file_id=PENDING if nameless else 0,
-        shared_id=vma.inode if backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD) else 0,
+        shared_id=vma.inode if backing in WITH_ID else 0,
         grows_down="gd" in vma.vm_flags,
         locked="lo" in vma.vm_flags,
         noreserve="nr" in vma.vm_flags and not droppable,
@@ -240,14 +244,10 @@ def _prot(letters: str) -> int:
 
 
 def _backing(vma: Vma) -> Backing:
-    name = vma.name
-    if name == "[vdso]":
-        return Backing.VDSO
-    if name == "[vsyscall]":
-        return Backing.VSYSCALL
-    if name.startswith("[vvar"):
-        return Backing.VVAR
-    shared = vma.prot[3] == "s"
+    name, shared = vma.name, vma.prot[3] == "s"
+    for prefix, special in _BY_NAME.items():
+        if name.startswith(prefix):
+            return special
     if vma.inode == 0:
         return Backing.SHARED if shared else Backing.ANON
     if name.startswith(("/dev/zero (deleted)", "[anon_shmem:")):
@@ -256,9 +256,18 @@ def _backing(vma: Vma) -> Backing:
         return Backing.SYSV
     if name.startswith(MEMFD_PREFIX):
         return Backing.MEMFD if shared else Backing.FILE
-    if name.startswith(("anon_inode:", "socket:", "/[aio]", "[")):
+    if name.startswith(("anon_inode:", "socket:", "[")):
         raise refuse(_BY_CASE["special-file"], "")
     return Backing.FILE_SHARED if shared else Backing.FILE
+
+
+_BY_NAME = {
+    "[vdso]": Backing.VDSO,
+    "[vsyscall]": Backing.VSYSCALL,
+    "[vvar": Backing.VVAR,
+    "/[aio]": Backing.AIO,
+    RING_NAME: Backing.URING,
+}
 
 
 def data_joined(found: Sequence[Area]) -> list[Area]:
@@ -280,6 +289,8 @@ _STATUS = {
     Backing.MEMFD: REGULAR | FILE_SHARED | MEMFD,
     Backing.FILE: REGULAR | FILE_PRIVATE,
     Backing.FILE_SHARED: REGULAR | FILE_SHARED,
+    Backing.AIO: AIORING,
+    Backing.URING: AIORING,
     Backing.VDSO: REGULAR | VDSO | ANON_PRIVATE,
     Backing.VVAR: REGULAR | VVAR | ANON_PRIVATE,
     Backing.VSYSCALL: VSYSCALL | ANON_PRIVATE,
@@ -310,6 +321,8 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
         status |= STACK if area.start <= stack < area.end else 0
     entry.status = status
     entry.fd = -1
+    if area.backing in RINGS:  # here it is private, with its content beside it
+        entry.flags, entry.fdflags = MAP_SHARED, O_RDWR
     if area.advice:
         entry.madv = sum(1 << number for number in area.advice)
     if area.writable_file:
@@ -326,6 +339,7 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         (Backing.VSYSCALL, VSYSCALL),
         (Backing.VDSO, VDSO),
         (Backing.VVAR, VVAR),
+        (Backing.AIO, AIORING),
         (Backing.SYSV, SYSVIPC),
         (Backing.FILE, FILE_PRIVATE),
         (Backing.MEMFD, MEMFD),
@@ -335,7 +349,9 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         if entry.status & bit:
             backing = wanted
             break
-    is_anonymous = backing is Backing.ANON or backing in SPECIAL
+    if backing is Backing.AIO and entry.shmid:  # CRIU has no io_uring
+        backing = Backing.URING
+    is_anonymous = backing in (Backing.ANON, Backing.AIO, *SPECIAL)
     path, shared_id, file_id = "", 0 if is_anonymous else entry.shmid, 0
     inode = files.memfds.get(entry.shmid) if entry.status & MEMFD else None
     if backing in (Backing.FILE, Backing.FILE_SHARED):
@@ -350,7 +366,7 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         end=entry.end,
         prot=entry.prot,
         backing=backing,
-        offset=entry.pgoff if backing not in (Backing.ANON, *SPECIAL) else 0,
+        offset=0 if is_anonymous else entry.pgoff,
         path=path,
         shared_id=shared_id,
         file_id=file_id,

@@ -14,6 +14,7 @@ from torpor.engine.memory.areas import (
     O_RDONLY,
     O_RDWR,
     PROT_WRITE,
+    RINGS,
     SPECIAL,
     Area,
     Backing,
@@ -27,7 +28,7 @@ def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
     """The mmap of an area; open for writing when pages are still to be filled in."""
     flags = MAP_FIXED | sharing_flags(area)
     prot = area.prot
-    if area.backing in (Backing.ANON, Backing.VDSO):
+    if area.backing in (Backing.ANON, Backing.VDSO, *RINGS):
         flags |= MAP_ANONYMOUS
     if area.grows_down:
         flags |= MAP_GROWSDOWN
@@ -37,7 +38,14 @@ def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
         prot |= PROT_WRITE
     return Op(
         call="mmap",
-        args=(area.start, area.size_bytes, prot, flags, fd, area.offset),
+        args=(
+            area.start,
+            area.size_bytes,
+            prot,
+            flags,
+            fd,
+            0 if area.backing in RINGS else area.offset,
+        ),
         subject=area.subject,
         expect=Expect.EQUAL,
         want=area.start,

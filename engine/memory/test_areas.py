@@ -74,6 +74,7 @@ def test_fields():
 def test_every_limit_is_met():
     found, refused = collected("refused-6.18")
     (deleted,) = [area for area in found if area.path]
+    assert {area.backing for area in found} >= {*areas.RINGS}
     assert (deleted.file_id, deleted.path.endswith("(deleted)")) == (PENDING, False)
     assert {r.what for r in refused} == {limit.what for limit in areas.LIMITS}
     assert all(r.remedy for r in refused)

@@ -36,6 +36,7 @@ PROT_RX, PROT_RW = 5, 3
 MAP_ARENA = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 MASK64 = (1 << 64) - 1
 RESULT = Slot("result")
+EVENT_STOP = 128
 
 
 @cache
@@ -207,6 +208,9 @@ class Arena:
         native.set_regs(tid, regs)
         native.cont(tid)
         status = native.wait_stop(tid, 120.0)
+        while status >> 8 == SIGTRAP | EVENT_STOP << 8:  # somebody has sent SIGCONT
+            native.cont(tid)
+            status = native.wait_stop(tid, 120.0)
         if status >> 8 != SIGTRAP:
             raise _stopped(status, subject, name)
 

@@ -10,7 +10,7 @@ from torpor.engine import native
 from torpor.engine.errors import Refused
 from torpor.engine.options import Progress
 from torpor.engine.program.ops import Program
-from torpor.engine.restore import spawn
+from torpor.engine.restore import spawn, terminals
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.tree import Fork, Ghost, NewSession, births
 from torpor.engine.restore.work import Work
@@ -24,6 +24,8 @@ def make_all(work: Work) -> None:
     root = work.living[work.tree.root.pid]
     not_ignored = Program("signals", plan_default(SIGCHLD))  # ignored, it would reap zombies
     root.arena.run(root.pid, not_ignored, root.image.subject)
+    if root.image.sid == root.image.pid:
+        terminals.lead(work, root)
     ghosts: list[Living] = []
     there = {root.image.pid: root}
     for step in births(work.tree):
@@ -34,6 +36,7 @@ def make_all(work: Work) -> None:
             ghosts.append(there[step.pid])
         elif isinstance(step, NewSession):
             _set_session(there[step.pid])
+            terminals.lead(work, there[step.pid])
     for ghost in reversed(ghosts):
         spawn.end_helper(there[ghost.image.ppid], ghost.pid)
 

@@ -34,6 +34,8 @@ class Seed:
     inherit: Mapping[str, int] = field(default_factory=dict)
     limit: int | None = None
     uid: int = 0
+    terminal: int | None = None
+    """That of ``stdio`` which takes the place of the tree's terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ def plan(  # noqa: PLR0913 - what the kinds may know
         root=snapshot.tree.root.pid,
         tcp_repair=tcp_repair,
         tcp_close=tcp_close,
+        terminal=None if seed.terminal is None else base + stdio.index(seed.terminal),
+        leaders=frozenset(t.pid for t in snapshot.tree.tasks if t.pid == t.sid and not t.zombie),
         warn=warn,
     )
     program = Program("files")

@@ -39,11 +39,14 @@ from torpor.engine.restore import (
     descriptors,
     groups,
     layout,
+    pidfds,
     release,
     segments,
     spawn,
     state,
+    terminals,
     tree,
+    uring,
 )
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
@@ -93,6 +96,8 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
             timeout_s=options.timeout_s,
             host=options,
         )
+        if options.shell_job:
+            restore.terminal = terminals.own_terminal()
         report = restore.run(None, stdio=(), inherit=options.inherit)
     finally:
         snapshot.close()
@@ -125,6 +130,7 @@ class _Restore(Work):
         self.living: dict[int, Living] = {}
         self.groups = cgroups.Groups()
         self.suspend_seccomp = False
+        self.terminal: int | None = None
         self.deadline = time.perf_counter() + timeout_s
 
     @contextmanager
@@ -166,6 +172,7 @@ class _Restore(Work):
                     inherit=numbers if seed is None else {},
                     limit=descriptor_limits(root.pid)[1],
                     uid=proc.parse_status(proc.read_text(root.pid, "status")).uid[0],
+                    terminal=self.terminal,
                 ),
                 path_map=self.path_map,
                 address_map=self.address_map,
@@ -266,7 +273,10 @@ class _Restore(Work):
                 root.arena.call(root.pid, "setpgid", 0, 0)
         with self.phase("files"):
             self._raise_descriptor_limit(root)
+            terminals.create(self, root)
             state.create_descriptors(self, root)
+            terminals.fill(self, root)
+            pidfds.of_ended(self, root)
             self.backings = backings.create(self, root)
         with self.phase("memory"):
             self._lay_out_executed(root)
@@ -279,6 +289,7 @@ class _Restore(Work):
                 self.groups.enter(task.image, task.pid)
         with self.phase("state"):
             backings.seal(self, root)
+            uring.create(self, root)
             segments.take_semaphores(self, root)
             state.place_descriptors(self)
             for task in self.alive():

@@ -204,10 +204,10 @@ def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
     raise Bug("a task did not become a zombie", subject=f"pid {child}")
 
 
-def end_helper(maker: Living, helper: int) -> None:
+def end_helper(maker: Living, helper: int, status: int = 0) -> None:
     """Let a short-lived child of a task end, and wait for it inside; its maker sees nothing."""
     number = innermost(proc.read_text(helper, "status"), helper)
-    become_zombie(helper, maker.syscall_address, 0)
+    become_zombie(helper, maker.syscall_address, status)
     maker.arena.call(maker.pid, "wait4", number, 0, WALL, 0)
     drain_signal(maker, SIGCHLD)
 

@@ -8,7 +8,7 @@ from torpor.engine import native
 from torpor.engine.errors import Error, KernelError
 from torpor.engine.kernel import nftables, proc
 from torpor.engine.program.ops import Program
-from torpor.engine.restore import build, descriptors, spawn
+from torpor.engine.restore import build, descriptors, rings, spawn
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
 from torpor.engine.tasks import attributes, creds
@@ -65,6 +65,7 @@ def task_state(work: Work, task: Living) -> None:
     """The task's own settings, its threads and theirs."""
     image, memory = task.image, memory_of(task)
     _loginuid(work, task)
+    rings.create(task)
     program = build.task_program(image, memory, task.opened)
     task.arena.run(task.pid, program, image.subject)
     for thread in image.threads[1:]:

@@ -17,7 +17,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.images.failures import readable
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink, ImageSource
-from torpor.engine.memory import areas, marks
+from torpor.engine.memory import aio, areas, marks
 from torpor.engine.memory.areas import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
@@ -276,6 +276,7 @@ def _encode_memory(
             stack=memory.start_stack,
         )
     marks.encode_guards(memory.marks, entry.vmas)
+    entry.aios.extend(aio.encode(area) for area in aio.rings_of(memory.areas))
     entry.dumpable, entry.thp_disabled = memory.dumpable, memory.thp_disabled
     images.add(f"mm-{task.pid}", entry)
     marked = marks.encode(memory.marks)

@@ -135,6 +135,7 @@ static int repeat_interrupted_call(int tid)
 	case SYS_semtimedop:
 	case SYS_rt_sigtimedwait:
 	case SYS_io_getevents:
+	case SYS_io_uring_enter:
 	case SYS_read:
 	case SYS_readv:
 	case SYS_write:

@@ -190,7 +190,7 @@ def _maps(here: Path, names: dict[str, str]) -> dict[str, str]:
         if found:
             start, end, perms, offset, device, inode, path = found.groups()
             named = path
-            if path.startswith(("/dev/zero (deleted)", "/memfd:", "/SYSV")) or (
+            if path.startswith(("/dev/zero (deleted)", "/memfd:", "/SYSV", "anon_inode:")) or (
                 "(deleted)" in path and inode != "0"
             ):
                 key = f"{device} {inode}"
