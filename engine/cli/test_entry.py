@@ -55,6 +55,21 @@ def test_help_needs_no_protobuf_and_no_rich(module, arguments):
     assert not {"google.protobuf", "rich", "torpor.engine._native", "grpc"} & names
 
 
+NOT_FOR_A_DUMP = (
+    "asyncio", "concurrent.futures", "multiprocessing", "ssl", "subprocess", "argparse", "rich",
+    "kubernetes", "grpc", "email", "http", "urllib.request", "unittest", "inspect",
+    "torpor.engine.inspect", "torpor.engine.criu.usage", "torpor.engine.criu.features",
+    "torpor.engine.kernel.features",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["dump", "restore", "pre-dump"])
+def test_what_a_command_of_criu_does_not_load(command, tmp_path):
+    words = [command, "-D", str(tmp_path), "-v0"]
+    names = loaded("criu", *words, *(["-t", "4194303"] if "dump" in command else []))
+    assert [one for one in NOT_FOR_A_DUMP if one in names] == []
+
+
 def test_version_is_that_of_the_package():
     project = Path(__file__).parents[2] / "pyproject.toml"
     assert tomllib.loads(project.read_text())["project"]["version"] == version.VERSION

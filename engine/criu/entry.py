@@ -24,6 +24,7 @@ RUN = {
     "pre-dump": "predump:run",
     "dedup": "predump:run_dedup",
     "page-server": "pageserver:run",
+    "lazy-pages": "lazy:run",
     "cpuinfo dump": "cpuinfo:run_dump",
     "cpuinfo check": "cpuinfo:run_check",
 }

@@ -101,7 +101,6 @@ CAPABILITIES = ("cpu", "fpu", "ins", "all", "none")
 CGROUP_MODES = ("none", "props", "soft", "full", "strict", "ignore", "")
 VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
 LATER = "not yet"
-LAZY = "pages are always restored at once, for now"
 MOUNTS = "mount namespaces are not restored yet; a container's are made by its runtime"
 NETWORK = "network namespaces are not restored yet; a container's are made by its runtime"
 CGROUPS = "which settings there are is known already"
@@ -155,6 +154,8 @@ OPTIONS: Sequence[Option] = (
     _done("tls-cert", "our certificate", takes=VALUE),
     _done("tls-key", "its key", takes=VALUE),
     _done("tls-no-cn-verify", "the server's certificate may have another name"),
+    _accepted("lazy-pages", "a restore has all pages in place at once, and tells the daemon; a dump "
+              "with it is refused"),
     _done("feature", "of `check`: one of those listed below", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),
@@ -199,7 +200,6 @@ OPTIONS: Sequence[Option] = (
     _refused("cgroup-props", CGROUPS, takes=VALUE),
     _refused("cgroup-props-file", CGROUPS, takes=VALUE),
     _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),
-    _refused("lazy-pages", LAZY),
     _refused("stream", "criu-image-streamer is not spoken to; write to a directory"),
 )  # fmt: skip
 LONG: Mapping[str, Option] = {option.long: option for option in OPTIONS}
@@ -211,7 +211,7 @@ COMMANDS: Mapping[str, str | None] = {
     "check": None,
     "cpuinfo": None,
     "pre-dump": None,
-    "lazy-pages": LAZY,
+    "lazy-pages": None,
     "page-server": None,
     "dedup": None,
     "service": "the RPC is not there yet",

@@ -28,15 +28,9 @@ def run(line: CommandLine) -> int:
     listening = network.listen(line) if connection is None else None
     if listening is not None:
         log.info("page server waits at port %d", listening.getsockname()[1])
-    if line.flag("daemon") or line.flag("restore_detached"):
-        pid = os.fork()
-        if pid:
-            _write_pid(begun, pid)
-            return 0
-        os.setsid()
-    else:
-        _write_pid(begun, os.getpid())
-    _tell_ready(line)
+    if leave(begun):
+        return 0
+    tell_ready(line)
     server = Server(begun.images_dir)
     try:
         if connection is None:
@@ -52,6 +46,19 @@ def run(line: CommandLine) -> int:
     return 0
 
 
+def leave(begun: Session) -> bool:
+    """Write the pid file; True in the parent of a daemon, which has nothing more to do."""
+    if begun.line.flag("daemon") or begun.line.flag("restore_detached"):
+        pid = os.fork()
+        if pid:
+            _write_pid(begun, pid)
+            return True
+        os.setsid()
+        return False
+    _write_pid(begun, os.getpid())
+    return False
+
+
 def _write_pid(begun: Session, pid: int) -> None:
     path = begun.pidfile
     if path is not None:
@@ -59,7 +66,7 @@ def _write_pid(begun: Session, pid: int) -> None:
             path.write_text(f"{pid}", encoding="ascii")
 
 
-def _tell_ready(line: CommandLine) -> None:
+def tell_ready(line: CommandLine) -> None:
     """--status-fd: a zero byte, and closed, once it can be connected to."""
     if line.flag("status_fd"):
         number = line.number("status_fd")

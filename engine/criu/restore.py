@@ -7,6 +7,7 @@ command of --exec-cmd replaces criu, and so is the parent of the root.
 """
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -85,10 +86,15 @@ def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> Restore
             scripts.run(stage, pid)
 
     scripts.run("pre-restore")
-    return api.restore(
-        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
-        progress=told,
-    )
+    with ExitStack() as until:
+        if begun.line.flag("lazy_pages"):
+            from torpor.engine.criu import lazy
+
+            until.enter_context(lazy.daemon(begun.work_dir))
+        return api.restore(
+            replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
+            progress=told,
+        )
 
 
 def _clear(directory: Path) -> None:

@@ -346,3 +346,26 @@ def test_a_file_is_given_by_its_path(both, slash):
         return first, second, Path(os.readlink(f"/proc/{bench.task.pid}/fd/1")).name
 
     same(both, look)
+
+
+def test_lazy_pages(both):
+    def look(bench):
+        assert bench.run("dump", "-t", "PID", "-D", "img", *SKIP)[0] == 0
+        bench.task.wait()
+        alone = bench.run("restore", "-d", "-D", "img", "--lazy-pages")[0]
+        end(bench)
+        daemon = subprocess.Popen(
+            [*bench.command, "lazy-pages", "-D", "img", "-o", "lazy.log"],
+            cwd=bench.folder,
+            stdin=subprocess.DEVNULL,
+        )
+        socket = bench.folder / "img" / "lazy-pages.socket"
+        deadline = time.monotonic() + 20
+        while not socket.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.1)
+        done = bench.run("restore", "-d", "-D", "img", "--lazy-pages")[0]
+        return alone, done, bench.state(), daemon.wait(20)
+
+    same(both, look)
