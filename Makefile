@@ -74,6 +74,11 @@ build/bin/torpor: $(NATIVE) $(PROTOS) $(shell find engine -name '*.py') requirem
 	@$(PYTHON) tools/launchers.py build/engine build/bin
 	@touch $@; echo "build/bin/torpor and build/bin/criu are ready"
 
+.PHONY: install
+PREFIX ?= /usr/local
+install: engine  ## to PREFIX (and DESTDIR); CRIU=1 gives the name criu as well
+	$(PYTHON) tools/install.py build/engine --prefix $(PREFIX) --destdir "$(DESTDIR)" $(if $(CRIU),--criu)
+
 .PHONY: dev
 dev: $(VENV)/.ready build/typing/torpor/__init__.py  ## virtual environment with everything, editable
 $(VENV)/.ready: requirements/dev.txt pyproject.toml setup.py $(NATIVE) $(PROTOS)

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write build/bin/torpor and build/bin/criu: scripts that run from any directory.
+"""Write `torpor` and `criu`: scripts that run from any directory.
 
 They name the interpreter of the virtual environment by its absolute path and run isolated
 (-I), so neither the caller's directory nor its PYTHON* variables reach the engine.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+MODULES = {"torpor": "torpor.engine.cli", "criu": "torpor.engine.criu"}
 
 
 def main() -> None:
     """`launchers.py VENV BIN_DIR`."""
-    venv, bin_dir = Path(sys.argv[1]).absolute(), Path(sys.argv[2])
+    write(Path(sys.argv[1]).absolute(), Path(sys.argv[2]), tuple(MODULES))
+
+
+def write(venv: Path, bin_dir: Path, names: Sequence[str]) -> None:
+    """Write the scripts of some names; ``venv`` is where the environment will be."""
     bin_dir.mkdir(parents=True, exist_ok=True)
-    for name, module in (("torpor", "torpor.engine.cli"), ("criu", "torpor.engine.criu")):
+    for name in names:
         script = bin_dir / name
         script.write_text(
-            f'#!/bin/sh\nexec "{venv}/bin/python" -I -m {module} "$@"\n', encoding="utf-8"
+            f'#!/bin/sh\nexec "{venv}/bin/python" -I -m {MODULES[name]} "$@"\n', encoding="utf-8"
         )
         script.chmod(0o755)
 

@@ -4,19 +4,22 @@
 import os
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torpor.engine import logs
 from torpor.engine.errors import Error, Vanished
 from torpor.engine.images.failures import translated
 from torpor.engine.text import duration
 
+if TYPE_CHECKING:
+    from argparse import Namespace
+
 
 @contextmanager
-def logging(options: Namespace) -> Iterator[None]:
+def logging(options: "Namespace") -> Iterator[None]:
     """The engine's log: to a file in CRIU's shape, or plain to stderr.
 
     An error is written to the log file as well, because runtimes look there.
@@ -42,7 +45,7 @@ def logging(options: Namespace) -> Iterator[None]:
             logs.stop()
 
 
-def placed(path: Path, options: Namespace) -> Path:
+def placed(path: Path, options: "Namespace") -> Path:
     """A relative name starts at --work-dir."""
     base: Path = options.work_dir or Path()
     return base / path

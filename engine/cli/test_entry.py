@@ -57,7 +57,7 @@ def test_help_needs_no_protobuf_and_no_rich(module, arguments):
 
 NOT_FOR_A_DUMP = (
     "asyncio", "concurrent.futures", "multiprocessing", "ssl", "subprocess", "argparse", "rich",
-    "kubernetes", "grpc", "email", "http", "urllib.request", "unittest", "inspect",
+    "kubernetes", "grpc", "email", "http", "urllib.request", "unittest", "uuid",
     "torpor.engine.inspect", "torpor.engine.criu.usage", "torpor.engine.criu.features",
     "torpor.engine.kernel.features",
 )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torpor.engine import logs
 from torpor.engine.cli.session import log_phases
-from torpor.engine.criu import session, statistics
+from torpor.engine.criu import session
 from torpor.engine.criu.asked import dump_options
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.criu.scripts import Scripts
@@ -45,6 +45,8 @@ def run(line: CommandLine) -> int:
         cpuinfo.write_if_wanted(begun.images_dir, line.last("cpu_cap"))
     tell(report)
     if line.flag("display_stats"):
+        from torpor.engine.criu import statistics
+
         statistics.show_dump(begun.work_dir)
     log.info("Dumping finished successfully")
     return 0

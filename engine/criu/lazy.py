@@ -50,7 +50,7 @@ def run(line: CommandLine) -> int:
                 subject=str(path),
                 cause="only this engine's restores are served, which have them at once",
                 remedy="restore without --lazy-pages",
-            )  # fmt: skip
+            )
         )
         return 1
     log.info("all pages are in place")

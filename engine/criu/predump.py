@@ -4,7 +4,7 @@
 from dataclasses import replace
 
 from torpor.engine import logs
-from torpor.engine.criu import dump, session, statistics
+from torpor.engine.criu import dump, session
 from torpor.engine.criu.asked import dump_options
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.errors import Error
@@ -29,6 +29,8 @@ def run(line: CommandLine) -> int:
         return 1
     dump.tell(report)
     if line.flag("display_stats"):
+        from torpor.engine.criu import statistics
+
         statistics.show_dump(begun.work_dir)
     log.info("Pre-dumping finished successfully")
     return 0

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from torpor.engine import logs
 from torpor.engine.cli.session import log_phases, wait
-from torpor.engine.criu import session, statistics
+from torpor.engine.criu import session
 from torpor.engine.criu.asked import restore_options
 from torpor.engine.criu.dump import told
 from torpor.engine.criu.parse import BadUsage, CommandLine
@@ -43,6 +43,8 @@ def run(line: CommandLine) -> int:
     for text in report.warnings:
         log.warning("%s", text)
     if line.flag("display_stats"):
+        from torpor.engine.criu import statistics
+
         statistics.show_restore(begun.work_dir)
     if line.flag("auto_dedup"):
         _clear(begun.images_dir)

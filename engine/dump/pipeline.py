@@ -7,7 +7,6 @@ rest before anything is written; a refusal or an error at any point lets every t
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.images.dedup import dedup
 from torpor.engine.images.directory import PAGES_ELSEWHERE, ImageDirectory, Verify
-from torpor.engine.images.inventory import write_inventory
+from torpor.engine.images.inventory import new_run_id, write_inventory
 from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -74,7 +73,7 @@ class TreeDump:
     semaphores: Sequence[Kept] = ()
     taken: pages.PagesTaken | None = None
     shared: sharing.Shared = field(default_factory=dict)
-    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    run_id: str = field(default_factory=new_run_id)
     guard: repair.Guard = field(default_factory=repair.Guard)
     lock: Lock = field(init=False)
     warnings: list[str] = field(default_factory=list)

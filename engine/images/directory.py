@@ -181,15 +181,19 @@ class ImageDirectory:
         return text
 
     def _verify(self, listed: Manifest, *, pages: bool) -> None:
-        from concurrent.futures import ThreadPoolExecutor  # slow to import, not always needed
-
         elsewhere = listed.facts.get("dump", {}).get(PAGES_ELSEWHERE)
         for name in sorted(self._names - listed.files.keys() - set(SERVICE)):
             if elsewhere and name.startswith(("pagemap-", "pages-")):
                 continue
             raise BadImage("is not listed in torpor.json", subject=name)
+        if not pages:  # the rest is small
+            for name, expected in listed.files.items():
+                self._verify_file(name, expected, pages=False)
+            return
+        from concurrent.futures import ThreadPoolExecutor  # slow to import, not always needed
+
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            check = partial(self._verify_file, pages=pages)
+            check = partial(self._verify_file, pages=True)
             for _ in pool.map(check, listed.files.keys(), listed.files.values()):
                 pass
 

@@ -20,7 +20,6 @@ Source: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst
 
 import errno
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -96,6 +95,8 @@ class _Watchdog:
     """The process that thaws when our end of the pipe closes."""
 
     def __init__(self, controls: Sequence[_Control]) -> None:
+        import subprocess  # slow to import, not always needed
+
         arguments = [
             text for control in controls for text in (control.thaw_word, str(control.write_path))
         ]

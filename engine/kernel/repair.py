@@ -19,14 +19,17 @@ import errno
 import os
 import socket
 import struct
-import subprocess
 import sys
 from contextlib import suppress
 from fcntl import ioctl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torpor.engine.errors import Denied, KernelError
 from torpor.engine.kind import TcpRepair
+
+if TYPE_CHECKING:
+    import subprocess
 
 TCP_MAXSEG, TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 2, 19, 20, 21
 TCP_TIMESTAMP, TCP_REPAIR_WINDOW = 24, 29
@@ -65,6 +68,8 @@ class Guard:
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            import subprocess  # slow to import, not always needed
+
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(SCRIPT), str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),

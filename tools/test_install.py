@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from tools.install import install
+
+
+@pytest.fixture
+def venv(tmp_path):
+    place = tmp_path / "venv"
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to("/usr/bin/python3")
+    (place / "lib" / "pip").mkdir(parents=True)
+    (place / "lib" / "torpor").mkdir()
+    return place
+
+
+def test_the_name_of_criu_is_taken_only_when_asked(venv, tmp_path):
+    prefix = tmp_path / "usr"
+    assert install(venv, prefix, "", with_criu=False) == 0
+    assert sorted(p.name for p in (prefix / "bin").iterdir()) == ["torpor"]
+    assert install(venv, prefix, "", with_criu=True) == 0
+    assert sorted(p.name for p in (prefix / "bin").iterdir()) == ["criu", "torpor"]
+    assert f'exec "{prefix}/lib/torpor/bin/python"' in (prefix / "bin" / "criu").read_text()
+    assert sorted(p.name for p in (prefix / "lib" / "torpor" / "lib").iterdir()) == ["torpor"]
+
+
+def test_another_program_is_never_replaced(venv, tmp_path):
+    prefix = tmp_path / "usr"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin" / "criu").write_bytes(b"\x7fELF")
+    assert install(venv, prefix, "", with_criu=True) == 1
+    assert not (prefix / "bin" / "torpor").exists()
+    assert (prefix / "bin" / "criu").read_bytes() == b"\x7fELF"
+
+
+def test_a_package_is_staged(venv, tmp_path):
+    assert install(venv, tmp_path / "usr", str(tmp_path / "stage"), with_criu=False) == 0
+    script = tmp_path / "stage" / (tmp_path / "usr" / "bin" / "torpor").relative_to("/")
+    assert f'exec "{tmp_path}/usr/lib/torpor/bin/python"' in script.read_text()
