@@ -99,7 +99,7 @@ class FdView(Protocol):
         """As ioctl; None when the command is unknown."""
 
     def poll_events(self) -> int:
-        """Revents of poll(2) right now, asked for POLLIN, POLLPRI and POLLOUT."""
+        """Revents of poll(2) right now, asked for POLLIN, POLLPRI, POLLOUT and POLLRDHUP."""
 
     def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
         """Path inside the task's root of an inotify watch, None when it cannot be found.
@@ -130,6 +130,9 @@ class FdView(Protocol):
 
     def peek_messages(self) -> "Sequence[Message]":
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
+
+    def net_table(self, name: str) -> str:
+        """Text of a file in /proc/PID/net, empty when there is none."""
 
     def in_flight(self) -> "Sequence[Sequence[FdView]]":
         """The descriptors of each queued message that has some (SCM_RIGHTS), not consumed."""

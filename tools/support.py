@@ -20,6 +20,7 @@ UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
 SCM = "tests/functional/workloads/sockets_scm.py"
 OPTIONS = "tests/functional/workloads/sockets_options.py"
+DATAGRAM = "tests/functional/workloads/sockets_datagram.py"
 TCP = "tests/functional/workloads/sockets_tcp.py"
 CATALOGUE = "tests/compat/test_catalogue.py"
 TASK_STATE = "tests/functional/workloads/task_state.py"
@@ -62,7 +63,7 @@ KINDS: dict[str, Support] = {
     ),
     "TCP and UDP socket": Support(
         ours=TESTED, theirs=TESTED,
-        tests=(INET, TCP, OPTIONS, "tests/functional/test_sockets_inet.py", CATALOGUE),
+        tests=(INET, TCP, DATAGRAM, OPTIONS, "tests/functional/test_sockets_inet.py", CATALOGUE),
     ),
     "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
     "other sockets": Support(

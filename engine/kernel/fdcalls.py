@@ -174,7 +174,7 @@ def fcntl_buffer(fd: int, command: int, buffer: bytes, subject: str) -> bytes | 
 def poll_events(fd: int) -> int:
     """Revents right now."""
     poller = select.poll()
-    poller.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT)
+    poller.register(fd, select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP)
     return sum(events for _, events in poller.poll(0))
 
 

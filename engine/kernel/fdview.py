@@ -257,6 +257,13 @@ class LiveFd(FileFacts):
             return fdcalls.peek_messages(self.copy, self.subject)
         return self._messages
 
+    def net_table(self, name: str) -> str:
+        """Text of a file in /proc/PID/net of the holder, empty when there is none."""
+        try:
+            return _read(f"/proc/{self.task.pid}/net/{name}")
+        except FileNotFoundError:
+            return ""
+
     def in_flight(self) -> Sequence[Sequence[FdView]]:
         """The descriptors of each queued message that has some."""
         rights: list[list[int]] = []

@@ -70,6 +70,7 @@ class RecordedFd:
     typed: TerminalQueue = NOTHING_QUEUED
     bpf: BpfContent | None = None
     messages: Sequence[Message] = ()
+    net_tables: Mapping[str, str] = field(default_factory=dict)
     flights: Sequence[Sequence[FdView]] = ()
     repair: TcpRepair | None = None
     content: bytes = b""
@@ -173,6 +174,10 @@ class RecordedFd:
     def peek_messages(self) -> Sequence[Message]:
         """As recorded."""
         return self.messages
+
+    def net_table(self, name: str) -> str:
+        """As recorded."""
+        return self.net_tables.get(name, "")
 
     def in_flight(self) -> Sequence[Sequence[FdView]]:
         """As recorded."""

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torpor.engine.errors import Refused
+from torpor.engine.errors import KernelError, Refused
 from torpor.engine.files.common import late_owners, read_owner
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel import netlink
@@ -40,6 +40,7 @@ from torpor.engine.kernel.abi import (
     IPPROTO,
     POLLERR,
     POLLPRI,
+    POLLRDHUP,
     S_IFSOCK,
     SIOCOUTQ,
     SIOCOUTQNSD,
@@ -68,6 +69,7 @@ from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets import tcp_stream
 from torpor.engine.sockets.address import Address
 from torpor.engine.sockets.inet_state import (
+    SHUT_BY_ITSELF,
     InetState,
     leads_outside,
     mates,
@@ -83,6 +85,7 @@ TCP_INFO_ROOM = 192
 UNACKED_AT, SACKED_AT, BYTES_ACKED_AT, BYTES_RECEIVED_AT = 24, 28, 120, 128
 CONTROL_BYTES = 2
 """SYN and FIN count as one byte each in tcpi_bytes_acked."""
+RAW_PEER, RAW_INODE = 2, 9
 TRAFFIC = "inet.traffic"
 
 OUTSIDE = Limit(
@@ -125,13 +128,18 @@ ULP = Limit(
     what="this TCP connection is handled by a protocol in the kernel (TLS)",
     remedy="close it before the checkpoint, or keep TLS in the program",
 )
+CORKED = Limit(
+    case="udp-corked",
+    what="this UDP socket holds back what is to be one datagram (UDP_CORK)",
+    remedy="take the checkpoint again, when the task has sent it",
+)
 ENCAPSULATION = Limit(
     case="udp-encapsulation",
     what="this UDP socket takes packets for a tunnel in the kernel (UDP_ENCAP)",
     remedy="close it before the checkpoint",
 )
 LIMITS = (
-    ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP, ULP,
+    CORKED, ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP, ULP,
     sockopts.FILTER_UNREADABLE,
 )  # fmt: skip
 
@@ -190,8 +198,13 @@ class Inet:
             memory = view.getsockopt(SOL_SOCKET, SO.MEMINFO, 36) or b""
             if int.from_bytes(memory[:4], "little"):
                 context.warn(f"{view.subject}: queued datagrams are dropped")
-            state = TCPState.ESTABLISHED if peer else TCPState.CLOSE
-            return InetState(state=state, **common)
+            if sockopts.number(view, IPPROTO.UDP, UDP.CORK) and _queued_to_send(view):
+                raise refuse(CORKED, view.subject)
+            if kind == SOCK.RAW and not peer:
+                common["peer"] = _raw_peer(view, family)
+            state = TCPState.ESTABLISHED if common["peer"] else TCPState.CLOSE
+            shut = _diag(view, context, family, protocol).get(view.st_ino) if peer else None
+            return InetState(state=state, shutdown=shut.shutdown if shut else 0, **common)
         return _collect_tcp(view, context, events, common)
 
     def check(self, states: Mapping[FileId, InetState], context: DumpContext) -> Iterable[Refused]:
@@ -272,11 +285,13 @@ def _collect_tcp(
     )
     number = info[0] or TCPState.CLOSE
     listening = number == TCPState.LISTEN
+    shut = number in SHUT_BY_ITSELF and bool(events & POLLRDHUP)
     congestion = view.getsockopt(IPPROTO.TCP, TCP.CONGESTION, 16) or b""
     state = InetState(
         state=number,
         backlog=_u32(info, SACKED_AT) if listening else 0,
         waiting=_u32(info, UNACKED_AT) if listening else 0,
+        shutdown=int(shut),
         ended=number == TCPState.CLOSE and bool(events & (POLLIN | POLLERR)),
         congestion=congestion.rstrip(b"\0").decode("ascii", "replace"),
         **common,
@@ -284,7 +299,7 @@ def _collect_tcp(
     if state.connected or state.calling:
         state = replace(state, options=sockopts.without(state.options, IPPROTO.TCP, TCP.MAXSEG))
     if state.calling:
-        state = replace(state, peer=_called(view, state))
+        state = replace(state, peer=_called(view, state, context))
     if not (state.connected or state.calling):
         received = b"".join(m.data for m in view.peek_messages()) if state.ended else b""
         return replace(state, received=received)
@@ -299,14 +314,48 @@ def _collect_tcp(
     return _with_queues(state, view, context, info)
 
 
-def _called(view: FdView, state: InetState) -> Address | None:
+def _diag(
+    view: FdView, context: DumpContext, family: int, protocol: int
+) -> Mapping[int, netlink.InetSocket]:
+    """What inet_diag knows, by inode; asked once, and again for another network namespace."""
+    known: dict[int, netlink.InetSocket] = context.cache.setdefault(
+        f"inet_diag.{family}.{protocol}", {}
+    )
+    if view.st_ino not in known:
+        request = netlink.inet_diag_request(family, protocol)
+        try:
+            answer = view.netlink(AF.NETLINK, netlink.NETLINK_SOCK_DIAG, request)
+        except KernelError:  # of raw and ping sockets many kernels tell nothing
+            return known
+        known.update({one.inode: one for one in netlink.inet_sockets(answer)})
+    return known
+
+
+def _called(view: FdView, state: InetState, context: DumpContext) -> Address | None:
     """Whom a socket has sent its SYN to: getpeername does not say."""
-    request = netlink.inet_diag_request(state.family, IPPROTO.TCP)
-    answer = view.netlink(AF.NETLINK, netlink.NETLINK_SOCK_DIAG, request)
-    for one in netlink.inet_sockets(answer):
-        if one.inode == state.inode:
-            return Address(state.family, one.peer, one.peer_port)
+    one = _diag(view, context, state.family, IPPROTO.TCP).get(state.inode)
+    return Address(state.family, one.peer, one.peer_port) if one else None
+
+
+def _raw_peer(view: FdView, family: int) -> Address | None:
+    """Whom a raw socket is connected to: getpeername wants a port, the table does not.
+
+    Lines: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode ...`.
+    """
+    for line in view.net_table("raw" if family == AF.INET else "raw6").splitlines()[1:]:
+        words = line.split()
+        if len(words) > RAW_INODE and words[RAW_INODE] == str(view.st_ino):
+            numbers, _, port = words[RAW_PEER].partition(":")
+            raw = b"".join(
+                int(numbers[at : at + 8], 16).to_bytes(4, "little")
+                for at in range(0, len(numbers), 8)
+            )
+            return Address(family, raw, int(port, 16)) if any(raw) else None
     return None
+
+
+def _queued_to_send(view: FdView) -> bool:
+    return bool(int.from_bytes(view.ioctl(SIOCOUTQ, bytes(4)), "little"))
 
 
 def _with_queues(state: InetState, view: FdView, context: DumpContext, info: bytes) -> InetState:

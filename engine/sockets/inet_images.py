@@ -4,7 +4,7 @@
 torpor.json, section `inet`, key the file's id: see `unsaid`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from torpor.engine.files.common import decode_owner, encode_owner
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -13,7 +13,7 @@ from torpor.engine.kind import FileId, ImageSource
 from torpor.engine.sockets import address as addresses
 from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets import tcp_stream
-from torpor.engine.sockets.inet_state import InetState
+from torpor.engine.sockets.inet_state import SHUT_BY_ITSELF, InetState
 
 SECTION = "inet"
 
@@ -44,11 +44,13 @@ def message(file_id: FileId, state: InetState) -> Any:  # noqa: ANN401
             ttl=value(IPPROTO.IP, IP.TTL),
         ),
     )
-    if state.kind == SOCK.RAW:
+    if state.shutdown:
+        entry.shutdown = cast(Any, state.shutdown)
+    if state.kind == SOCK.RAW and state.family == AF.INET:
         raw = entry.ip_opts.raw
         raw.hdrincl = bool(value(IPPROTO.IP, IP.HDRINCL))
         raw.nodefrag = bool(value(IPPROTO.IP, IP.NODEFRAG))
-        if state.family == AF.INET and state.protocol == IPPROTO.ICMP:
+        if state.protocol == IPPROTO.ICMP:
             raw.icmpv_filter.append(value(IPPROTO.RAW, sockopts.ICMP_FILTER) & 0xFFFFFFFF)
     if state.family == AF.INET6:
         entry.v6only = bool(value(IPPROTO.IPV6, IPV6.V6ONLY))
@@ -113,7 +115,8 @@ def state_of(
             found = tcp_stream.decode(one)
     scope, peer_scope = int(kept.get("scope", 0)), int(kept.get("peer_scope", 0))
     peer = None
-    if entry.dst_port and entry.state != TCPState.LISTEN:
+    portless = entry.type == SOCK.RAW and entry.state == TCPState.ESTABLISHED
+    if portless or (entry.dst_port and entry.state != TCPState.LISTEN):
         peer = addresses.from_words(entry.family, entry.dst_addr, entry.dst_port, peer_scope)
     state = InetState(
         inode=entry.ino,
@@ -128,6 +131,7 @@ def state_of(
         waiting=int(kept.get("waiting", 0)),
         ended=bool(kept.get("ended", False)),
         reset=bool(kept.get("reset", False)),
+        shutdown=entry.shutdown & _may_be_shut(entry),
         lost=bool(kept.get("lost", False)),
         received=received,
         sent=sent,
@@ -137,6 +141,13 @@ def state_of(
         congestion=str(kept.get("congestion", "")),
     )
     return state.as_closed() if all_closed and state.connected else state
+
+
+def _may_be_shut(entry: Any) -> int:  # noqa: ANN401
+    """What of a shutdown is not told by the state already."""
+    if entry.type != SOCK.STREAM:
+        return 3
+    return int(entry.state in SHUT_BY_ITSELF)
 
 
 def _own_options(entry: Any) -> list[tuple[int, int, int]]:  # noqa: ANN401

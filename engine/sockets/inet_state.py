@@ -16,6 +16,9 @@ CONNECTED = (
     TCPState.LAST_ACK, TCPState.CLOSING,
 )  # fmt: skip
 
+SHUT_BY_ITSELF = (TCPState.ESTABLISHED, TCPState.FIN_WAIT1, TCPState.FIN_WAIT2)
+"""States in which no FIN of the peer ends receiving: what does is shutdown(2)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InetState:
@@ -38,6 +41,8 @@ class InetState:
     """Connections that wait to be accepted."""
     ended: bool = False
     """Was connected and is closed in both directions."""
+    shutdown: int = 0
+    """By itself: 1 receiving, 2 sending (not of TCP, where states tell)."""
     reset: bool = False
     closed: bool = False
     """Was connected, and is to come back as a closed socket."""

@@ -39,7 +39,7 @@ from torpor.engine.sockets.address import Address
 from torpor.engine.sockets.inet_state import InetState, leads_outside, mates, waiting_clients
 from torpor.engine.sockets.tcp_stream import FIN_SENT, MASK
 
-SHUT_WR, SHUT_RDWR = 1, 2
+SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
 ROOMY_BYTES = 32768
 SOCKADDR_SIZE = {AF.INET: 16, AF.INET6: 28}
 ADDRESS_REMEDY = (
@@ -319,6 +319,8 @@ class _Planner:
         state, where, fd = self.states[file_id], self._where(file_id), self.context.fd(file_id)
         if paired and state.state in FIN_SENT:
             self.ops.append(Op(call="shutdown", args=(fd, SHUT_WR), subject=where))
+        if paired and state.shutdown:
+            self.ops.append(Op(call="shutdown", args=(fd, SHUT_RD), subject=where))
         if state.state != TCPState.LISTEN:
             raised = file_id in self.raised
             self.ops += sockopts.buffer_ops(state.options, fd, where, raised=raised)

@@ -51,7 +51,7 @@ from torpor.engine.sockets.tcp_stream import (
     Stream,
 )
 
-SHUT_WR = 1
+SHUT_RD, SHUT_WR = 0, 1
 REPAIR_ON, REPAIR_OFF, OFF_WITHOUT_PROBE = 1, 0, -1
 NO_QUEUE, RECEIVE_QUEUE, SEND_QUEUE = 0, 1, 2
 OPT_MSS, OPT_WINDOW, OPT_SACK_PERMITTED, OPT_TIMESTAMP = 2, 3, 4, 8
@@ -218,6 +218,8 @@ def _settings(state: InetState, fd: int, where: str) -> list[Op]:
         name = Data(state.congestion.encode(), 1, (), repr(state.congestion))
         op = _option(fd, TCP.CONGESTION, name, where, "TCP_CONGESTION", expect=Expect.ANY)
         ops.append(op)
+    if state.shutdown:
+        ops.append(Op(call="shutdown", args=(fd, SHUT_RD), subject=where))
     if state.connected:
         ops += sockopts.buffer_ops(state.options, fd, where, raised=True)
     return [*ops, *status_flags(fd, state.flags, 0, where)]

@@ -5,6 +5,7 @@ import pytest
 
 from torpor.engine.errors import Refused
 from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kernel import netlink
 from torpor.engine.kernel.abi import SIOCOUTQ, SIOCOUTQNSD, TCPState
 from torpor.engine.kernel.recorded import (
     RecordedFd,
@@ -21,6 +22,7 @@ from torpor.engine.sockets.address import Address, from_words, parse, words
 from torpor.engine.sockets.inet import KIND
 
 SOL, TCP = 1, 6
+DONE = struct.pack("=IHHIIi", 20, netlink.NLMSG_DONE, 2, 1, 0, 0)
 INET, INET6, STREAM, DGRAM = 2, 10, 1, 2
 
 
@@ -49,8 +51,9 @@ def view(inode, source, peer=None, state=TCPState.CLOSE, kind=STREAM, **more):
         (SOL, 72): word(0),
         (TCP, 11): more.pop("info", tcp_info(state)),
     }
+    asked = {(16, 4, netlink.inet_diag_request(INET, 17)): DONE}
     return RecordedFd(
-        link=f"socket:[{inode}]", st_mode=0o140777, st_ino=inode, flags=0o2,
+        netlinks=asked, link=f"socket:[{inode}]", st_mode=0o140777, st_ino=inode, flags=0o2,
         sockopts=options | more.pop("options", {}), socket_name=source, socket_peer=peer,
         ioctls={SIOCOUTQ: word(0), SIOCOUTQNSD: word(0)} | more.pop("ioctls", {}), **more,
     )  # fmt: skip
@@ -272,6 +275,17 @@ def test_raw_sockets_are_bound_to_addresses_only():
     assert lines[0] == "socket(2, 3, 1) → new513  # fd 3 -> raw(1) 0.0.0.0:1"
     assert [line.split(",")[0] for line in lines if line.startswith("bind")] == ["bind(514"]
     assert sum("ICMP_FILTER = 1" in line for line in lines) == 2
+
+
+def test_the_peer_of_a_raw_socket_is_in_the_table():
+    table = "head\n   1: 0100007F:00FD 0200007F:0000 01 0:0 00:0 0 0 0 7 2 0 0\n"
+    options = {(SOL, 38): word(253), (0, 3): word(0)}
+    one = view(7, at("127.0.0.1", 253), kind=3, options=options,
+               net_tables={"raw": table})  # fmt: skip
+    states, _ = collect([one])
+    back, _ = through_images(KIND, states)
+    assert back == states
+    assert "connect(513, 127.0.0.2:0, 16)" in described(KIND, back, plan_context(1))
 
 
 def test_a_tunnel_is_refused():

@@ -42,6 +42,9 @@ def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[O
                 Op(call="connect", args=(fd, at, len(at.content)), subject=where,
                    note=f"to {at.text}", remedy="make a route to that address")
             )  # fmt: skip
+        if state.shutdown:
+            how = state.shutdown - 1
+            ops.append(Op(call="shutdown", args=(fd, how), subject=where))
         ops += sockopts.late_ops(state.options, fd, where)
         ops += sockopts.buffer_ops(state.options, fd, where)
         ops += status_flags(fd, state.flags, 0, where)

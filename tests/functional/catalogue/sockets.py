@@ -35,6 +35,17 @@ OPTIONS = (
     "tcp4", "tcp6", "udp4", "udp6", "udplite4", "udplite6", "raw4", "raw6", "rawip4", "ping4",
     "ping6", "unix", "unixgram", "netlink",
 )  # fmt: skip
+DATAGRAM = {
+    "udp4": "UDP connected to each other, IPv4",
+    "udp6": "UDP connected to each other, IPv6",
+    "udplite4": "UDP-Lite with coverage, IPv4",
+    "udplite6": "UDP-Lite with coverage, IPv6",
+    "shut_receiving": "UDP shut for receiving",
+    "shut_sending": "UDP shut for sending",
+    "shut_both": "UDP shut for both",
+    "tcp_shut_receiving": "TCP shut for receiving",
+    "raw": "raw sockets: bound, connected, headers included, filters",
+}
 AFTER_FIN = "cannot write again what was never sent before a FIN"
 CHANGES = {" socket option 41, 26$": "IPV6_V6ONLY: bind(2) to an address that is none of IPv4"}
 
@@ -76,5 +87,18 @@ CASES: tuple[Case, ...] = (
             arguments=(name,), criu="keeps some options only",
         )
         for name in OPTIONS
+    ),
+    *(
+        Case(
+            state=text, program="sockets_datagram", arguments=(name,), options=ESTABLISHED,
+            restore_options=ESTABLISHED,
+            changes=CHANGES if name.endswith("6") else {},
+            criu="loses the peer of a raw socket" if name == "raw" else "",
+        )
+        for name, text in DATAGRAM.items()
+    ),
+    Case(
+        state="UDP with a datagram held back", program="sockets_datagram", arguments=("corked",),
+        refused="UDP_CORK",
     ),
 )  # fmt: skip
