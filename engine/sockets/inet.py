@@ -91,7 +91,7 @@ TRAFFIC = "inet.traffic"
 OUTSIDE = Limit(
     case="tcp-outside",
     what="this TCP connection leads out of the tree",
-    remedy="have it kept (--tcp-established) or come back closed (--tcp-close), or close it before",
+    remedy="have it kept (--tcp-established) or closed (--tcp-close), or close it before",
 )
 NO_RIGHT = Limit(
     case="tcp-no-right",
@@ -139,7 +139,8 @@ ENCAPSULATION = Limit(
     remedy="close it before the checkpoint",
 )
 LIMITS = (
-    CORKED, ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP, ULP,
+    CORKED, ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP,
+    ULP,
     sockopts.FILTER_UNREADABLE,
 )  # fmt: skip
 
