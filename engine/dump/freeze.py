@@ -21,6 +21,7 @@ from torpor.engine.kernel.freezer import frozen
 from torpor.engine.options import DumpOptions
 
 ROUNDS = 200
+ENDED = "ZX"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,6 +140,20 @@ def _settle(tree: StoppedTree) -> None:
             tree.seized.discard(tid)
 
 
+def _living(pid: int, state: str) -> list[int]:
+    """Its threads; of a leader that has ended those that live on, none for a zombie."""
+    tids = proc.threads(pid)
+    if state not in ENDED:
+        return tids
+    return [tid for tid in tids if tid != pid and not _has_ended(pid, tid)]
+
+
+def _has_ended(pid: int, tid: int) -> bool:
+    with suppress(Vanished):
+        return proc.parse_stat(proc.read_text(pid, f"task/{tid}/stat")).state in ENDED
+    return True
+
+
 def list_tasks(root: int) -> list[StoppedTask]:
     """The tree below ``root``, parents first.
 
@@ -158,7 +173,7 @@ def list_tasks(root: int) -> list[StoppedTask]:
         pid, parent = pending.pop(0)
         try:
             stat = proc.parse_stat(proc.read_text(pid, "stat"))
-            tids = [] if stat.state in "ZX" else proc.threads(pid)
+            tids = _living(pid, stat.state)
             children = proc.children(pid)
         except Vanished:
             if pid == root:
