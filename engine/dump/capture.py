@@ -24,7 +24,7 @@ from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
-from torpor.engine.tasks import settings
+from torpor.engine.tasks import landlock, settings
 from torpor.engine.tasks.attributes import SCHED_ATTR
 from torpor.engine.tasks.seccomp import MODE_FILTER, filter_count
 
@@ -197,6 +197,7 @@ def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
         ("brk", (0,)),
         ("prctl", (PR_GET_CHILD_SUBREAPER, at + SUBREAPER_AT, 0, 0, 0)),
         *settings.questions(settings.PROCESS, at + PROCESS_AT),
+        landlock.question(os.getpid()),
         *(("getitimer", (which, at + ITIMERS_AT + ITIMER_BYTES * which)) for which in range(3)),
         *(
             ("rt_sigaction", (signal, 0, at + ACTIONS_AT + ACTION_BYTES * i, SIGSET_BYTES))
@@ -241,9 +242,21 @@ def _finish(
         capture=capture,
         vmas=one.vmas,
         areas=one.areas,
-        refused=[*one.refused, *settings.refusals(values, capture.subject)],
+        refused=[
+            *one.refused,
+            *settings.refusals(values, capture.subject),
+            *_landlock(one, told[len(settings.PROCESS)], capture.subject),
+        ],
         segments=segments,
     )
+
+
+def _landlock(one: _Begun, result: int, subject: str) -> list[Refused]:
+    if result >= 0:
+        return []
+    depth = len(parse_status(proc.read_text("self", "status")).ns_pid)
+    found = landlock.refusal(result, one.status, depth, subject)
+    return [found] if found else []
 
 
 def _pieces(raw: bytes, start: int, size: int) -> list[bytes]:

@@ -86,6 +86,7 @@ ODD = {
 REFUSED = {
     "vfork": ("a parent that waits inside of vfork", "shares its whole memory"),
     "dead_leader": ("a main thread that has ended before others", "main thread has ended"),
+    "landlock": ("a landlock domain", "a landlock domain"),
     "traced": ("a task with a tracer", r"is traced.*\(tasks_refused"),
     "clone_vm": ("memory shared by clone without CLONE_THREAD", "shares its whole memory"),
 }
