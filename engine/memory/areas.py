@@ -87,7 +87,7 @@ LIMITS = (
     Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),
     Limit(
         case="special-file",
-        what="a mapping of a kernel object (perf, socket)",
+        what="a mapping of a kernel object (perf, socket, secret memory)",
         remedy="close it before the checkpoint",
     ),
 )
@@ -256,7 +256,7 @@ def _backing(vma: Vma) -> Backing:
         return Backing.SYSV
     if name.startswith(MEMFD_PREFIX):
         return Backing.MEMFD if shared else Backing.FILE
-    if name.startswith(("anon_inode:", "socket:", "[")):
+    if name.startswith(("anon_inode:", "socket:", "/secretmem", "/dmabuf:", "[")):
         raise refuse(_BY_CASE["special-file"], "")
     return Backing.FILE_SHARED if shared else Backing.FILE
 

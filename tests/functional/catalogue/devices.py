@@ -104,4 +104,20 @@ DEVICES = (
          refused="a block device"),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = DEVICES + PAIRS + SESSIONS + RINGS + PIDFDS + MAPS + URINGS
+OBJECTS = {
+    "perf": "a performance counter",
+    "userfaultfd": "userfaultfd",
+    "landlock": "landlock",
+    "secret": "secret memory",
+    "notifier": "seccomp",
+    "mount": "a file system being set up",
+    "kvm": "KVM",
+    "fuse": "FUSE",
+}
+REFUSED = tuple(
+    Case(state=f"{name}: refused by name", program="devices_refused", arguments=(name,),
+         needs=name, refused=words)
+    for name, words in OBJECTS.items()
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = REFUSED + DEVICES + PAIRS + SESSIONS + RINGS + PIDFDS + MAPS + URINGS
