@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torpor.engine import native
+from torpor.engine.files import ttyplan
 from torpor.engine.images.directory import Verify
 from torpor.engine.inspect.calls import explain_all
 from torpor.engine.kernel import proc
@@ -21,7 +22,7 @@ from torpor.engine.memory import areas, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
-from torpor.engine.restore import backings, build, descriptors, layout, tree
+from torpor.engine.restore import backings, build, descriptors, layout, terminals, tree
 from torpor.engine.restore.arena import Arena, find_hole
 from torpor.engine.restore.launch import special_areas
 from torpor.engine.restore.load import Snapshot, load
@@ -85,9 +86,10 @@ class _Planner:
         self.opened: dict[int, set[int]] = {}
         self.memory_of = {self.tree.root.pid: self.tree.root}
         self.files = descriptors.plan(
-            snapshot, descriptors.Seed(stdio=(0, 1, 2)), path_map={}, address_map={},
+            snapshot, descriptors.Seed(stdio=(0, 1, 2), terminal=0), path_map={}, address_map={},
             new_container=False, warn=self.warnings.append,
         )  # fmt: skip
+        self.terminals = terminals.states_of(snapshot, self.files)
         self.backings = backings.of_plan(snapshot, self.files)
         used = [(a.start, a.end) for t in self.tree.tasks for a in (t.memory or _NOTHING).areas
                 if a.end <= areas.TASK_SIZE]  # fmt: skip
@@ -114,10 +116,17 @@ class _Planner:
         section.say(0, f"start a process with pid {task.pid}{session}, and hold it")
         self._executed(task, section)
         self._group(task)
+        if task.sid == task.pid:
+            self._lead(task.pid)
+
+    def _lead(self, pid: int) -> None:
+        ops = ttyplan.lead(pid, self.terminals, self.files.context)
+        self.sections[pid].run(0, Program("session", ops))
 
     def _born(self, step: tree.Step) -> None:
         if isinstance(step, tree.NewSession):
             self.sections[step.pid].say(0, "setsid()")
+            self._lead(step.pid)
         elif isinstance(step, tree.Ghost):
             self.sections[step.parent].say(
                 0, f"fork a helper with pid {step.pid}, setsid() there: its session's leader has "
@@ -159,6 +168,9 @@ class _Planner:
             for segment in self.snapshot.segments:
                 length = size(segment.size_bytes)
                 section.say(0, f"make System V segment {segment.shm_id}, {length}")
+            for pair in ttyplan.pairs(self.terminals, self.files.context):
+                section.say(0, f"open {pair.path} until it is pseudo terminal {pair.index}")
+                section.run(0, Program("terminal", list(pair.ops)))
             section.run(0, self.files.create)
             for number in self.files.segments:
                 section.say(0, f"make shared memory {number}, and fill it")

@@ -21,6 +21,8 @@ from torpor.engine.files.ttyplan import Pair
 from torpor.engine.kernel import ttyqueue
 from torpor.engine.kind import NOTHING_QUEUED
 from torpor.engine.program.ops import Program
+from torpor.engine.restore.descriptors import Descriptors
+from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.work import Work
 
@@ -70,9 +72,14 @@ def own_terminal() -> int | None:
     return next((fd for fd in range(3) if os.isatty(fd)), None)
 
 
+def states_of(snapshot: Snapshot, plan: Descriptors) -> ttyplan.States:
+    """The terminals that become descriptors."""
+    states = (found for kind, found in snapshot.states if kind is terminal.KIND)
+    return created(next(states, {}), plan.context)
+
+
 def _terminals(work: Work) -> ttyplan.States:
-    states = (found for kind, found in work.snapshot.states if kind is terminal.KIND)
-    return created(next(states, {}), work.plan.context)
+    return states_of(work.snapshot, work.plan)
 
 
 @contextmanager
