@@ -6,6 +6,7 @@ leaving it aside changes nothing for the worse (it only permits something, or as
 done anyway), or refused with a reason. None is ignored silently.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -76,6 +77,11 @@ def _size(value: str) -> str | None:
     except ValueError:
         return "a size, such as 4096, 64K, 2M or 1G"
     return None
+
+
+def _external(value: str) -> str | None:
+    name = re.fullmatch(r"tty\[[0-9a-f]+:[0-9a-f]+\]", value)
+    return None if name else "tty[RDEV:DEV] (other objects are not taken yet)"
 
 
 def _capabilities(value: str) -> str | None:
@@ -187,7 +193,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("pre-dump-mode", "pages are copied from outside, while the tree is stopped",
               "", VALUE, _one_of("splice", "read")),
     _refused("root", MOUNTS, "r", VALUE),
-    _done("external", "tty[RDEV:DEV]: the restore will be given another one", takes=VALUE),
+    _done("external", "a terminal, tty[RDEV:DEV], for which the restore will be given another; "
+          "not yet other objects", takes=VALUE, wrong=_external),
     _refused("ext-mount-map", MOUNTS, "M", VALUE),
     _refused("enable-external-sharing", MOUNTS),
     _refused("enable-external-masters", MOUNTS),

@@ -96,6 +96,12 @@ def test_flags_can_be_negated_and_words_come_in_any_order():
     assert parse(["restore", "--exec-cmd", "--", "sh", "-R"]).program == ["sh", "-R"]
 
 
+def test_only_terminals_are_external():
+    assert parse(["dump", "--external", "tty[8800:1a]"]).all("external") == ["tty[8800:1a]"]
+    with pytest.raises(Refused, match="not taken yet"):
+        parse(["dump", "--external", "file[1:2]"])
+
+
 def test_long_names_may_be_cut():
     assert parse(["dump", "--leave-run", "--no-leave-run"]).values == {}
     assert parse(["dump", "--ghost-l=5"]).last("ghost_limit") == "5"
