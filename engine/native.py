@@ -724,10 +724,12 @@ def spawn_seed(  # noqa: PLR0913 - what a process is started with
     new_session: bool = False,
     kept: Sequence[int] = (),
     env: Sequence[bytes] = (),
+    dies_with_us: bool = False,
 ) -> int:
     """Clone a child (with pid ``set_tid`` if not 0) that executes ``path`` at once.
 
-    Only its standard descriptors stay open, and ``kept`` as 3, 4, ...
+    Only its standard descriptors stay open, and ``kept`` as 3, 4, ... With ``dies_with_us`` it
+    has a parent-death signal.
     Raises KernelError named clone3 or execve.
     """
     keep = [ffi.new("char[]", item) for item in (path, *argv, *env)]
@@ -736,6 +738,7 @@ def spawn_seed(  # noqa: PLR0913 - what a process is started with
     spawn = ffi.new("struct seam_spawn *")
     spawn.path, spawn.argv, spawn.envp = keep[0], arguments, environment
     spawn.set_tid, spawn.flags, spawn.new_session = set_tid, flags, new_session
+    spawn.dies_with = os.getpid() if dies_with_us else 0
     numbers = ffi.new("int[]", [*kept])
     spawn.kept, spawn.kept_count = numbers, len(kept)
     for i, fd in enumerate(stdio or (-1, -1, -1)):

@@ -39,6 +39,7 @@ def _setpgid(work: Work, task: Living, group: int) -> None:
             f"process group {group} cannot be joined",
             subject=task.image.subject,
             cause=os.strerror(-result),
+            remedy="restore the tree with the leader of that group, or in a session of its own",
         )
 
 

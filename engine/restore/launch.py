@@ -48,11 +48,12 @@ from torpor.engine.restore import (
     tree,
     uring,
 )
-from torpor.engine.restore.arena import Arena, find_hole, find_syscall
+from torpor.engine.restore.arena import Arena, find_hole, find_syscall, step_syscall
 from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
+from torpor.engine.tasks.attributes import PR_SET_PDEATHSIG
 
 CLONE_PARENT = 0x8000
 GAVE_UP = 124
@@ -216,7 +217,8 @@ class _Restore(Work):
         )
 
     def _spawn_seed(self, kept: list[int]) -> int:
-        root = self.tree.root
+        """Until it is traced, a parent-death signal ends it with us."""
+        root, sibling = self.tree.root, self.host is not None and self.host.sibling
         with as_file(files("torpor.engine.blobs").joinpath("torpor-placeholder")) as program:
             try:
                 return native.spawn_seed(
@@ -225,7 +227,8 @@ class _Restore(Work):
                     set_tid=root.pid,
                     new_session=root.sid == root.pid,
                     kept=kept,
-                    flags=CLONE_PARENT if self.host is not None and self.host.sibling else 0,
+                    flags=CLONE_PARENT if sibling else 0,
+                    dies_with_us=not sibling,
                 )
             except KernelError as error:
                 raise KernelError(
@@ -249,6 +252,8 @@ class _Restore(Work):
         task.syscall_address = find_syscall(pid, *special_areas(pid).code)
         task.tids[root.pid] = pid
         self.living[root.pid] = task
+        if self.host is not None:  # traced now: it ends with us by PTRACE_O_EXITKILL
+            step_syscall(pid, task.syscall_address, "prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)
         return task
 
     def _prepare_groups(self, root: Living) -> None:

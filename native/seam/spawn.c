@@ -11,6 +11,7 @@
 #include <linux/sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -87,6 +88,11 @@ static _Noreturn void child(const struct seam_spawn *spawn, int report)
 {
 	int error = 0;
 
+	if (spawn->dies_with) {
+		syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+		if (syscall(SYS_getppid) != spawn->dies_with) /* it was too late */
+			syscall(SYS_exit_group, 127);
+	}
 	if (spawn->new_session)
 		syscall(SYS_setsid);
 	report = (int)syscall(SYS_fcntl, report, F_DUPFD_CLOEXEC, STDIO_COUNT + KEPT_MAX);

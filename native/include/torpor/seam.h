@@ -148,6 +148,7 @@ struct seam_spawn {
 	const int *kept; /* open in the child as 3, 4, ... */
 	int kept_count;
 	int new_session;
+	int dies_with; /* pid of the parent that it does not outlive; 0: it may */
 	uint64_t flags; /* CLONE_NEW*, ... */
 	int failed_call; /* out: 0 clone3, 1 execve or what prepared it */
 };
