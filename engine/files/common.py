@@ -10,6 +10,7 @@ from typing import Any, Generic, NoReturn
 
 from torpor.engine.errors import BadImage, Bug, Refused
 from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kernel.abi import PID_END
 from torpor.engine.kind import (
     DumpContext,
     FdView,
@@ -151,6 +152,8 @@ def decode_owner(message: Any) -> Owner:  # noqa: ANN401
     """From CRIU's fown_entry."""
     if not 0 <= message.pid_type < len(OWNER_KINDS):
         bad_image("an owner of an unknown kind", "files.img", f"pid_type {message.pid_type}")
+    if message.pid >= PID_END:
+        bad_image("an owner that cannot be", "files.img", f"pid {message.pid}")
     return Owner(
         kind=message.pid_type, pid=message.pid, signal=message.signum,
         uid=message.uid, euid=message.euid,

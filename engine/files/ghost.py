@@ -32,6 +32,7 @@ BLOCK_BYTES = 4096
 PIECE_BYTES = 1 << 18
 """What one operation of a restore program can carry, and more."""
 MICROSECOND_NS = 1000
+LATEST_NS = 1 << 63
 SECOND_NS = 1_000_000_000
 
 TOO_LARGE = Limit(
@@ -197,8 +198,11 @@ def decode(number: int, path: str, images: ImageSource) -> Ghost:
 def _times(head: Any, extra: Mapping[str, Any]) -> tuple[int, int] | None:  # noqa: ANN401
     exact = extra.get("times_ns")
     if exact:
-        return int(exact[0]), int(exact[1])
-    if not head.HasField("atim") or not head.HasField("mtim"):
+        both = [int(exact[0]), int(exact[1])]
+    elif head.HasField("atim") and head.HasField("mtim"):
+        both = [t.tv_sec * SECOND_NS + t.tv_usec * MICROSECOND_NS for t in (head.atim, head.mtim)]
+    else:
         return None
-    both = [t.tv_sec * SECOND_NS + t.tv_usec * MICROSECOND_NS for t in (head.atim, head.mtim)]
+    if any(not -LATEST_NS <= time_ns < LATEST_NS for time_ns in both):
+        raise ValueError(f"a file's time of {max(both, key=abs)} ns")
     return both[0], both[1]

@@ -93,14 +93,19 @@ class Chain:
 
     def merged(self, name: str) -> tuple[tuple[LocatedRun, ...], int]:
         """All pages of a pagemap in one file that has no name: its runs and its descriptor."""
+        stored = self.stored(name)
         fd = self._nameless()
         runs, offset = [], 0
-        for one in self.stored(name):
-            with translated("copy", file_name(name)):
-                _copy(one, fd, offset)
-            run = PageRun(vaddr=one.vaddr, page_count=one.size_bytes // pages.PAGE_BYTES)
-            runs.append(LocatedRun(run=run, offset=offset))
-            offset += one.size_bytes
+        try:
+            for one in stored:
+                with translated("copy", file_name(name)):
+                    _copy(one, fd, offset)
+                run = PageRun(vaddr=one.vaddr, page_count=one.size_bytes // pages.PAGE_BYTES)
+                runs.append(LocatedRun(run=run, offset=offset))
+                offset += one.size_bytes
+        except BaseException:
+            os.close(fd)
+            raise
         return tuple(runs), fd
 
     def close(self) -> None:

@@ -55,10 +55,12 @@ def letters(path: Path) -> str:
 def test_parents_that_lead_nowhere(tmp_path, parent):
     level(tmp_path / "1", "-", "../0")
     level(tmp_path / "0", "A-", parent)
+    before = len(os.listdir("/proc/self/fd"))
     with ImageDirectory.open(tmp_path / "1") as images, Chain(images) as chain:
         with pytest.raises(Error):
             chain.merged("pagemap-7")
         assert len(chain.levels) < 4
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.fixture

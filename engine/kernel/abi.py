@@ -59,6 +59,8 @@ class IPPROTO(IntEnum):
     MPTCP = 262
 
 
+PID_END = 1 << 22
+"""PID_MAX_LIMIT of include/linux/threads.h: no pid, tid, group or session has a higher number."""
 SOL_SOCKET = 1
 SOL_NETLINK = 270
 

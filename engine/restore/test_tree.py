@@ -136,3 +136,9 @@ def test_the_group_of_an_ended_session_comes_with_it():
 def test_zombies_are_children_like_others():
     found = told(task(), zombie(42, 41), zombie(43, 41, sid=43, pgid=43))
     assert found == ["41 -> 42", "41 -> 43", "setsid 43"]
+
+
+def test_a_parent_of_the_root_is_nobody_of_the_tree():
+    """Images may say that the root descends from its own child."""
+    found = told(task(41, 42), task(42, 41, sid=77, pgid=77), task(43, 42, sid=77, pgid=77))
+    assert found == ["ghost 77 of 41", "77 -> 42 for 41", "42 -> 43"]

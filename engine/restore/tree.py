@@ -69,7 +69,7 @@ def births(tree: Tree) -> list[Step]:
 class _Planner:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
-        self.parent = {task.pid: task.ppid for task in tree.tasks}
+        self.parent = {task.pid: task.ppid for task in tree.tasks[1:]}
         self.task = {task.pid: task for task in tree.tasks}
         self.children: dict[int, list[TaskImage]] = {}
         for task in sorted(tree.tasks[1:], key=lambda t: t.pid):

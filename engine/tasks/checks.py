@@ -11,12 +11,12 @@ instructions (BPF_MAXINSNS), a set of groups 65536 (NGROUPS_MAX), comm 15 bytes.
 from collections.abc import Iterable, Iterator, Sequence
 
 from torpor.engine.errors import BadImage
+from torpor.engine.kernel.abi import PID_END
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage
 from torpor.engine.tasks.signals import SIGINFO_BYTES, SIGNAL_COUNT
 
-PID_END = 1 << 22
 SIGNED32, SIGNED64 = 1 << 31, 1 << 63
 MAX_INSTRUCTIONS, MAX_GROUPS = 4096, 65536
 MAX_AUXV_BYTES = 1024

@@ -36,6 +36,7 @@ from torpor.plugin.hook.ttrpc import TO_PLUGIN, Channel
 from torpor.plugin.proto import hook_pb2, nri_pb2
 from torpor.plugin.store import manifest as store
 
+LONG_PACKET = 4 * PACKET_LIMIT
 Feed = Callable[[Random], bool]
 
 
@@ -272,7 +273,7 @@ class Plugin:
             request = hook_pb2.Call()
             alter(request, chance, [])
             content = damaged(request.SerializePartialToString() or self.call, chance)
-            theirs.send(content * (PACKET_LIMIT if chance.random() < 0.01 else 1))
+            theirs.send((content * (PACKET_LIMIT if chance.random() < 0.01 else 1))[:LONG_PACKET])
             theirs.shutdown(socket.SHUT_WR)
             return refused(_read_call, ours)
 
