@@ -62,6 +62,12 @@ SYSV = {
     "semaphores": "System V semaphores, and what SEM_UNDO will undo",
     "messages": "System V message queue",
 }
+REFUSED = {
+    "userfaultfd": ("memory registered with userfaultfd", "userfaultfd"),
+    "hugetlb": ("memory of reserved huge pages", "MAP_HUGETLB"),
+    "memfd_hugetlb": ("memfd of reserved huge pages", "MFD_HUGETLB"),
+    "secret": ("memory of memfd_secret", "secret"),
+}
 WITH_NAMESPACE = "takes System V memory only with its ipc namespace"
 NOT_FOR_CRIU = {
     **dict.fromkeys(("pieces", "marked", "read_only"), WITH_NAMESPACE),
@@ -90,5 +96,9 @@ CASES: tuple[Case, ...] = (
         )
         for program, states in PROGRAMS.items()
         for name, text in states.items()
+    ),
+    *(
+        Case(state=text, program="memory_refused", arguments=(name,), refused=refused)
+        for name, (text, refused) in REFUSED.items()
     ),
 )

@@ -22,9 +22,16 @@ static void grows_down(void)
 
 	map_at(other, PAGE, RW, ANON | MAP_GROWSDOWN, -1, 0);
 	CHECK(mprotect(other, PAGE, PROT_READ) == 0);
+	byte *near = room(64 * PAGE) + 32 * PAGE; /* neighbours, where it may not grow any more */
+
+	map_at(near + PAGE, PAGE, RW, ANON | MAP_GROWSDOWN, -1, 0);
+	map_at(near, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	map_at(near + 2 * PAGE, PAGE, PROT_NONE, ANON, -1, 0);
+	fill(near, 2 * PAGE, 4);
 	ready();
 	await_go();
 	same("stack", space, 2 * PAGE, 1);
+	same("neighbours", near, 2 * PAGE, 4);
 	CHECK(space[-10] == 10 && space[-20] == 0);
 	space[-(long)PAGE - 10] = 1; /* and goes on growing */
 }
