@@ -25,6 +25,7 @@ TCP = "tests/functional/workloads/sockets_tcp.py"
 CATALOGUE = "tests/compat/test_catalogue.py"
 TASK_STATE = "tests/functional/workloads/task_state.py"
 CORE = "tests/functional/workloads/core_"
+TASKS = "tests/functional/workloads/tasks_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +112,15 @@ STATE: dict[str, Support] = {
     "threads: registers with all XSAVE state, TLS, robust lists, rseq": Support(
         tests=(f"{CORE}threads.c", f"{CORE}busy.c")
     ),
-    "system calls that were interrupted": Support(tests=(f"{CORE}blocked.c",)),
-    "signals: actions, masks, queues, alternative stacks": Support(tests=(f"{CORE}signals.c",)),
-    "timers: itimers, POSIX timers": Support(tests=(f"{CORE}signals.c",)),
+    "system calls that were interrupted": Support(tests=(f"{CORE}blocked.c", f"{TASKS}waiting.c")),
+    "signals: actions, masks, queues, alternative stacks": Support(
+        ours=TESTED, theirs=TESTED, tests=(f"{TASKS}signals.c", f"{CORE}signals.c")
+    ),
+    "timers: itimers, POSIX timers": Support(
+        ours="tested, but for overruns",
+        theirs="tested, but for overruns",
+        tests=(f"{TASKS}timers.c", f"{CORE}signals.c"),
+    ),
     "name, arguments, environment, exe, cwd, root, umask": Support(
         ours="tested, but for root", tests=(f"{CORE}identity.py", FILES_TO_CRIU)
     ),
@@ -123,7 +130,9 @@ STATE: dict[str, Support] = {
         tests=(TASK_STATE, f"{CORE}tree.py"),
     ),
     "ids, groups, capabilities, securebits": Support(tests=(f"{CORE}user.py", TASK_STATE)),
-    "seccomp filters": Support(tests=(f"{CORE}seccomp.c",)),
+    "seccomp filters, strict mode": Support(
+        tests=(f"{CORE}seccomp.c", f"{TASKS}strict.c", TASK_STATE)
+    ),
     "memory: private, heap, stack, files, madvise, mlock": Support(
         theirs="tested: private, files", tests=(f"{CORE}memory.c", FILES_FROM_CRIU)
     ),

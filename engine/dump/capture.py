@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 
 from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture, innermost
@@ -46,7 +47,6 @@ PR_GET_AUXV = 0x41555856
 PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 40, 2, 37
 PR_GET_TIMERSLACK = 30
 ACTION_BYTES, ITIMER_BYTES, ALTSTACK_BYTES, SIGSET_BYTES = 32, 32, 24, 8
-SLACK_RESULT = 3 + len(settings.THREAD)
 RESET_ON_FORK, DEADLINE = os.SCHED_RESET_ON_FORK, 6
 ALWAYS_ASKED = 1 << signal.SIGCHLD - 1
 """Its flags matter with the default action too: whether children leave zombies."""
@@ -187,9 +187,15 @@ def _thread_calls(at: int, ask_slack: bool) -> list[Call]:
         ("sigaltstack", (0, at)),
         ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
         ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
-        *settings.questions(settings.THREAD, at + SETTINGS_AT),
+        *settings.questions(_thread_settings(), at + SETTINGS_AT),
         *slack,
     ]
+
+
+@cache
+def _thread_settings() -> tuple[settings.Setting, ...]:
+    ours = parse_status(proc.read_text("self", "status")).cap_eff
+    return settings.thread_settings(proc.processor_flags(), ours)
 
 
 def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
@@ -293,6 +299,7 @@ def _links(pid: int) -> dict[str, str]:
 def _thread(one: _Begun, answer: Answer, slack: int | None, may_read: bool) -> ThreadCapture:
     facts, raw = answer.facts, answer.buffer
     asked, status = facts.asked, facts.status.decode("utf-8", "surrogateescape")
+    told = 3 + len(_thread_settings())
     tid_address, pdeathsig = struct.unpack_from("<Qi", raw, TID_ADDRESS_AT)
     has_pending = proc.private_signals(facts.status) != 0
     return ThreadCapture(
@@ -313,13 +320,11 @@ def _thread(one: _Begun, answer: Answer, slack: int | None, may_read: bool) -> T
         nice=asked.nice,
         affinity=asked.affinity,
         ioprio=asked.ioprio,
-        timerslack_ns=max(answer.results[SLACK_RESULT], 0) if slack is None else slack,
+        timerslack_ns=max(answer.results[told], 0) if slack is None else slack,
         sched_attr=_sched_attr(one, facts.tid)
         if asked.policy & ~RESET_ON_FORK == DEADLINE
         else b"",
-        settings=settings.answers(
-            settings.THREAD, answer.results[3:SLACK_RESULT], raw[SETTINGS_AT:]
-        ),
+        settings=settings.answers(_thread_settings(), answer.results[3:told], raw[SETTINGS_AT:]),
         seccomp=_filters(facts.tid, filter_count(status)[0], may_read),
     )
 

@@ -104,6 +104,12 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+def processor_flags() -> frozenset[str]:
+    """Features of the processor, as /proc/cpuinfo names them."""
+    flags = re.search(r"^flags\s*:(.*)$", read_text("", "cpuinfo"), re.MULTILINE)
+    return frozenset(flags[1].split()) if flags else frozenset()
+
+
 def affinity(tid: int) -> bytes:
     """Processors that a thread may use, as a mask of whole 64-bit words."""
     mask = sum(1 << cpu for cpu in os.sched_getaffinity(tid))

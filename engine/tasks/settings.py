@@ -15,7 +15,7 @@ Facts:
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.errors import Refused
@@ -31,6 +31,7 @@ PR_MCE_KILL_SET, KEYCTL_GET_KEYRING_ID = 1, 0
 MEMBARRIER_GET_REGISTRATIONS = 1 << 9
 ARCH_GET_CPUID, ARCH_SET_CPUID = 0x1011, 0x1012
 PR_SCHED_CORE = 62
+CAP_SYS_RESOURCE = 24
 MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
 
 LIMITS = (
@@ -94,6 +95,16 @@ PROCESS: tuple[Setting, ...] = (
     Setting(name="thread_keyring", ask=("keyctl", (KEYCTL_GET_KEYRING_ID, -1, 0)),
             refused=LIMITS[0]),
 )  # fmt: skip
+
+
+def thread_settings(cpu_flags: Container[str], capabilities: int) -> tuple[Setting, ...]:
+    """Those that a thread of this machine can have, as far as we may ask."""
+    missing = set()
+    if "cpuid_fault" not in cpu_flags:
+        missing.add("cpuid")
+    if not capabilities >> CAP_SYS_RESOURCE & 1:
+        missing.add("io_flusher")
+    return tuple(one for one in THREAD if one.name not in missing)
 
 
 def questions(table: Sequence[Setting], at: int) -> list[tuple[str, tuple[int, ...]]]:

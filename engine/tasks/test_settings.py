@@ -56,3 +56,11 @@ def test_keyrings_and_cookies_are_refused():
 def test_registrations_are_made_one_by_one():
     ops = settings.plan_membarrier(1 << 4 | 1 << 6)
     assert [op.args[0] for op in ops] == [16, 64]
+
+
+def test_what_this_machine_cannot_have_is_not_asked():
+    def names(flags, capabilities):
+        return [one.name for one in settings.thread_settings(flags, capabilities)]
+
+    assert names({"fpu"}, 0) == ["securebits", "tsc", "mce_kill"]
+    assert names({"cpuid_fault"}, 1 << 24) == [one.name for one in THREAD]
