@@ -29,7 +29,7 @@ from torpor.engine.files import (
     unknown,
 )
 from torpor.engine.kind import FileKind
-from torpor.engine.sockets import inet, netlink, other, unix
+from torpor.engine.sockets import inet, netlink, other, packet, unix
 
 FILE_KINDS: Sequence[FileKind[Any]] = (
     eventfd.KIND,
@@ -40,6 +40,7 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     unix.KIND,
     inet.KIND,
     netlink.KIND,
+    packet.KIND,
     other.KIND,
     pidfd.KIND,
     bpfmap.KIND,

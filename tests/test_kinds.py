@@ -37,7 +37,8 @@ def workloads():
 WORDS = {
     "eventfd": "eventfd", "signalfd": "signalfd", "timerfd": "timerfd", "inotify": "inotify",
     "pipe": "os.pipe", "fifo": "mkfifo", "unix socket": "AF_UNIX", "TCP and UDP socket": "AF_INET",
-    "netlink socket": "AF_NETLINK", "pidfd": "pidfd_open", "memfd": "memfd_create",
+    "netlink socket": "AF_NETLINK", "packet socket": "AF_PACKET",
+    "pidfd": "pidfd_open", "memfd": "memfd_create",
     "procfs": "/proc/self", "fanotify": "fanotify_init",
     "namespace": "/ns/", "message queue": "mq_open",
     "BPF map": "BPF_MAP_CREATE", "io_uring": "io_uring_setup",

@@ -67,6 +67,10 @@ KINDS: dict[str, Support] = {
         tests=(INET, TCP, DATAGRAM, OPTIONS, "tests/functional/test_sockets_inet.py", CATALOGUE),
     ),
     "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
+    "packet socket": Support(
+        ours=TESTED, theirs=TESTED,
+        tests=("tests/functional/workloads/sockets_packet.py", CATALOGUE),
+    ),
     "other sockets": Support(
         is_taken=False, ours="–", theirs="refused",
         tests=("tests/functional/test_sockets_netlink.py",),

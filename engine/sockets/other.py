@@ -22,15 +22,11 @@ from torpor.engine.kind import (
     refuse,
 )
 from torpor.engine.program.ops import Op
-from torpor.engine.sockets import inet, netlink, unix
+from torpor.engine.sockets import inet, netlink, packet, unix
 from torpor.engine.sockets import options as sockopts
 
 CLOSE_IT = "close it before the checkpoint and open it again after the restore"
 
-PACKET = Limit(
-    case="packet-socket", what="a packet socket (AF_PACKET) sees traffic of a network device",
-    remedy=f"stop the capture: {CLOSE_IT}",
-)  # fmt: skip
 SCTP = Limit(case="sctp-socket", what="an SCTP or DCCP socket", remedy=CLOSE_IT)
 VSOCK = Limit(
     case="vsock", what="a socket to the virtual machine's host (AF_VSOCK)", remedy=CLOSE_IT
@@ -51,10 +47,10 @@ KCM = Limit(case="kcm-socket", what="a kernel multiplexor socket (AF_KCM)", reme
 UNKNOWN = Limit(
     case="unknown-socket", what="a socket of a family that torpor does not know", remedy=CLOSE_IT
 )
-LIMITS = (PACKET, SCTP, VSOCK, XDP, ALG, BLUETOOTH, CAN, TIPC, KCM, UNKNOWN)
+LIMITS = (SCTP, VSOCK, XDP, ALG, BLUETOOTH, CAN, TIPC, KCM, UNKNOWN)
 
 BY_FAMILY: Mapping[int, Limit] = {
-    AF.PACKET: PACKET, AF.VSOCK: VSOCK, AF.XDP: XDP, AF.ALG: ALG, AF.BLUETOOTH: BLUETOOTH,
+    AF.VSOCK: VSOCK, AF.XDP: XDP, AF.ALG: ALG, AF.BLUETOOTH: BLUETOOTH,
     AF.CAN: CAN, AF.TIPC: TIPC, AF.RDS: TIPC, AF.SMC: TIPC, AF.KCM: KCM,
 }  # fmt: skip
 BY_PROTOCOL: Mapping[int, Limit] = {
@@ -74,7 +70,7 @@ class Other:
         return (
             view.st_mode & 0o170000 == S_IFSOCK
             and view.link.startswith("socket:[")
-            and not any(k.matches(view) for k in (unix.KIND, inet.KIND, netlink.KIND))
+            and not any(k.matches(view) for k in (unix.KIND, inet.KIND, netlink.KIND, packet.KIND))
         )
 
     def collect(self, view: FdView, context: DumpContext) -> None:

@@ -43,7 +43,6 @@ def netlink_view(memory=0, words=(0x11, 2), port=4711, **more):
 
 
 @pytest.mark.parametrize(("family", "kind", "protocol", "case"), [
-    (17, 3, 0, "packet-socket"),
     (2, 5, 132, "sctp-socket"), (40, 1, 0, "vsock"), (44, 3, 0, "xdp-socket"),
     (38, 5, 0, "alg-socket"), (31, 1, 3, "bluetooth-socket"), (29, 3, 1, "can-socket"),
     (30, 1, 0, "tipc-socket"), (41, 2, 0, "kcm-socket"), (99, 1, 0, "unknown-socket"),

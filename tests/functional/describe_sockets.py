@@ -46,6 +46,7 @@ NOT_COMPARED = {
     (6, 27): "TCP_SAVE_SYN of a listener",
     (6, 28): "TCP_SAVED_SYN: history",
     (6, 35): "TCP_ZEROCOPY_RECEIVE does something",
+    (263, 11): "PACKET_HDRLEN answers what it was asked with",
     (263, 6): "PACKET_STATISTICS are taken away by a look",
     (270, 9): "memberships: told by fdinfo and by name",
     (0, 16): "IP_IPSEC_POLICY",

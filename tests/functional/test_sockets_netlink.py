@@ -71,7 +71,6 @@ def test_waiting_answer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "kind", "protocol", "case"),
     [
-        (socket.AF_PACKET, socket.SOCK_RAW, 0, "packet-socket"),
         (socket.AF_ALG, socket.SOCK_SEQPACKET, 0, "alg-socket"),
         (socket.AF_VSOCK, socket.SOCK_STREAM, 0, "vsock"),
     ],

@@ -101,4 +101,6 @@ CASES: tuple[Case, ...] = (
         state="UDP with a datagram held back", program="sockets_datagram", arguments=("corked",),
         refused="UDP_CORK",
     ),
+    Case(state="packet sockets with memberships", program="sockets_packet", arguments=("plain",)),
+    Case(state="packet sockets with rings", program="sockets_packet", arguments=("rings",)),
 )  # fmt: skip

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packet sockets on the loopback device, of every type, with rings and memberships."""
+
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from files_base import workload
+
+AF_PACKET = 17
+SOL_PACKET, ALL, IP = 263, 0x0003, 0x0800
+
+
+def option(one, number, value):
+    one.setsockopt(SOL_PACKET, number, value)
+
+
+def plain(_):
+    """Two that see, with what they were told."""
+    index = socket.if_nametoindex("lo")
+    raw = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+    option(raw, 10, 1)
+    option(raw, 8, 1)
+    option(raw, 9, 1)
+    option(raw, 12, 64)
+    option(raw, 17, 16)
+    option(raw, 23, 1)
+    option(raw, 1, struct.pack("iHH8s", index, 0, 6, bytes([1, 0, 94, 0, 0, 9])))
+    option(raw, 1, struct.pack("iHH8s", index, 1, 0, b""))
+    raw.bind(("lo", IP))
+    cooked = socket.socket(AF_PACKET, socket.SOCK_DGRAM, socket.htons(IP))
+    names = raw.getsockname(), cooked.getsockname()
+    idle = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+    yield
+    assert (raw.getsockname(), cooked.getsockname()) == names
+    assert idle.getsockname()[1] == 0
+    cooked.settimeout(10)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.sendto(b"to be seen", ("127.0.0.1", 9))
+    while not cooked.recv(2000).endswith(b"to be seen"):
+        pass
+
+
+def rings(_):
+    """Rings of all versions, not mapped; a fanout group."""
+    made = []
+    for version in (0, 1):
+        one = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+        option(one, 10, version)
+        option(one, 14, 1)
+        option(one, 5, struct.pack("4I", 4096, 2, 2048, 4))
+        option(one, 13, struct.pack("4I", 8192, 1, 2048, 4))
+        made.append(one)
+    third = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+    option(third, 10, 2)
+    option(third, 5, struct.pack("7I", 8192, 2, 2048, 8, 60, 0, 0))
+    group = [socket.socket(AF_PACKET, socket.SOCK_RAW, socket.htons(IP)) for _ in range(2)]
+    for one in group:
+        one.bind(("lo", IP))
+        option(one, 18, 4711)
+    yield
+    for one in (*made, third):  # a ring that is there cannot be made again with another version
+        try:
+            option(one, 10, 1)
+            raise AssertionError
+        except OSError:
+            pass
+    assert [one.getsockopt(SOL_PACKET, 18) & 0xFFFF for one in group] == [4711, 4711]
+
+
+BODIES = {"plain": plain, "rings": rings}
+
+if __name__ == "__main__":
+    assert Path(sys.argv[1])
+    workload(BODIES[sys.argv[2]])
