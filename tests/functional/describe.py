@@ -240,6 +240,7 @@ def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:
                 value = re.sub(r"\s+(ino|sdev|pos):\S+", "", value)
             if name.startswith("lock"):
                 value = re.sub(r"^\s*\d+:", "", value)
+                value = re.sub(r"(\b[0-9a-f]+:[0-9a-f]+):\d+", r"\1", value)  # a ghost's is new
             lines.append(f"{name}: {' '.join(value.split())}")
         if link.startswith("socket:"):
             for name, text in describe_sockets.describe(int(here.name), int(number)).items():
