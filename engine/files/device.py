@@ -32,7 +32,7 @@ from torpor.engine.files.common import (
     read_owner,
     subject,
 )
-from torpor.engine.files.regular import owner_kind
+from torpor.engine.files.regular import ghosted, owner_kind
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -74,9 +74,9 @@ class DeviceKind(Base[Device]):
     limits: Sequence[Limit] = (OWNER_OUTSIDE,)
 
     def matches(self, view: FdView) -> bool:
-        """By the device number; O_PATH is a matter of paths only."""
+        """By the device number; O_PATH is a matter of paths, a deleted node one of ghosts."""
         is_device = file_type(view.st_mode) == FileType.CHARACTER and not view.flags & O.PATH
-        return is_device and usual_name(view.st_rdev) is not None
+        return is_device and bool(view.st_nlink) and usual_name(view.st_rdev) is not None
 
     def collect(self, view: FdView, context: DumpContext) -> Device:
         """The path, or the usual one when the path leads elsewhere."""
@@ -101,6 +101,7 @@ class DeviceKind(Base[Device]):
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Device]:
         """REG entries of devices."""
+        gone = ghosted(images)
         return {
             file_id: Device(
                 path=path_from(entry.name, f"files.img, file {file_id}"),
@@ -108,7 +109,7 @@ class DeviceKind(Base[Device]):
                 owner=decode_owner(entry.fown),
             )
             for file_id, entry in images.files("REG")
-            if owner_kind(entry) == "device"
+            if owner_kind(entry) == "device" and file_id not in gone
         }  # fmt: skip
 
     def plan(self, states: Mapping[FileId, Device], context: PlanContext) -> Sequence[Op]:

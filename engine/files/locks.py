@@ -130,13 +130,17 @@ def _operations(lock: Lock) -> Sequence[Op]:
 
 def _lease(lock: Lock) -> list[Op]:
     what = f"fd {lock.fd}"
-    taken = lock.kind
-    if lock.kind & BREAKING:  # what is to be shared was exclusive
-        taken = WRITE if lock.kind == READ | BREAKING else READ
-    ops = [
+    remedy = "nobody else may have the file open; a lease of another's file needs CAP_LEASE"
+    # What is to be shared was exclusive; what is to go was either, and one of them can be had.
+    taken = {READ | BREAKING: WRITE, NONE | BREAKING: WRITE}.get(lock.kind, lock.kind)
+    ops = []
+    if lock.kind == NONE | BREAKING:
+        ops.append(Op(call="fcntl", args=(lock.fd, F.SETLEASE, READ), subject=what, note="lease",
+                      expect=Expect.ANY))  # fmt: skip
+    ops.append(
         Op(call="fcntl", args=(lock.fd, F.SETLEASE, taken), subject=what, note="lease",
-           remedy="nobody else may have the file open; a lease of another's file needs CAP_LEASE")
-    ]  # fmt: skip
+           remedy=remedy, expect=Expect.ANY if ops else Expect.OK)
+    )  # fmt: skip
     if lock.kind & BREAKING:
         opened = Slot(f"lease{lock.fd}")
         access = 0 if lock.kind == READ | BREAKING else int(O.WRONLY)

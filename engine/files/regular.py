@@ -140,7 +140,9 @@ class RegularKind(Base[Regular]):
             return False
         if view.flags & O.PATH:
             return True
-        return file_type(view.st_mode) in (FileType.REGULAR, FileType.DIRECTORY)
+        kinds = (FileType.REGULAR, FileType.DIRECTORY)
+        is_device = file_type(view.st_mode) == FileType.CHARACTER
+        return file_type(view.st_mode) in kinds or (is_device and not view.st_nlink)
 
     def collect(self, view: FdView, context: DumpContext) -> Regular:
         """Read the state; the content only of what has no name."""
@@ -180,10 +182,11 @@ class RegularKind(Base[Regular]):
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Regular]:
         """All REG entries but those of procfs and devices; also of mapped files, exe, cwd."""
+        gone = ghosted(images)
         states = {
             file_id: parse(file_id, message, images)
             for file_id, message in images.files("REG")
-            if owner_kind(message) == "regular"
+            if owner_kind(message) == "regular" or file_id in gone
         }
         return with_remaps(states, images)
 
@@ -355,6 +358,12 @@ def with_remaps(states: Mapping[FileId, Regular], images: ImageSource) -> dict[F
             continue
         result[file_id] = replace(named, ghost=ghost, size=None)
     return result
+
+
+def ghosted(images: ImageSource) -> set[int]:
+    """Files that are made anew, whatever their type is."""
+    remaps = images.entries("remap-fpath")
+    return {remap.orig_id for remap, _ in remaps if remap.remap_type == pb.GHOST}
 
 
 def owner_kind(message: Any) -> str:  # noqa: ANN401

@@ -183,7 +183,10 @@ class _Builder:
             return
         self.add("fchownat", made, Data.path(""), ghost.uid, ghost.gid, AT_EMPTY_PATH,
                  remedy="restore with CAP_CHOWN, or as the user that owned the file")  # fmt: skip
-        if ghost.type not in NEEDS_PATH_ONLY:
+        if ghost.type in NEEDS_PATH_ONLY and ghost.type != FileType.LINK:
+            by_path = Data.path(f"/proc/self/fd/{self.spare}")
+            self.add("fchmodat", AT_FDCWD, by_path, ghost.mode & 0o7777)
+        elif ghost.type != FileType.LINK:
             self.add("fchmod", made, ghost.mode & 0o7777)
             for name, value in ghost.xattrs.items():
                 self.add("fsetxattr", made, Data.path(name), Data(value), len(value), 0,

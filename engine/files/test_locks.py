@@ -49,6 +49,12 @@ def test_a_lease_that_is_broken_is_broken_again():
     ]
 
 
+def test_a_lease_that_goes_was_of_a_reader_or_a_writer():
+    ops = [late.op for late in locks.late([LINES[list(LINES)[5]]])]
+    assert [op.args[2] for op in ops[:2]] == [READ, WRITE]
+    assert [op.args[2] for op in ops if op.call == "openat"] == [0o4001]
+
+
 @pytest.mark.parametrize(("flag", "kind"), [(POSIX, BREAKING), (LEASE, NONE), (16, READ)])
 def test_bad_images(flag, kind):
     images = RecordedImages()

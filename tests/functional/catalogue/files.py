@@ -91,6 +91,9 @@ LOCKS = (
          options=LOCKS_TOO, restore_options=LOCKS_TOO),
     Case(state="lease that is being broken", program="files_locks",
          arguments=("lease_breaking",), options=LOCKS_TOO, restore_options=LOCKS_TOO),
+    Case(state="leases that writers break", program="files_locks",
+         arguments=("lease_breaking_write",), options=LOCKS_TOO, restore_options=LOCKS_TOO,
+         criu="sends the signal again"),
     Case(state="F_NOTIFY", program="files_locks", arguments=("notify",),
          refused="F_NOTIFY"),
 )  # fmt: skip

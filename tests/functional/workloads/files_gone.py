@@ -355,18 +355,24 @@ def symlink(place):
 
 @state
 def socket_and_device(place):
-    """A deleted socket and a deleted device, held by O_PATH."""
+    """A deleted socket and a deleted device, held by O_PATH; one that is open."""
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(place / "socket"))
     path = os.open(place / "socket", os.O_PATH)
     (place / "socket").unlink()
     os.mknod(place / "null", 0o020600, os.makedev(1, 3))
+    device = os.open(place / "null", os.O_RDWR)
+    os.chmod(place / "null", 0o621)
     only = os.open(place / "null", os.O_PATH)
     (place / "null").unlink()
     server.close()
     yield
     is_gone(path)
     is_gone(only)
+    is_gone(device)
+    assert os.fstat(device).st_mode == 0o020621
+    assert os.write(device, b"x") == 1
+    assert os.path.samestat(os.fstat(device), os.fstat(only))
     assert os.fstat(only).st_rdev == os.makedev(1, 3)
 
 

@@ -242,6 +242,27 @@ def lease_breaking(place):
 
 
 @state
+def lease_breaking_write(place):
+    """Writers wait for leases of a reader and of a writer."""
+    caught = catcher(signal.SIGIO)
+    fds, pids = [], []
+    for name, kind, flags in (("read", RDLCK, os.O_RDONLY), ("write", WRLCK, os.O_RDWR)):
+        path = place / name
+        path.write_bytes(b"leased")
+        fds.append(os.open(path, flags))
+        fcntl.fcntl(fds[-1], F_SETLEASE, kind)
+        pids.append(child(lambda path=path: os.close(os.open(path, os.O_WRONLY)) or 0))
+        while len(caught) < len(pids):
+            time.sleep(0.01)
+    yield
+    assert len(caught) == 2
+    for fd, pid in zip(fds, pids, strict=True):
+        assert os.waitpid(pid, os.WNOHANG)[0] == 0
+        fcntl.fcntl(fd, F_SETLEASE, UNLCK)
+        assert ended(pid) == 0
+
+
+@state
 def notify(place):
     """F_NOTIFY (dnotify)."""
     caught = catcher(signal.SIGRTMIN + 2)
