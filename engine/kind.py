@@ -269,10 +269,14 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """Who has a terminal as the controlling one: pids inside; ``pgrp`` 0 is none of the tree."""
+    """Who has a terminal as the controlling one: pids inside; ``pgrp`` 0 is none of the tree.
+
+    ``without`` are members of the session that have given it up (TIOCNOTTY).
+    """
 
     sid: int
     pgrp: int = 0
+    without: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)

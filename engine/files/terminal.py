@@ -79,8 +79,10 @@ class TerminalKind(Base[Terminal]):
             raise refuse(LOST, view.subject, "it is hung up")
         session = context.terminals.get(real_device(view))
         if session is not None:
-            tty = replace(state.tty, sid=session.sid, pgrp=session.pgrp)
-            state = replace(state, tty=tty)
+            state = replace(
+                state,
+                tty=replace(state.tty, sid=session.sid, pgrp=session.pgrp, without=session.without),
+            )
         if state.tty.role is Role.MASTER:
             return _master(view, state, context)
         if state.tty.role is Role.CURRENT and session is None:

@@ -105,6 +105,16 @@ def test_a_pair_with_its_session_and_queues():
     assert not ttyplan.lead(42, back, context)
 
 
+def test_members_of_a_session_without_its_terminal():
+    session = Session(sid=41, pgrp=41, without=(43, 44))
+    states = collect(view(3, MASTER), view(4), terminals={SLAVE: session})
+    back, _ = through_images(KIND, states)
+    assert back == states
+    late = KIND.late(back, plan_context(1, 2, leaders=frozenset({41})))
+    given_up = [one.task for one in late if 0x5422 in one.op.args]
+    assert given_up == [43, 44]
+
+
 def test_a_preview_leaves_the_queues_alone():
     states = collect(view(3, MASTER, typed=QUEUE), view(4), is_stopped=False)
     assert states[1].queue == TerminalQueue()

@@ -75,6 +75,8 @@ class Tty:
     packets: bool = False
     sid: int = 0
     pgrp: int = 0
+    without: tuple[int, ...] = ()
+    """Members of the session that have no terminal."""
     termios: bytes = b""
     termios_locked: bytes = b""
     size: bytes = bytes(WINSIZE.size)

@@ -58,6 +58,7 @@ def _facts(state: Terminal) -> dict[str, Any]:
     facts |= {"stdio": state.stdio} if state.stdio >= 0 else {}
     facts |= {"hung_up": True} if tty.hung_up else {}
     facts |= {"abandoned": True} if tty.abandoned else {}
+    facts |= {"without": list(tty.without)} if tty.without else {}
     if queue.lines or queue.rest:
         facts |= {"lines": [line.hex() for line in queue.lines], "rest": queue.rest.hex()}
     if queue.stopped is not Stopped.NO:
@@ -104,6 +105,7 @@ def _with_facts(tty: Tty, facts: Mapping[str, Any]) -> Tty:
     return replace(
         tty, mode=int(facts.get("mode", tty.mode)) & 0o7777,
         abandoned=bool(facts.get("abandoned", False)),
+        without=tuple(int(pid) for pid in facts.get("without", ())),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ Facts (probed on v6.18):
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torpor.engine.files import later
 from torpor.engine.files.common import AT_FDCWD, O, status_flags, subject
@@ -28,7 +28,7 @@ from torpor.engine.kind import (
 )
 from torpor.engine.program.ops import Data, Expect, Op, Slot, place
 
-TIOCSCTTY, TIOCSPGRP, TIOCGPTPEER = 0x540E, 0x5410, 0x5441
+TIOCSCTTY, TIOCSPGRP, TIOCGPTPEER, TIOCNOTTY = 0x540E, 0x5410, 0x5441, 0x5422
 HELD = "restore with setsid, or name another terminal with --inherit-fd fd[N]:tty[RDEV:DEV]"
 DEVICES = (Role.CONSOLE, Role.VT, Role.SERIAL)
 
@@ -119,6 +119,8 @@ def foreground(states: States, context: PlanContext) -> list[LateOp]:
     tasks = {h.task for held in context.holders.values() for h in held} | context.leaders
     for sid, file_id in _by_session(states).items():
         tty = states[file_id].tty
+        if context.new_container and tty.role is Role.OUTSIDE:
+            tty = replace(tty, without=())  # what takes its place may be no terminal
         task = sid if sid in context.leaders else tty.pgrp
         if tty.pgrp and task in tasks:
             group = Data(tty.pgrp.to_bytes(4, "little"), text=f"group {tty.pgrp}")
@@ -126,7 +128,20 @@ def foreground(states: States, context: PlanContext) -> list[LateOp]:
                     subject=subject(context, file_id, states[file_id].path),
                     note="foreground group", expect=Expect.ANY)  # fmt: skip
             found.append(LateOp(task=task, op=op))
+        found += [LateOp(task=pid, op=op) for pid in tty.without for op in _given_up()]
     return found
+
+
+def _given_up() -> list[Op]:
+    """What a member of a session does that has no terminal any more; it may have none at all."""
+    current, what = Slot("current"), "/dev/tty"
+    return [
+        Op(call="openat", args=(AT_FDCWD, Data.path(what), int(O.RDWR | O.NOCTTY), 0),
+           subject=what, yields=current, expect=Expect.ANY),
+        Op(call="ioctl", args=(current, TIOCNOTTY, 0), subject=what, note="given up",
+           expect=Expect.ANY),
+        Op(call="close", args=(current,), subject=what, expect=Expect.ANY),
+    ]  # fmt: skip
 
 
 def _masters(states: States) -> dict[tuple[str, int], FileId]:

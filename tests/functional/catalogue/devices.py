@@ -40,6 +40,8 @@ SESSIONS = (
          criu=LEADER_ONLY),
     Case(state="a job stopped because it read in the background", program=SESSION,
          arguments=("background",), criu=LEADER_ONLY),
+    Case(state="a member of a session that has given its terminal up", program=SESSION,
+         arguments=("given_up",), criu=LEADER_ONLY),
     Case(state="a controlling terminal that nobody has open", program=SESSION,
          arguments=("nofd",), criu=LEADER_ONLY),
 )  # fmt: skip

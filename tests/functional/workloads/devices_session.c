@@ -95,6 +95,16 @@ static void job(int in_front)
 		rest(1);
 	if (is("nofd"))
 		quiet();
+	if (is("given_up") && !in_front) {
+		int current = open("/dev/tty", O_RDWR);
+
+		CHECK(current >= 0 && !ioctl(current, TIOCNOTTY));
+		close(current);
+		step();
+		await_go();
+		CHECK(open("/dev/tty", O_RDWR) < 0 && errno == ENXIO);
+		done();
+	}
 	step();
 	if (is("background") && !in_front) {
 		CHECK(read(0, room, 20) == 5);
@@ -232,7 +242,7 @@ int main(int argc, char **argv)
 	SAME(tty_of(child, 8), seen->front);
 	if (!is("lone")) {
 		SAME(tty_of(seen->front, 7), device);
-		SAME(tty_of(seen->back, 7), device);
+		SAME(tty_of(seen->back, 7), is("given_up") ? 0 : device);
 	}
 	seen->leave = 1;
 	good();
