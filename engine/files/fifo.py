@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.files import ghost as ghosts
-from torpor.engine.files import regular, revive
+from torpor.engine.files import linked, regular, revive
 from torpor.engine.files.common import (
     AT_FDCWD,
     NOBODY,
@@ -75,7 +75,7 @@ SHARED = Limit(
     what="a task outside of the tree has the other side of the fifo open",
     remedy="checkpoint that task as well, or have it close the fifo",
 )
-LIMITS = (SHARED, regular.UNREACHABLE, OWNER_OUTSIDE)
+LIMITS = (SHARED, linked.UNREACHABLE, OWNER_OUTSIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class FifoKind(Base[Fifo]):
         queue, capacity = _shared(view, context)
         path, is_named = regular.locate(view)
         if not is_named and view.st_nlink:
-            raise refuse(regular.UNREACHABLE, view.subject)
+            raise refuse(linked.UNREACHABLE, view.subject)
         return Fifo(
             fifo_id=_number(view, context), path=path, flags=view.flags & ~int(O.CLOEXEC),
             mode=view.st_mode, queue=queue, capacity=capacity,

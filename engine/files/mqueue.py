@@ -37,7 +37,7 @@ from torpor.engine.files.common import (
     status_flags,
     subject,
 )
-from torpor.engine.files.regular import MQUEUE_MAGIC
+from torpor.engine.files.magics import MQUEUE_MAGIC
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,

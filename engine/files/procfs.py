@@ -30,7 +30,8 @@ from torpor.engine.files.common import (
     path_from,
     subject,
 )
-from torpor.engine.files.regular import PROC_MAGIC, owner_kind
+from torpor.engine.files.magics import PROC_MAGIC
+from torpor.engine.files.regular import owner_kind
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,

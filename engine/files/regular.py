@@ -8,9 +8,7 @@ Facts (probed on v6.18):
   kernel; O_LARGEFILE, O_DIRECTORY, O_NOFOLLOW, O_PATH and the bit of O_TMPFILE are.
 - A directory's position is a cookie of its file system; lseek(2) takes it back.
 - st_nlink 0: the file has no name at all, it becomes a ghost (`ghost.py`). st_nlink > 0 and
-  another inode or nothing at the path: it has other names. With --link-remap it is given one more
-  for the time of the checkpoint; without, one is looked for. To copy it would cut the link, so
-  that is done for read-only descriptions only, with a warning.
+  another inode or nothing at the path: it has other names (`linked.py`).
 - The size is kept; lseek(fd, size - 1, SEEK_HOLE) fails with ENXIO when the file is shorter.
   Longer is taken: others may have appended. Files of pseudo file systems are not checked.
 - What cannot be set back: atime, read-ahead state, a write lease.
@@ -21,11 +19,10 @@ Source: fs/open.c, do_dentry_open; fs/d_path.c (v6.18).
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from torpor.engine.files import ghost as ghosts
-from torpor.engine.files import revive
+from torpor.engine.files import linked, revive
 from torpor.engine.files.common import (
     AT_FDCWD,
     DIRECTORY_OWNER,
@@ -48,7 +45,9 @@ from torpor.engine.files.common import (
     subject,
 )
 from torpor.engine.files.ghost import DELETED, Ghost
-from torpor.engine.files.revive import REMAP_PREFIX, Opening
+from torpor.engine.files.linked import UNREACHABLE
+from torpor.engine.files.magics import FOREIGN_MAGICS, PSEUDO_MAGICS
+from torpor.engine.files.revive import Opening
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -64,53 +63,10 @@ from torpor.engine.kind import (
 )
 from torpor.engine.program.ops import Data, Expect, Op, Slot, place
 
-PROC_MAGIC = 0x9FA0
-PSEUDO_MAGICS = frozenset(
-    {
-        0x62656572,  # sysfs
-        0x27E0EB,  # cgroup
-        0x63677270,  # cgroup2
-        0x64626720,  # debugfs
-        0x74726163,  # tracefs
-        0x73636673,  # securityfs
-        0xCAFE4A11,  # bpf
-        0xF97CFF8C,  # selinux
-        0xDE5E81E4,  # efivarfs
-        0x62656570,  # configfs
-        0x6165676C,  # pstore
-    }
-)
-MQUEUE_MAGIC = 0x19800202
-FOREIGN_MAGICS = frozenset(
-    {
-        PROC_MAGIC,
-        MQUEUE_MAGIC,
-        0x6E736673,  # nsfs
-        0x09041934,  # anon_inodefs
-        0x50495045,  # pipefs
-        0x50494446,  # pidfs
-        0x534F434B,  # sockfs
-        0x5345434D,  # secretmem
-        0x444D4142,  # dma_buf
-    }
-)
-"""Other kinds know them, or `unknown.py` refuses them."""
 SEEK_SET, SEEK_HOLE = 0, 4
 STAT_BYTES, MODE_AT, SIZE_AT = 144, 24, 48
 
-LINKED_ELSEWHERE = Limit(
-    case="unlinked-with-other-names",
-    what="it is open under a name that is gone, and its other names are not found",
-    remedy="give it a name for the checkpoint (--link-remap), or have the program close it",
-)
-UNREACHABLE = Limit(
-    case="unreachable-path",
-    what="its path does not lead to it",
-    remedy="unmount what covers it, or have the program close it",
-)
-LIMITS = (LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, OWNER_OUTSIDE, DIRECTORY_OWNER)
-NAME_ID = 0x20000000
-"""Added to the number of a ghost with another name: the id of the REG entry of that name."""
+LIMITS = (linked.LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, OWNER_OUTSIDE, DIRECTORY_OWNER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +116,9 @@ class RegularKind(Base[Regular]):
         state = replace(state, path=path)
         if is_named:
             return replace(state, tmpfile=False, flags=_without_tmpfile_directory(state))
-        linked = _linked(view, context, path) if view.st_nlink else None
+        other = linked.take(view, context, path) if view.st_nlink else None
         return replace(
-            state, ghost=linked or ghosts.take(view, context, path), size=None,
+            state, ghost=other or ghosts.take(view, context, path), size=None,
             flags=_without_tmpfile_directory(state),
         )  # fmt: skip
 
@@ -175,7 +131,7 @@ class RegularKind(Base[Regular]):
                 images.extra("regular", str(file_id), {"tmpfile": True})
             if state.ghost is None:
                 continue
-            _encode_remap(file_id, state.ghost, images)
+            linked.encode_remap(file_id, state.ghost, images)
             if state.ghost.number not in written:
                 written.add(state.ghost.number)
                 _encode_ghost(state.ghost, images)
@@ -233,57 +189,12 @@ def is_memfd(view: FdView) -> bool:
     return view.link.startswith("/memfd:") and view.link.endswith(DELETED) and not view.st_nlink
 
 
-def _linked(view: FdView, context: DumpContext, path: str) -> Ghost | None:
-    """The ghost of a file with another name; None when it must be copied."""
-    if not view.link.endswith(DELETED):
-        raise refuse(UNREACHABLE, view.subject)
-
-    def make(number: int) -> Ghost:
-        return Ghost(number=number, path=path, mode=view.st_mode,
-                     missing=ghosts.missing(view, path), dev=view.st_dev & 0xFFFFFFFF,
-                     ino=view.st_ino, link=_other_name(view, context, path, number))  # fmt: skip
-
-    ghost = ghosts.once(view, context, make)
-    if ghost.link is not None or ghost.chunks:
-        return ghost
-    if view.flags & O.ACCMODE or file_type(view.st_mode) != FileType.REGULAR:
-        raise refuse(LINKED_ELSEWHERE, view.subject, f"{view.st_nlink} names are left")
-    context.warn(f"{view.subject}: comes back as a copy of its own; it has other names now")
-    context.cache["ghosts"].pop((view.st_dev, view.st_ino))
-    return None
-
-
-def _other_name(view: FdView, context: DumpContext, path: str, number: int) -> str | None:
-    """One that is made for the checkpoint when that is permitted, or one that is found."""
-    folder = str(PurePosixPath(path).parent)
-    if context.link_remap and view.path_stat(folder) is not None:
-        name = next(
-            name for i in range(number, 1 << 30)
-            if view.path_stat(name := str(PurePosixPath(folder, f"{REMAP_PREFIX}{i}"))) is None
-        )  # fmt: skip
-        context.links.append((view, name))
-        return name
-    return view.other_name(folder)
-
-
-def _encode_remap(file_id: FileId, ghost: Ghost, images: ImageSink) -> None:
-    """CRIU removes the other name after its restore, so it is told only of one made for it."""
-    remap = pb.remap_file_path_entry(orig_id=file_id, remap_id=ghost.number)
-    remap.remap_type = pb.GHOST
-    if ghost.link is not None:
-        images.extra("regular", f"{file_id} link", [ghost.number, ghost.link, ghost.missing])
-        if not revive.is_remap(ghost.link):
-            return
-        remap.remap_id, remap.remap_type = NAME_ID + ghost.number, pb.LINKED
-    images.add("remap-fpath", remap)
-
-
 def _encode_ghost(ghost: Ghost, images: ImageSink) -> None:
     if ghost.link is None:
         ghosts.encode(ghost, images)
     elif revive.is_remap(ghost.link):
         name = Regular(path=ghost.link, flags=0, mode=ghost.mode)
-        number = FileId(NAME_ID + ghost.number)
+        number = FileId(linked.NAME_ID + ghost.number)
         images.add("files", pb.file_entry(type=pb.REG, id=number, reg=entry(number, name)))
 
 

@@ -14,7 +14,7 @@ from torpor.engine.errors import Bug
 from torpor.engine.files import terminal
 from torpor.engine.files.common import Base, FileType, O, file_type
 from torpor.engine.files.device import usual_name
-from torpor.engine.files.regular import MQUEUE_MAGIC
+from torpor.engine.files.magics import MQUEUE_MAGIC
 from torpor.engine.kind import (
     DumpContext,
     FdView,
