@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Haste: only while tasks stand still."""
+
+import gc
+import os
+
+from torpor.engine.dump.freeze import FIRST_NICE, Haste
+
+
+def test_haste_comes_and_goes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "setpriority", lambda *args: asked.append(args))
+    monkeypatch.setattr(os, "getpriority", lambda *_: 3)
+    haste = Haste()
+    haste.end()
+    assert asked == []
+    haste.begin()
+    assert not gc.isenabled()
+    haste.end()
+    haste.end()
+    assert gc.isenabled()
+    assert asked == [(os.PRIO_PROCESS, 0, FIRST_NICE), (os.PRIO_PROCESS, 0, 3)]
+
+
+def test_haste_without_the_right(monkeypatch):
+    def refused(_which, _who, value):
+        if value == FIRST_NICE:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    haste = Haste()
+    haste.begin()
+    haste.end()
+    assert gc.isenabled()
