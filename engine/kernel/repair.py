@@ -38,6 +38,8 @@ REPAIR_ON, OFF_WITHOUT_PROBE = 1, -1
 SIOCINQ, SIOCOUTQ, SIOCOUTQNSD = 0x541B, 0x5411, 0x894B
 WINDOW = struct.Struct("<5I")
 SCRIPT = Path(__file__).with_name("repair_guard.py")
+ROOM = 4 << 20
+"""Asked for, so that nobody waits for the guard to have started."""
 GUARD_ENTRY = struct.Struct("<i")
 
 
