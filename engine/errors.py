@@ -15,6 +15,13 @@ Error:
 import errno as errno_module
 import os
 
+SCARCE = {
+    errno_module.EMFILE: "raise torpor's limit of open files (ulimit -n)",
+    errno_module.ENFILE: "raise /proc/sys/fs/file-max",
+    errno_module.ENOMEM: "give torpor more memory (ulimit -v, its control group)",
+}
+"""What to do about an error that whatever was asked may end in."""
+
 
 class Error(Exception):
     """Root of all errors: ``what`` in one clause, ``subject``, ``cause``, ``remedy``."""
@@ -112,7 +119,7 @@ class KernelError(Error):
             what,
             subject=subject,
             cause=cause or f"{name} ({os.strerror(errno)})",
-            remedy=remedy,
+            remedy=remedy or SCARCE.get(errno, ""),
         )
         self.errno = errno
         self.cr_errno = errno
@@ -149,3 +156,8 @@ class Findings(Refused):
     def reason(self) -> str:
         """As a single refusal."""
         return "Refused"
+
+
+def out_of_memory() -> KernelError:
+    """What Python says as MemoryError."""
+    return KernelError("out of memory", errno=errno_module.ENOMEM, subject="torpor")

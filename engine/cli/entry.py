@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from torpor.engine.errors import Error
+from torpor.engine.errors import Error, out_of_memory
 from torpor.engine.version import VERSION
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(options.command)(options)
         sys.stdout.flush()
-    except Error as error:
+    except (Error, MemoryError) as raised:
         from torpor.engine.cli.failure import report
 
+        error = raised if isinstance(raised, Error) else out_of_memory()
         report(error, as_json=options.json)
         return error.exit_code
     except KeyboardInterrupt:

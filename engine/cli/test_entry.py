@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import json
 import subprocess
 import sys
@@ -259,3 +260,14 @@ def test_the_page_names_every_option_and_exit_code():
     classes = [c for c in vars(errors).values() if isinstance(c, type)]
     for code in {c.exit_code for c in classes}:
         assert f"\n| {code} | " in page
+
+
+@pytest.mark.parametrize("front", ["cli", "criu"])
+def test_too_little_memory_is_told(monkeypatch, capsys, front, tmp_path):
+    def none_left(*_):
+        raise MemoryError
+
+    entry = importlib.import_module(f"torpor.engine.{front}.entry")
+    monkeypatch.setattr(entry, "_run", none_left)
+    assert entry.main(["restore", "-D", str(tmp_path)]) in (1, 8)
+    assert "give torpor more memory" in capsys.readouterr().err

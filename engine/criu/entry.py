@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from torpor.engine.errors import Error
+from torpor.engine.errors import Error, out_of_memory
 from torpor.engine.version import CRIU_VERSION, VERSION
 
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _version()
     try:
         return _run(arguments)
-    except Error as error:
+    except (Error, MemoryError) as raised:
         from torpor.engine import logs
         from torpor.engine.criu.parse import BadUsage
+
+        error = raised if isinstance(raised, Error) else out_of_memory()
 
         if not logs.started():
             logs.start(sys.stderr, criu=True)

@@ -175,10 +175,9 @@ class ImageDirectory:
 
     def _read_manifest(self) -> bytes:
         with os.fdopen(self._open(manifest.NAME), "rb") as stream:
-            text = stream.read(manifest.MAX_BYTES + 1)
-        if len(text) > manifest.MAX_BYTES:
-            raise BadImage("is too long", subject=manifest.NAME)
-        return text
+            if os.fstat(stream.fileno()).st_size > manifest.MAX_BYTES:
+                raise BadImage("is too long", subject=manifest.NAME)
+            return stream.read()
 
     def _verify(self, listed: Manifest, *, pages: bool) -> None:
         elsewhere = listed.facts.get("dump", {}).get(PAGES_ELSEWHERE)

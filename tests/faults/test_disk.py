@@ -57,7 +57,8 @@ class Counter:
         while len(self.numbers()) < seen + 3:
             assert time.monotonic() < deadline, "it does not count on"
             time.sleep(0.01)
-        assert self.numbers() == list(range(len(self.numbers())))
+        numbers = self.numbers()
+        assert numbers == list(range(len(numbers)))
         status = Path(f"/proc/{self.pid}/status").read_text()
         assert "TracerPid:\t0\n" in status
 

@@ -266,17 +266,22 @@ def test_killed_at_any_instant(tree, server):
     tree.finish()
 
 
-def test_killed_command(tree):
+@pytest.mark.parametrize("program", ["cli", "criu"])
+def test_killed_command(tree, program):
     images = tree.folder / "images"
-    command = [sys.executable, "-m", "torpor.engine.cli", "dump", str(tree.pid), "-D", str(images),
+    whom = [str(tree.pid)] if program == "cli" else ["-t", str(tree.pid), "-v4", "-o", "dump.log"]
+    command = [sys.executable, "-m", f"torpor.engine.{program}", "dump", *whom, "-D", str(images),
                "--leave-running"]  # fmt: skip
+    images.mkdir()
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     whole_s = time.monotonic() - begin
+    assert (images / "inventory.img").exists()
     shutil.rmtree(images)
     chance = random.Random(SEED)
     for _ in range(COMMANDS):
+        images.mkdir()
         engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(whole_s / 2, whole_s))
         engine.kill()

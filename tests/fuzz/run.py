@@ -35,8 +35,8 @@ spliced; messages get dangling ids, odd numbers, strange paths, long lists; entr
 doubled. Only an error with a remedy may come out. A crash, a hang, hundreds of MiB of memory, a
 descriptor left, a file opened outside of the input's place is a failure.
 
-`make fuzz` is the long run that writes this page (`tests/fuzz/run.py`); `make faults` has a short
-one, and restores mutated images for good (`tests/fuzz/test_restore.py`).
+`make fuzz` is the long run that writes this page when nothing fails (`tests/fuzz/run.py`); `make
+faults` has a short one.
 
 The last long run: {total:,} inputs, seed {seed}, no failure.
 """
