@@ -20,6 +20,10 @@ from tests.functional.describe import describe, differences, stopped, tree
 from torpor.engine import api
 from torpor.engine.criu.asked import dump_options, restore_options
 from torpor.engine.criu.parse import parse
+from torpor.engine.errors import Error
+from torpor.engine.images.directory import ImageDirectory, Verify
+from torpor.engine.images.inventory import read_inventory
+from torpor.engine.kernel import nftables
 from torpor.engine.options import After, DumpReport
 
 PATIENCE_S = 30.0
@@ -139,8 +143,18 @@ class Live:
         (self.folder / "go").touch()
         return self.await_file("result")
 
+    def unlock(self) -> None:
+        """Delete the network locks of dumps that were not restored."""
+        for path in self.folder.glob("*/inventory.img"):
+            with (
+                suppress(Error),
+                ImageDirectory.open(path.parent, verify=Verify.WITHOUT_PAGES) as one,
+            ):
+                nftables.unlock(nftables.table_name(read_inventory(one).dump_criu_run_id))
+
     def end(self) -> None:
         """Kill what is left of it."""
+        self.unlock()
         pids = self.pids | set(tree(self.pid))
         for orphan in _orphans_of(self.pid):
             pids |= set(tree(orphan))
