@@ -80,8 +80,8 @@ def _size(value: str) -> str | None:
 
 
 def _external(value: str) -> str | None:
-    name = re.fullmatch(r"tty\[[0-9a-f]+:[0-9a-f]+\]", value)
-    return None if name else "tty[RDEV:DEV] (other objects are not taken yet)"
+    name = re.fullmatch(r"(tty|file)\[[0-9a-f]+:[0-9a-f]+\]|unix\[\d+\]", value)
+    return None if name else "tty[RDEV:DEV], unix[INODE] or file[MNT_ID:INODE]"
 
 
 def _capabilities(value: str) -> str | None:
@@ -193,8 +193,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("pre-dump-mode", "pages are copied from outside, while the tree is stopped",
               "", VALUE, _one_of("splice", "read")),
     _refused("root", MOUNTS, "r", VALUE),
-    _done("external", "a terminal, tty[RDEV:DEV], for which the restore will be given another; "
-          "not yet other objects", takes=VALUE, wrong=_external),
+    _done("external", "tty[RDEV:DEV] or unix[INODE], for which the restore will be given another; "
+          "file[MNT_ID:INODE] is opened by its path", takes=VALUE, wrong=_external),
     _refused("ext-mount-map", MOUNTS, "M", VALUE),
     _refused("enable-external-sharing", MOUNTS),
     _refused("enable-external-masters", MOUNTS),

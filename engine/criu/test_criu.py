@@ -96,10 +96,11 @@ def test_flags_can_be_negated_and_words_come_in_any_order():
     assert parse(["restore", "--exec-cmd", "--", "sh", "-R"]).program == ["sh", "-R"]
 
 
-def test_only_terminals_are_external():
-    assert parse(["dump", "--external", "tty[8800:1a]"]).all("external") == ["tty[8800:1a]"]
-    with pytest.raises(Refused, match="not taken yet"):
-        parse(["dump", "--external", "file[1:2]"])
+@pytest.mark.parametrize("name", ["tty[8800:1a]", "unix[77]", "file[1b:22]"])
+def test_what_may_be_external(name):
+    assert parse(["dump", "--external", name]).all("external") == [name]
+    with pytest.raises(Refused, match="unix"):
+        parse(["dump", "--external", "mnt[/x]:y"])
 
 
 def test_long_names_may_be_cut():

@@ -178,6 +178,8 @@ def test_peer_outside_is_refused_and_named():
     assert [r.what for r in refused] == [unix.OUTSIDE.what]
     assert "/run/dbus" in refused[0].cause
     assert refused[0].subject == "task 41, fd 3 -> socket:[7]"
+    named = frozenset({"unix[7]"})
+    assert collect([view(7, diag, peer=b"/run/dbus\0")], external=named)[1] == []
 
 
 def test_stdio_of_a_container_may_lead_outside():

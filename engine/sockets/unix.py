@@ -108,7 +108,8 @@ class UnixState:
 OUTSIDE = Limit(
     case="unix-outside",
     what="this unix socket is connected to a task outside of the tree",
-    remedy="checkpoint the other end as well, or close the connection before the checkpoint",
+    remedy="checkpoint the other end as well, close the connection before, or name it with "
+    "--external unix[INODE] and give another to the restore by --inherit-fd fd[N]:socket[INODE]",
 )
 IN_FLIGHT = Limit(
     case="unix-in-flight",
@@ -224,6 +225,7 @@ class Unix:
             yield from _check_rights(state, subject, context)
             if is_outside(state, by_inode, waiting):
                 stdio = context.container and context.is_stdio(file_id)
+                stdio = stdio or f"unix[{state.inode}]" in context.external
                 if not stdio and not _reconnects(state):
                     peer = readable(state.peer_name) or f"unix:[{state.peer}]"
                     yield refuse(OUTSIDE, subject, f"the other end is {peer}")
