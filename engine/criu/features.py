@@ -23,13 +23,13 @@ from torpor.engine.kernel.rights import call
 
 MOUNTS = "mount namespaces are not restored yet"
 NETWORK = "network namespaces are not restored yet"
-LOCK = "no connection to the outside is kept, so nothing is locked"
+LOCK = "the network is locked by nftables only"
 TUN = "tun devices are refused"
 LAZY = "a restore has all pages in place at once"
 UFFD_USER_MODE_ONLY = 1
 SO_BUF_LOCK, IPV6_FREEBIND = 72, 78
 SIOCUNIXFILE = 0x89E0
-PAGE_IS_GUARD = 1 << 8
+NETLINK_NETFILTER = 12
 
 
 class Category(Enum):
@@ -146,12 +146,17 @@ def _uffd() -> None:
     os.close(call("syscall", syscall_number("userfaultfd"), os.O_CLOEXEC | UFFD_USER_MODE_ONLY))
 
 
+def _nftables() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER):
+        return
+
+
 NEEDED, NAMED = Category.NEEDED, Category.NAMED
 CRIU_FEATURES: Sequence[CriuFeature] = (
     CriuFeature(name="mnt_id", use="mounts of open files", probe=_mnt_id, category=NEEDED),
     CriuFeature(name="mem_dirty_track", use="pages of an earlier dump; they are compared",
                 torpor="PAGEMAP_SCAN"),
-    CriuFeature(name="aio_remap", lacking="asynchronous I/O contexts are refused"),
+    CriuFeature(name="aio_remap", use="asynchronous I/O contexts", torpor="PAGEMAP_SCAN"),
     CriuFeature(name="timerfd", use="settings of timerfds", probe=_timerfd, category=NEEDED),
     CriuFeature(name="tun", lacking=TUN),
     CriuFeature(name="tun_ns", lacking=TUN),
@@ -174,7 +179,7 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
                 torpor="pidfd_getfd", category=NAMED),
     CriuFeature(name="sk_unix_file", use="files of bound Unix sockets", probe=_unix_file,
                 category=NAMED),
-    CriuFeature(name="net_diag_raw", lacking="raw sockets are refused", category=NAMED),
+    CriuFeature(name="net_diag_raw", use="raw sockets", torpor="sock_diag", category=NAMED),
     CriuFeature(name="nsid", lacking=NETWORK, category=NAMED),
     CriuFeature(name="link_nsid", lacking=NETWORK, category=NAMED),
     CriuFeature(name="kcmp_epoll", use="what an epoll descriptor watches", probe=_epoll_targets),
@@ -182,13 +187,14 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
     CriuFeature(name="external_net_ns", lacking=NETWORK),
     CriuFeature(name="clone3_set_tid", use="old pids", torpor="clone3 with set_tid"),
     CriuFeature(name="newifindex", lacking=NETWORK),
-    CriuFeature(name="nftables", lacking=LOCK, category=NAMED),
+    CriuFeature(name="nftables", use="the same", probe=_nftables, category=NAMED),
     CriuFeature(name="has_ipt_legacy", lacking=LOCK, category=NAMED),
     CriuFeature(name="pidfd_store", lacking="only the RPC needs it, which is not there yet"),
     CriuFeature(name="ns_pid", use="pids inside of namespaces", probe=_ns_pid),
     CriuFeature(name="apparmor_stacking", lacking="profiles of security modules are not set",
                 category=NAMED),
-    CriuFeature(name="network_lock_nftables", lacking=LOCK),
+    CriuFeature(name="network_lock_nftables", use="keep connections to the outside",
+                probe=_nftables),
     CriuFeature(name="sockopt_buf_lock", use="locked sizes of socket buffers",
                 probe=lambda: _option(socket.SOL_SOCKET, SO_BUF_LOCK)),
     CriuFeature(name="memfd_hugetlb", lacking="memfds of huge pages are refused",
@@ -203,7 +209,7 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
     CriuFeature(name="overlayfs_maps", use="mapped files of an overlay", torpor="kcmp"),
     CriuFeature(name="breakpoints", use="stop restored tasks; torpor needs none",
                 torpor="ptrace(SEIZE)"),
-    CriuFeature(name="pagemap_scan_guard_pages", lacking="guard regions are refused"),
+    CriuFeature(name="pagemap_scan_guard_pages", use="guard regions", torpor="PAGEMAP_SCAN"),
 )  # fmt: skip
 BY_NAME = {feature.name: feature for feature in CRIU_FEATURES}
 
