@@ -21,6 +21,7 @@ Source: fs/eventpoll.c, ep_show_fdinfo, ep_insert (v6.18).
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 from torpor.engine.files.common import (
     NOBODY,
@@ -131,7 +132,10 @@ class EpollKind(Base[Epoll]):
             states[file_id] = Epoll(
                 flags=entry.flags & ~int(O.CLOEXEC), owner=decode_owner(entry.fown),
                 watches=tuple(
-                    Watch(tfd=tfd, events=t.events, data=t.data, file=file, here=t.tfd)
+                    Watch(
+                        tfd=index(tfd), events=t.events, data=t.data, here=t.tfd,
+                        file=None if file is None else FileId(index(file)),
+                    )
                     for t, (file, tfd) in zip(entry.tfd, known, strict=True)
                 ),
             )  # fmt: skip

@@ -116,3 +116,12 @@ def test_images_that_disagree():
     images.extra("epoll", "1", [[2, 5], [3, 5]])
     with pytest.raises(BadImage):
         KIND.decode(images)
+
+
+@pytest.mark.parametrize("known", [["1", 7], [1, "7"], [[], 7], [{}, 7], [1.5, 7]])
+def test_facts_of_the_wrong_kind(known):
+    images = RecordedImages()
+    KIND.encode({FileId(1): Epoll(flags=2, watches=(WATCH,))}, images)
+    images.extra("epoll", "1", [known])
+    with pytest.raises(TypeError):  # `load` makes a BadImage of it
+        KIND.decode(images)
