@@ -48,6 +48,7 @@ from torpor.engine.files.ghost import DELETED, Ghost
 from torpor.engine.files.linked import UNREACHABLE
 from torpor.engine.files.magics import FOREIGN_MAGICS, PSEUDO_MAGICS
 from torpor.engine.files.revive import Opening
+from torpor.engine.files.tty import role_of
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -97,7 +98,7 @@ class RegularKind(Base[Regular]):
         if view.flags & O.PATH:
             return True
         kinds = (FileType.REGULAR, FileType.DIRECTORY)
-        is_device = file_type(view.st_mode) == FileType.CHARACTER
+        is_device = file_type(view.st_mode) == FileType.CHARACTER and not role_of(view.st_rdev)
         return file_type(view.st_mode) in kinds or (is_device and not view.st_nlink)
 
     def collect(self, view: FdView, context: DumpContext) -> Regular:

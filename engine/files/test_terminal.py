@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from torpor.engine.errors import BadImage, KernelError, Refused
-from torpor.engine.files import ttyplan
+from torpor.engine.files import regular, ttyplan
 from torpor.engine.files.terminal import KIND
 from torpor.engine.files.tty import (
     TCGETS2,
@@ -74,6 +74,9 @@ def test_devices():
     assert roles == {Role.CONSOLE, Role.VT, Role.SERIAL, Role.SLAVE}
     assert role_of(0x503) is None
     assert not KIND.matches(RecordedFd(st_rdev=SLAVE))
+    gone = view(4, link="/dev/pts/5 (deleted)", st_nlink=0)
+    assert KIND.matches(gone)
+    assert not regular.KIND.matches(gone)
 
 
 def test_a_pair_with_its_session_and_queues():
