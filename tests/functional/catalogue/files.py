@@ -196,6 +196,14 @@ MQUEUES = (
          arguments=("deleted_full",), refused="holds messages"),
 )  # fmt: skip
 
+TOGETHER = (
+    Case(state="files of many kinds", program="files_regular",
+         changes={r"fd \d+$": "the inode number is the name of an O_TMPFILE"},
+         options=LOCKS_TOO, restore_options=LOCKS_TOO, criu="loses the right to link"),
+    Case(state="pipes, fifos, epoll and pidfd", program="files_pipes"),
+)  # fmt: skip
+
 CASES: tuple[Case, ...] = (
     *FLAGS, *GONE, *ROOTS, *LOCKS, *OWNERS, *QUEUES, *EVENTS, *PROC, *EPOLL, *MOUNTS, *MQUEUES,
+    *TOGETHER,
 )  # fmt: skip
