@@ -2,13 +2,16 @@
 """What is mutated: image directories dumped from workloads of the catalogue, and archives."""
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from google.protobuf.message import Message
 
+from tests.conftest import descendants, reap
 from tests.functional.catalogue.case import Case
 from tests.functional.catalogue.every import AREAS
 from tests.functional.conftest import program
@@ -99,6 +102,7 @@ def dump(folder: Path, chosen: Sequence[Case]) -> Iterator[Dumped]:
         place = folder / f"{number}-{case.program}"
         place.mkdir(parents=True)
         place.chmod(0o777)
+        running = set(descendants())
         live = Live(place, [*program(case.program), str(place), *case.arguments])
         try:
             if live.await_file("ready").startswith("lacking: "):
@@ -107,9 +111,18 @@ def dump(folder: Path, chosen: Sequence[Case]) -> Iterator[Dumped]:
             images = live.dump(words=case.options)
         finally:
             live.end()
+            _end_others(set(descendants()) - running)
         found = tuple(filter(None, map(Image.of, sorted(images.iterdir()))))
         if sum(len(image.content) for image in found) <= LARGEST:
             yield Dumped(case.name, images, found, (images / manifest.NAME).read_bytes())
+
+
+def _end_others(pids: set[int]) -> None:
+    """Peers outside of the tree, which wait for a verdict."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    reap(1.0)
 
 
 def tree_archive(folder: Path) -> Path:
