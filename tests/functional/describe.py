@@ -62,6 +62,9 @@ VMFLAGS_CHANGING = {
     "me": "mayexec, told by the file",
 }
 ANON_LINK = re.compile(r"\b(pipe|socket):\[(\d+)\]")
+NAMELESS = re.compile(r"/#\d+ \(deleted\)$")
+"""An O_TMPFILE is called by the number of its inode, which is new."""
+O_LARGEFILE = 0o100000
 MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$")
 
 
@@ -230,12 +233,15 @@ def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:
     said = {}
     for number in sorted(os.listdir(here / "fd"), key=int):
         link = _link(here / "fd" / number)
+        link = NAMELESS.sub("/# (deleted)", link)
         said[f"fd {number}"] = ANON_LINK.sub(lambda m: _order(m, names), link)
         lines = []
         for line in _read(here / "fdinfo" / number).splitlines():
             name, _, value = line.partition(":")
             if name in FDINFO_CHANGING:
                 continue
+            if name == "flags":  # the kernel adds it to each open of a 64-bit program
+                value = f"{int(value, 8) & ~O_LARGEFILE:o}"
             if name == "tfd":  # its ino is that of the watched file
                 value = re.sub(r"\s+(ino|sdev|pos):\S+", "", value)
             if name.startswith("lock"):

@@ -215,7 +215,7 @@ def mariadb(stage: Stage) -> Steps:
 
     stage.eventually(lambda: sql("select 1"), "no server")
     sql("create database d; create table d.t (n int) engine=innodb")
-    sql("insert into d.t select seq from seq_1_to_5000")
+    sql("insert into d.t select seq from d.seq_1_to_5000")
     time.sleep(0.5)
     yield
     assert sql("select sum(n) from d.t") == str(5000 * 5001 // 2)
