@@ -30,6 +30,7 @@ CRIU = (sys.executable, "-m", "torpor.engine.criu")
 LOOK_AGAIN_S = 0.3
 MUST_CHANGE = {
     "socket peer's user": "the root of the tree makes all sockets (docs/limits.md)",
+    ": Threads": "servers make and end threads at their leisure",
 }
 PATIENCE_S = 30.0
 
