@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from torpor.engine.dump import cgroups, mapped, pages, sharing
+from torpor.engine.dump import cgroups, ipcns, mapped, pages, sharing
 from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.buffers import Capture
@@ -305,6 +305,8 @@ def _take(
         groups = _tables(alive, dump.shared)
         dump.files = _descriptors(dump, alive, groups)
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
+    if not sysvipc.same_namespace(dump.options.pid):
+        refused += ipcns.check(alive[0])
     if refused:
         raise Findings(tuple(refused))
     for view, path in dump.files.links:

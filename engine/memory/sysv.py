@@ -18,12 +18,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from operator import index
 
-from torpor.engine.kind import ImageSink, ImageSource
+from torpor.engine.kind import ImageSink, ImageSource, Limit
 
 IPC_STAT, IPC_SET, IPC_RMID = 2, 1, 0
 IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
 STAT_BYTES = 112
 SHM_DEST = 0o1000
+
+LIMITS = (
+    Limit(
+        case="ipc-objects",
+        what="System V semaphores or message queues in a container's ipc namespace",
+        remedy="remove those that nobody needs (ipcrm), or use POSIX ones",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
