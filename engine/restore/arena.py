@@ -22,7 +22,6 @@ from torpor.engine.kernel.remote import Remote
 from torpor.engine.memory.areas import TASK_SIZE
 from torpor.engine.program import encode as encoder
 from torpor.engine.program.ops import Expect, Made, Op, Program, Slot
-from torpor.engine.tasks.signals import SIGSET_BYTES
 
 PAGE = 4096
 CODE_BYTES = PAGE
@@ -37,6 +36,9 @@ MAP_ARENA = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 MASK64 = (1 << 64) - 1
 RESULT = Slot("result")
 EVENT_STOP = 128
+
+LastCall = tuple[str, tuple[int | bytes, ...]]
+"""A system call; at most one argument is bytes, which stand for their address."""
 
 
 @cache
@@ -214,18 +216,28 @@ class Arena:
         if status >> 8 != SIGTRAP:
             raise _stopped(status, subject, name)
 
-    def leave(self, tid: int, syscall_address: int, subject: str, trap: bytes | None) -> None:
-        """Take it away again; before, set the action of SIGTRAP (struct kernel_sigaction).
+    def leave(
+        self, tid: int, syscall_address: int, subject: str, calls: Sequence[LastCall]
+    ) -> None:
+        """Take it away again, after some last calls."""
+        gone: LastCall = ("munmap", (self.base, self.size_bytes))
+        self.without_traps(tid, syscall_address, subject, [*calls, gone])
 
-        No step is used from here on: its forced SIGTRAP resets an action that ignores it.
+    def without_traps(
+        self, tid: int, syscall_address: int, subject: str, calls: Sequence[LastCall]
+    ) -> None:
+        """System calls with all signals blocked, by stops that leave SIGTRAP alone.
+
+        The forced SIGTRAP of a step, or of the executor's end, takes one that is pending with it,
+        and resets an action that ignores it.
         """
-        calls: list[tuple[str, Sequence[int]]] = [("munmap", (self.base, self.size_bytes))]
         with Remote.plain(tid, syscall_address, self.scratch, SCRATCH_BYTES) as remote:
-            if trap is not None:
-                remote.write(self.scratch, trap)
-                calls.insert(0, ("rt_sigaction", (SIGTRAP, self.scratch, 0, SIGSET_BYTES)))
-            for (name, _), result in zip(calls, remote.calls(calls), strict=True):
-                check(result, f"{name} at the end", subject)
+            for name, args in calls:
+                for arg in args:
+                    if isinstance(arg, bytes):
+                        remote.write(self.scratch, arg)
+                placed = tuple(self.scratch if isinstance(arg, bytes) else arg for arg in args)
+                check(remote.try_call(name, *placed), f"{name} at the end", subject)
 
 
 def _stopped(status: int, subject: str, name: str) -> Error:

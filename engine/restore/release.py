@@ -52,8 +52,18 @@ def let_go(work: Work, *, leave_stopped: bool) -> None:
 
 
 def _leave_arena(task: Living) -> None:
-    trap = signals.ignored_trap(task.image.actions)
-    task.arena.leave(task.pid, task.syscall_address, task.image.subject, trap)
+    image, address = task.image, task.syscall_address
+    for thread in image.threads[1:]:
+        queue = signals.trap_queue(thread.pending, image.pid, thread.tid)
+        if queue:
+            task.arena.without_traps(task.tids[thread.tid], address, image.subject, queue)
+    leader = image.threads[0]
+    last = [
+        *signals.trap_queue(image.shared_pending, image.pid, None),
+        *signals.trap_queue(leader.pending, image.pid, leader.tid),
+        *signals.trap_action(image.actions),
+    ]
+    task.arena.leave(task.pid, address, image.subject, last)
 
 
 def _stop(task: Living) -> None:

@@ -95,12 +95,20 @@ def decode_actions(task_core: Any) -> dict[int, Action]:  # noqa: ANN401
     return found
 
 
-def ignored_trap(actions: Mapping[int, Action]) -> bytes | None:
-    """Struct kernel_sigaction of SIGTRAP when it is ignored: to be set after the last trap."""
+def trap_action(actions: Mapping[int, Action]) -> list[tuple[str, tuple[int | bytes, ...]]]:
+    """The call that has SIGTRAP ignored: a trap after it would reset that."""
     action = actions.get(SIGTRAP)
     if action is None or action.handler != SIG_IGN:
-        return None
-    return ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
+        return []
+    raw = ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
+    return [("rt_sigaction", (SIGTRAP, raw, 0, SIGSET_BYTES))]
+
+
+def trap_queue(
+    pending: Sequence[bytes], pid: int, tid: int | None
+) -> list[tuple[str, tuple[int | bytes, ...]]]:
+    """Calls that queue SIGTRAP again; a trap after them would take it along."""
+    return [_queue(info, pid, tid) for info in pending if _number(info) == SIGTRAP]
 
 
 def plan_actions(actions: Mapping[int, Action]) -> list[Op]:
@@ -139,27 +147,36 @@ def decode_queue(queue: Any) -> tuple[bytes, ...]:  # noqa: ANN401
 
 
 def plan_queue(pending: Sequence[bytes], pid: int, tid: int | None) -> list[Op]:
-    """Queue signals again: to the thread ``tid``, or to the whole task when None."""
+    """Queue signals again: to the thread ``tid``, or to the whole task when None.
+
+    SIGTRAP comes last, by `trap_queue`.
+    """
     ops = []
     for info in pending:
-        (signal,) = struct.unpack_from("<i", info)
-        data = Data(info.ljust(SIGINFO_BYTES, b"\0"))
-        if tid is None:
-            op = Op(
-                call="rt_sigqueueinfo",
-                args=(pid, signal, data),
-                subject=f"signal {signal}",
-                note="pending for the task",
+        if _number(info) == SIGTRAP:
+            continue
+        call, args = _queue(info, pid, tid)
+        ops.append(
+            Op(
+                call=call,
+                args=tuple(Data(arg) if isinstance(arg, bytes) else arg for arg in args),
+                subject=f"signal {_number(info)}",
+                note="pending for the task" if tid is None else f"pending for thread {tid}",
             )
-        else:
-            op = Op(
-                call="rt_tgsigqueueinfo",
-                args=(pid, tid, signal, data),
-                subject=f"signal {signal}",
-                note=f"pending for thread {tid}",
-            )
-        ops.append(op)
+        )
     return ops
+
+
+def _queue(info: bytes, pid: int, tid: int | None) -> tuple[str, tuple[int | bytes, ...]]:
+    whole = info.ljust(SIGINFO_BYTES, b"\0")
+    if tid is None:
+        return "rt_sigqueueinfo", (pid, _number(info), whole)
+    return "rt_tgsigqueueinfo", (pid, tid, _number(info), whole)
+
+
+def _number(info: bytes) -> int:
+    (number,) = struct.unpack_from("<i", info)
+    return int(number)
 
 
 def plan_altstack(stack: AltStack) -> list[Op]:

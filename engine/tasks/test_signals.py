@@ -36,10 +36,12 @@ def test_queues(pending):
     signals.encode_queue(pending, queue)
     assert signals.decode_queue(queue) == tuple(pending)
     ops = signals.plan_queue(pending, 41, 43)
-    assert [(op.call, op.args[:2]) for op in ops] == [("rt_tgsigqueueinfo", (41, 43))] * len(
-        pending
-    )
-    assert [op.args[3].content for op in ops] == pending
+    last = signals.trap_queue(pending, 41, 43)
+    calls = [(op.call, op.args[:2]) for op in ops] + [(name, args[:2]) for name, args in last]
+    assert calls == [("rt_tgsigqueueinfo", (41, 43))] * len(pending)
+    traps = [info for info in pending if info[:4] == struct.pack("<i", 5)]
+    assert [args[3] for _, args in last] == traps
+    assert [op.args[3].content for op in ops] == [i for i in pending if i not in traps]
 
 
 def test_queue_of_the_task():

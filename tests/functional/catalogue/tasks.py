@@ -108,6 +108,12 @@ CASES: tuple[Case, ...] = (
     Case(state="signals: actions, masks, queues, alternative stacks", program="core_signals"),
     Case(state="SIGTRAP handled", program="tasks_trap", arguments=("handled",)),
     Case(
+        state="SIGTRAP queued to a task and a thread",
+        program="tasks_trap",
+        arguments=("pending",),
+        criu="takes the signal for one of its own stops: the dump fails",
+    ),
+    Case(
         state="SIGTRAP ignored",
         program="tasks_trap",
         arguments=("ignored",),
