@@ -18,7 +18,7 @@ def test_a_terminal_of_the_user_is_refused_and_the_task_runs_on(tmp_path):
         with pytest.raises(Findings, match="terminal") as error:
             one.dump()
         assert "fd 0" in error.value.subject
-        assert "setsid" in error.value.remedy
+        assert "--shell-job" in error.value.remedy
         assert os.waitpid(one.pid, os.WNOHANG) == (0, 0)
     finally:
         one.end()
