@@ -202,6 +202,14 @@ def attack_and_die(pid, after_s):
     assert os.waitpid(attacker, 0)[1] == signal.SIGKILL
 
 
+def but_for_a_page(lines, wanted):
+    """Lines of maps, where a [stack] that begins a page lower than wanted is as wanted."""
+    (old,) = (line for line in wanted if line.endswith("[stack]"))
+    low, rest = old.split("-", 1)
+    grown = f"{int(low, 16) - 4096:x}-{rest}"
+    return type(lines)(old if line == grown else line for line in lines)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("mode", MODES)
 def test_kill_of_the_tracer_leaves_no_trace(program, tmp_path, mode):
@@ -215,6 +223,8 @@ def test_kill_of_the_tracer_leaves_no_trace(program, tmp_path, mode):
             target.wait_rounds(1)
         target.check()
         after = target.outside()
+        # a handler that ran on the scratch in between (ADR 3) may have grown the stack by a page
+        after = (but_for_a_page(after[0], before[0]), *after[1:])
         assert set(after[0]) ^ set(before[0]) == set()
         assert after == before
         for tid in proc.threads(target.pid):
