@@ -18,7 +18,7 @@ def tmux(stage: Stage) -> Steps:
 
     def do(*words: str) -> str | None:
         done = subprocess.run(
-            ["tmux", "-S", socket, *words], capture_output=True, text=True, check=False,
+            ["tmux", "-N", "-S", socket, *words], capture_output=True, text=True, check=False,
             env=environment, timeout=20,
         )  # fmt: skip
         return done.stdout if done.returncode == 0 else None

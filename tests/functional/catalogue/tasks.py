@@ -206,6 +206,8 @@ CASES: tuple[Case, ...] = (
             if call in SAYS_INTERRUPTED
             else "takes locks only when it is told to (--file-locks)"
             if "lock" in call
+            else "ends the program at times"
+            if call == "join"
             else "",
         )
         for call in WAITING
