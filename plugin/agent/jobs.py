@@ -121,6 +121,14 @@ class Jobs:
             self._run_restore(item, restore)
         return None
 
+    def are_open(self, item: JsonObject) -> bool:
+        """Whether an object has work for this node that is yet to be done."""
+        if item["kind"] == Checkpoint.KIND:
+            checkpoint = codec.decode(Checkpoint, item)
+            return work_of_checkpoint(checkpoint, self.context.node_name) is Work.CHECKPOINT
+        restore = codec.decode(Restore, item)
+        return work_of_restore(restore, self.context.node_name) is Work.RESTORE
+
     def _run_checkpoint(self, item: JsonObject, checkpoint: Checkpoint) -> None:
         folder = JobFolder(self.context.staging, checkpoint.metadata.uid)
         attempt = folder.begin()

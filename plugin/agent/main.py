@@ -40,6 +40,7 @@ from torpor.plugin.store.volume import VolumeStore
 
 _log = logging.getLogger(__name__)
 _SWEEP_EVERY_S = 3600.0
+_LOOK_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +92,28 @@ class Agent:
         """Clean up after a former life, then watch and work."""
         found = staging.recover(self._context.staging)
         if found:
-            _log.warning("%d unfinished jobs of a former life were cleaned up", found)
+            _log.warning("%d unfinished jobs of a former life were cleaned up", len(found))
         for watcher in self._watchers.values():
             watcher.start()
         for loop in self._loops:
             loop.start()
         self._began = True
+        threading.Thread(target=self._forget, args=(found,), name="forget", daemon=True).start()
         threading.Thread(
             target=sweep_stores,
             args=(self._context, self._stop, _SWEEP_EVERY_S),
             name="sweep",
             daemon=True,
         ).start()
+
+    def _forget(self, uids: Sequence[str]) -> None:
+        """Drop what a former life left of objects that are over, or gone, by now."""
+        while not self.ready:
+            if self._stop.wait(_LOOK_AGAIN_S):
+                return
+        items = [item for watcher in self._watchers.values() for item in watcher.all()]
+        open_ones = {item["metadata"]["uid"] for item in items if self._jobs.are_open(item)}
+        staging.forget(self._context.staging, set(uids) - open_ones)
 
     def stop(self) -> None:
         """End watches and workers; a job that is left behind is taken up by the next life."""

@@ -6,6 +6,7 @@ pids are the node's. /proc/PID/cgroup shows paths relative to the reader's cgrou
 from inside one of our own they may begin with ``/..`` and then say too little.
 """
 
+import errno
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ class NodeView:
                 cause=error.strerror or "",
                 remedy="run the agent with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
             ) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # of a task that is ending (fs/proc_namespace.c, mounts_open_common)
+            raise Vanished("the task is ending", subject=f"process {pid}") from error
 
 
 def parse_cgroup(text: str) -> dict[str, str]:

@@ -55,23 +55,29 @@ class JobFolder:
         temporary.rename(self.path / "job.json")
 
 
-def recover(staging: Path) -> int:
+def recover(staging: Path) -> list[str]:
     """At the start: thaw what a former life left frozen and free its space.
 
-    The counts of attempts stay. Gives the number of unfinished jobs.
+    The counts of attempts stay, until `forget`. Gives the uids of the jobs.
     """
     staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    count = 0
+    found = []
     for path in staging.iterdir():
         if not _UID.fullmatch(path.name) or not path.is_dir():
             continue
-        count += 1
+        found.append(path.name)
         for cgroup in _cgroups(path):
             with suppress(Exception):
                 if freezer.thaw_leftover(cgroup):
                     _log.warning("%s: was left frozen, thawed", cgroup)
         shutil.rmtree(path / "tree", ignore_errors=True)
-    return count
+    return found
+
+
+def forget(staging: Path, uids: Iterable[str]) -> None:
+    """Remove what is left of jobs that nobody will take up again."""
+    for uid in uids:
+        JobFolder(staging, uid).remove()
 
 
 def _attempts(path: Path) -> int:

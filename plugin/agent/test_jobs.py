@@ -12,7 +12,7 @@ from torpor.engine.options import After, TcpPolicy
 from torpor.plugin.agent.checkpoint import reference, runtime_filters
 from torpor.plugin.agent.jobs import MOST_ATTEMPTS, Jobs
 from torpor.plugin.agent.restore import is_same_image
-from torpor.plugin.agent.staging import JobFolder, recover
+from torpor.plugin.agent.staging import JobFolder, forget, recover
 from torpor.plugin.api import codec
 from torpor.plugin.api.conditions import condition
 from torpor.plugin.api.v1alpha1 import Checkpoint
@@ -312,7 +312,7 @@ def test_a_job_of_a_former_life_is_done_again(world):
     folder.begin()
     folder.tree.mkdir()
     (folder.tree / "half").write_text("x")
-    assert recover(world.context.staging) == 1
+    assert recover(world.context.staging) == [item["metadata"]["uid"]]
     assert not folder.tree.exists()
     jobs.checkpoint(item)
     assert world.conditions(CHECKPOINTS, "cp")[1]["Stored"]["status"] == "True"
@@ -331,6 +331,19 @@ def test_an_agent_that_lost_its_volume_leaves_the_object_to_the_next(world):
     assert "KernelError" not in {one["reason"] for one in after.values()}
     jobs.checkpoint(item)
     assert world.conditions(CHECKPOINTS, "cp")[1]["Stored"]["status"] == "True"
+
+
+def test_what_is_left_of_a_job_is_forgotten_with_its_object(world):
+    _, jobs = take(world)
+    item = in_progress(world)
+    assert jobs.are_open(item)
+    for uid in ("uid-of-one-that-is-gone", item["metadata"]["uid"]):
+        JobFolder(world.context.staging, uid).begin()
+    found = recover(world.context.staging)
+    forget(world.context.staging, set(found) - {item["metadata"]["uid"]})
+    assert [path.name for path in world.context.staging.iterdir()] == [item["metadata"]["uid"]]
+    jobs.checkpoint(item)
+    assert not jobs.are_open(world.api.take(CHECKPOINTS, NS, "cp"))
 
 
 def test_too_many_lives(world):

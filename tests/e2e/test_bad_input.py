@@ -37,11 +37,11 @@ from tests.e2e.faulty import (
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.slow]
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1e6)"
-IO_URING = """
+USERFAULTFD = """
 import ctypes, time
-ring = ctypes.CDLL(None, use_errno=True).syscall(425, 4, ctypes.create_string_buffer(120))
-assert ring >= 0, ctypes.get_errno()
-print("ring", flush=True)
+fd = ctypes.CDLL(None, use_errno=True).syscall(323, 1)
+assert fd >= 0, ctypes.get_errno()
+print("made", flush=True)
 time.sleep(1e6)
 """
 HUGETLB = """
@@ -193,7 +193,7 @@ def test_somebody_runs_a_command_in_it(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(
     ("name", "program", "what"),
-    [("uring", IO_URING, "io_uring"), ("hugetlb", HUGETLB, "hugepage")],
+    [("uffd", USERFAULTFD, "userfaultfd"), ("hugetlb", HUGETLB, "hugepage")],
 )
 def test_an_object_that_cannot_be_taken(
     cluster: Cluster, name: str, program: str, what: str
