@@ -60,3 +60,40 @@ def test_rings():
 def test_the_switch_of_the_cluster(monkeypatch, value, wanted):
     monkeypatch.setenv("TORPOR_E2E", value)
     assert ("e2e" in RUN.chosen("all")) is wanted
+
+
+def tried(monkeypatch, tmp_path, ring, *reports):
+    """What a ring gives whose runs leave these reports."""
+    asked = []
+
+    def run(command, **_):
+        asked.append("--lf" in command)
+        path = next(w for w in command if w.startswith("--junitxml=")).partition("=")[2]
+        cases = reports[len(asked) - 1]
+        Path(path).write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+        return RUN.subprocess.CompletedProcess(command, int("<failure/>" in "".join(cases)))
+
+    monkeypatch.setattr(RUN, "BUILD", tmp_path)
+    monkeypatch.setattr(RUN, "prepare", lambda _: None)
+    monkeypatch.setattr(RUN.subprocess, "run", run)
+    outcome, status = RUN.run(ring, [])
+    return outcome.passed, outcome.failed, status, asked
+
+
+GOOD, BAD = case("good"), case("bad", "<failure/>")
+
+
+def test_a_few_failures_are_tried_again(monkeypatch, tmp_path, capsys):
+    assert tried(monkeypatch, tmp_path, "functional", [GOOD, BAD], [GOOD]) == (
+        2, 0, 0, [False, True],
+    )  # fmt: skip
+    assert "1 passed when tried again" in capsys.readouterr().out
+
+
+def test_what_fails_twice_has_failed(monkeypatch, tmp_path):
+    assert tried(monkeypatch, tmp_path, "e2e", [GOOD, BAD], [BAD])[:3] == (1, 1, 1)
+
+
+def test_unit_tests_and_many_failures_are_not_tried_again(monkeypatch, tmp_path):
+    assert tried(monkeypatch, tmp_path, "unit", [GOOD, BAD]) == (1, 1, 1, [False])
+    assert tried(monkeypatch, tmp_path, "faults", [GOOD] + [BAD] * 4)[3] == [False]
