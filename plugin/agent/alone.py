@@ -10,30 +10,28 @@ holder, however that ends.
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.2
 
 
-@contextmanager
-def alone(cgroups: Path, stopped: Callable[[float], bool]) -> Iterator[bool]:
-    """Wait until no other agent works here; False when ``stopped`` (seconds) became true first."""
+def hold(cgroups: Path, stopped: Callable[[float], bool]) -> int | None:
+    """Wait until no other agent works here; None when ``stopped`` (seconds) became true first.
+
+    The descriptor holds the lock. It is left open: work may go on until the process ends.
+    """
     fd = os.open(cgroups, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        is_told = False
-        while not _try(fd):
-            if not is_told:
-                _log.warning("another agent works on this node; waiting for its end")
-                is_told = True
-            if stopped(_POLL_S):
-                yield False
-                return
-        yield True
-    finally:
-        os.close(fd)
+    is_told = False
+    while not _try(fd):
+        if not is_told:
+            _log.warning("another agent works on this node; waiting for its end")
+            is_told = True
+        if stopped(_POLL_S):
+            os.close(fd)
+            return None
+    return fd
 
 
 def _try(fd: int) -> bool:

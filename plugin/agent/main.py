@@ -20,7 +20,7 @@ from torpor.engine import api
 from torpor.engine.errors import Error, Refused
 from torpor.engine.version import VERSION
 from torpor.plugin.agent import staging
-from torpor.plugin.agent.alone import alone
+from torpor.plugin.agent.alone import hold
 from torpor.plugin.agent.context import Context
 from torpor.plugin.agent.jobs import Jobs, sweep_stores
 from torpor.plugin.agent.metrics import Metrics
@@ -190,7 +190,7 @@ def run(context: Context, settings: Settings, stop: threading.Event) -> None:
         stack.callback(server.server_close)
         stack.callback(server.shutdown)
         stack.callback(agent.stop)
-        if not stack.enter_context(alone(settings.view.cgroups, stop.wait)):
+        if hold(settings.view.cgroups, stop.wait) is None:
             return
         agent.start()
         _log.info(

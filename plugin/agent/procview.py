@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torpor.engine.errors import Denied, Vanished
 
+_AGAIN = "ask again when the pod runs"
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -129,7 +130,7 @@ class NodeView:
         try:
             return path.read_text(errors="surrogateescape")
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise Vanished("the task is gone", subject=f"process {pid}") from error
+            raise Vanished("the task is gone", subject=f"process {pid}", remedy=_AGAIN) from error
         except PermissionError as error:
             raise Denied(
                 "may not look at the task",
@@ -141,7 +142,7 @@ class NodeView:
             if error.errno != errno.EINVAL:
                 raise
             # of a task that is ending (fs/proc_namespace.c, mounts_open_common)
-            raise Vanished("the task is ending", subject=f"process {pid}") from error
+            raise Vanished("the task is ending", subject=f"process {pid}", remedy=_AGAIN) from error
 
 
 def parse_cgroup(text: str) -> dict[str, str]:
