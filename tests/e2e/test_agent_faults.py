@@ -79,12 +79,19 @@ def runs(cluster: Cluster, node: str, container: str) -> bool:
     return not words & {"t", "T", "FROZEN", "FREEZING"}
 
 
+def agents(cluster: Cluster, node: str) -> set[str]:
+    """Pids of a node's agents."""
+    return set(cluster.on(node, f"pgrep -f '{AGENT}' || true").split())
+
+
 def new_agents(cluster: Cluster) -> None:
     """Agents again, without the wait that kubelet puts before the restart of a container."""
+    old = {node: agents(cluster, node) for node in NODES}
     selector = ("-l", "app.kubernetes.io/component=agent")
     cluster.kubectl("delete", "pod", "-n", kube.NAMESPACE, *selector, "--force", "--grace-period=0")
     for node in NODES:
-        until(lambda node=node: cluster.on(node, f"pgrep -of '{AGENT}' || true").strip())
+        # the old one ends in its own time, and only then does the new one work
+        until(lambda node=node: len(now := agents(cluster, node)) == 1 and not now & old[node])
 
 
 def test_agents_killed_at_random_instants(cluster: Cluster, busy: dict[str, Workload]) -> None:
