@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -91,6 +91,7 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     odd_skips: list[str] | None = None
+    failures: list[str] = field(default_factory=list)
 
 
 def main() -> int:
@@ -136,11 +137,11 @@ def run(name: str, arguments: list[str]) -> tuple[Outcome, int]:
     outcome, status = _pytest(name, name, arguments)
     if name in TRIED_AGAIN and status == 1 and 0 < outcome.failed <= FEW:
         again, status = _pytest(name, f"{name}-again", [*arguments, "--lf", "--lfnf=none"])
-        print(
-            f"ring {name}: of {outcome.failed} that failed, {again.passed} passed when tried "
-            "again: find out why",
-            flush=True,
-        )
+        if not again.passed and not again.failed:  # none was found: the first run counts
+            return outcome, 1
+        for test in outcome.failures:
+            print(f"ring {name}: failed, tried again: {test}")
+        print(f"ring {name}: {again.passed} of them passed then: find out why", flush=True)
         outcome.passed += again.passed
         outcome.failed = again.failed
     return outcome, status
@@ -192,6 +193,7 @@ def read(report: Path) -> Outcome:
         skip = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             outcome.failed += 1
+            outcome.failures.append(f"{case.get('classname')}::{case.get('name')}")
         elif skip is not None:
             outcome.skipped += 1
             reason = skip.get("message") or ""

@@ -87,11 +87,17 @@ def test_a_few_failures_are_tried_again(monkeypatch, tmp_path, capsys):
     assert tried(monkeypatch, tmp_path, "functional", [GOOD, BAD], [GOOD]) == (
         2, 0, 0, [False, True],
     )  # fmt: skip
-    assert "1 passed when tried again" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "failed, tried again: c::bad" in told
+    assert "1 of them passed then" in told
 
 
 def test_what_fails_twice_has_failed(monkeypatch, tmp_path):
     assert tried(monkeypatch, tmp_path, "e2e", [GOOD, BAD], [BAD])[:3] == (1, 1, 1)
+
+
+def test_a_second_try_of_nothing_is_no_success(monkeypatch, tmp_path):
+    assert tried(monkeypatch, tmp_path, "compat", [GOOD, BAD], [])[:3] == (1, 1, 1)
 
 
 def test_unit_tests_and_many_failures_are_not_tried_again(monkeypatch, tmp_path):

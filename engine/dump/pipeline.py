@@ -305,8 +305,8 @@ def _take(
         groups = _tables(alive, dump.shared)
         dump.files = _descriptors(dump, alive, groups)
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
-    if not sysvipc.same_namespace(dump.options.pid):
-        refused += ipcns.check(alive[0])
+    if alive and not sysvipc.same_namespace(dump.options.pid):
+        refused += ipcns.check(alive[0], filters_are_suspended=may_read)
     if refused:
         raise Findings(tuple(refused))
     for view, path in dump.files.links:

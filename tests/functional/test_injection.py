@@ -224,7 +224,8 @@ def test_kill_of_the_tracer_leaves_no_trace(program, tmp_path, mode):
         target.check()
         after = target.outside()
         # a handler that ran on the scratch in between (ADR 3) may have grown the stack by a page
-        after = (but_for_a_page(after[0], before[0]), *after[1:])
+        if mode == "alarm":
+            after = (but_for_a_page(after[0], before[0]), *after[1:])
         assert set(after[0]) ^ set(before[0]) == set()
         assert after == before
         for tid in proc.threads(target.pid):
