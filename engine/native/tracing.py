@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Being a tracer: seize, stop, wait, run on, let go."""
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from torpor.engine.errors import Vanished
+from torpor.engine.kernel.arch.x86_64 import Regs
+from torpor.engine.native.seam import DEFAULT_TIMEOUT_S, check, error_for, ffi, lib, ns
+
+PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_DETACH, PTRACE_SYSCALL = 7, 9, 17, 24
+PTRACE_LISTEN = 0x4208
+
+
+def seize(tid: int, options: int = 0) -> None:
+    """PTRACE_SEIZE. PTRACE_O_TRACESYSGOOD is always added."""
+    check(lib.seam_seize(tid, options), "ptrace(SEIZE)", tid)
+
+
+def interrupt(tid: int) -> None:
+    """PTRACE_INTERRUPT; the stop comes later, see `wait_stop` and `settle`."""
+    check(lib.seam_interrupt(tid), "ptrace(INTERRUPT)", tid)
+
+
+def kill_traced(tid: int) -> None:
+    """End a stopped tracee; needs no right beyond tracing it. A task that is gone is fine."""
+    result = lib.seam_kill(tid)
+    if result != -errno.ESRCH:
+        check(result, "ptrace(KILL)", tid)
+
+
+def set_options(tid: int, options: int) -> None:
+    """PTRACE_SETOPTIONS of a stopped task. PTRACE_O_TRACESYSGOOD is always added."""
+    check(lib.seam_set_options(tid, options), "ptrace(SETOPTIONS)", tid)
+
+
+def wait_stop(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+    """Wait for any stop; returns the wait status. Raises Vanished when the task ended."""
+    status = ffi.new("int *")
+    result = lib.seam_wait(tid, ns(timeout_s), status)
+    if result == -errno.ECHILD:
+        raise Vanished("waitpid found no such task", subject=f"task {tid}")
+    check(result, "waitpid", tid)
+    if not os.WIFSTOPPED(status[0]):
+        raise Vanished("ended while it was waited for", subject=f"task {tid}",
+                       cause=describe_end(status[0]))  # fmt: skip
+    return int(status[0])
+
+
+def wait_end(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+    """Wait until a task ends, letting no stop pass unseen; returns the wait status."""
+    status = ffi.new("int *")
+    check(lib.seam_wait(tid, ns(timeout_s), status), "waitpid", tid)
+    return int(status[0])
+
+
+def describe_end(status: int) -> str:
+    """`exit code 3` or `killed by SIGSEGV`."""
+    if os.WIFEXITED(status):
+        return f"exit code {os.WEXITSTATUS(status)}"
+    return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+
+
+def settle(tid: int, *, stopped: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Interrupt a seized task and wait until it stands at its event stop.
+
+    Signals that come first are delivered, as they would have been. ``stopped``: it stands
+    at another stop now (that of a system call) and runs nothing of its own on the way.
+    """
+    check(lib.seam_settle(tid, stopped, ns(timeout_s)), "ptrace(INTERRUPT)", tid)
+
+
+def stop_all(
+    tids: Sequence[int], options: int = 0, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> list[int]:
+    """Seize and interrupt all, then wait for all; returns those that vanished (or are zombies).
+
+    A call that gave EINTR only because of the stop is set to be issued again.
+    When one cannot be seized or does not stop, those that did are let go again.
+    """
+    wanted = ffi.new("int[]", list(tids))
+    results = ffi.new("int[]", len(tids))
+    lib.seam_stop_all(wanted, len(tids), options, ns(timeout_s), results)
+    outcome = list(zip(tids, results, strict=True))
+    gone = [tid for tid, result in outcome if result == -errno.ESRCH or _is_dead(tid, result)]
+    for tid, result in outcome:
+        if result < 0 and tid not in gone:
+            for other, stopped in outcome:
+                if stopped == 0:
+                    lib.seam_resume(PTRACE_DETACH, other, 0)
+            raise error_for(result, "ptrace(SEIZE)", f"task {tid}", cause=_why_not_seized(tid))
+    return gone
+
+
+def cont(tid: int, sig: int = 0) -> None:
+    """PTRACE_CONT."""
+    check(lib.seam_resume(PTRACE_CONT, tid, sig), "ptrace(CONT)", tid)
+
+
+def cont_to_syscall(tid: int, sig: int = 0) -> None:
+    """PTRACE_SYSCALL: run to the next entry or exit of a system call."""
+    check(lib.seam_resume(PTRACE_SYSCALL, tid, sig), "ptrace(SYSCALL)", tid)
+
+
+def step(tid: int) -> None:
+    """PTRACE_SINGLESTEP. Only for tasks that may die with us: see native/seam/remote.c."""
+    check(lib.seam_resume(PTRACE_SINGLESTEP, tid, 0), "ptrace(SINGLESTEP)", tid)
+
+
+def detach(tid: int, sig: int = 0) -> None:
+    """PTRACE_DETACH of a stopped task."""
+    check(lib.seam_resume(PTRACE_DETACH, tid, sig), "ptrace(DETACH)", tid)
+
+
+def release(tid: int, regs: Regs | None) -> None:
+    """Detach a task at its event stop; with ``regs``, unless a signal is about to be handled."""
+    words = ffi.NULL if regs is None else ffi.from_buffer("uint64_t[]", regs.pack())
+    check(lib.seam_release(tid, words), "ptrace(DETACH)", tid)
+
+
+def event_message(tid: int) -> int:
+    """PTRACE_GETEVENTMSG."""
+    message = ffi.new("uint64_t *")
+    check(lib.seam_event_message(tid, message), "ptrace(GETEVENTMSG)", tid)
+    return int(message[0])
+
+
+def _is_dead(tid: int, result: int) -> bool:
+    """A zombie cannot be seized: the kernel says EPERM."""
+    return result == -errno.EPERM and _status_field(tid, "State")[:1] in ("", "Z", "X")
+
+
+def _why_not_seized(tid: int) -> str:
+    tracer = _status_field(tid, "TracerPid")
+    if tracer not in ("", "0"):
+        return f"it is traced by task {tracer} already"
+    return f"state {_status_field(tid, 'State')}"
+
+
+def _status_field(tid: int, name: str) -> str:
+    try:
+        text = Path(f"/proc/{tid}/status").read_text(encoding="utf-8", errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    values = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for key, _, value in values if key == name), "")
