@@ -201,7 +201,7 @@ def test_many_files_in_one_go():
 
 def test_a_text_larger_than_the_room(monkeypatch):
     monkeypatch.setattr("torpor.engine.native.questions.TEXT_ROOM", 64)
-    monkeypatch.setattr("torpor.engine.native.TYPICAL_TEXT", 0)
+    monkeypatch.setattr("torpor.engine.native.questions.TYPICAL_TEXT", 0)
     first, second = proc.read_many([(os.getpid(), "status"), (os.getpid(), "cmdline")])
     assert first.startswith(b"Name:")
     assert first.endswith(b"\n")
