@@ -11,8 +11,8 @@ from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, SOCK, TCP, TCPState
 from torpor.engine.kind import FileId, ImageSource
 from torpor.engine.sockets import address as addresses
+from torpor.engine.sockets import option_tables, tcp_stream
 from torpor.engine.sockets import options as sockopts
-from torpor.engine.sockets import tcp_stream
 from torpor.engine.sockets.inet_state import SHUT_BY_ITSELF, InetState
 
 SECTION = "inet"
@@ -51,7 +51,7 @@ def message(file_id: FileId, state: InetState) -> Any:  # noqa: ANN401
         raw.hdrincl = bool(value(IPPROTO.IP, IP.HDRINCL))
         raw.nodefrag = bool(value(IPPROTO.IP, IP.NODEFRAG))
         if state.protocol == IPPROTO.ICMP:
-            raw.icmpv_filter.append(value(IPPROTO.RAW, sockopts.ICMP_FILTER) & 0xFFFFFFFF)
+            raw.icmpv_filter.append(value(IPPROTO.RAW, option_tables.ICMP_FILTER) & 0xFFFFFFFF)
     if state.family == AF.INET6:
         entry.v6only = bool(value(IPPROTO.IPV6, IPV6.V6ONLY))
     if state.tcp:
@@ -169,7 +169,7 @@ def _own_options(entry: Any) -> list[tuple[int, int, int]]:  # noqa: ANN401
         if entry.family == AF.INET and raw.HasField(name):
             found.append((int(IPPROTO.IP), int(number), int(getattr(raw, name))))
     if entry.family == AF.INET and raw.icmpv_filter:
-        found.append((int(IPPROTO.RAW), sockopts.ICMP_FILTER, raw.icmpv_filter[0]))
+        found.append((int(IPPROTO.RAW), option_tables.ICMP_FILTER, raw.icmpv_filter[0]))
     if entry.HasField("v6only"):
         found.append((int(IPPROTO.IPV6), int(IPV6.V6ONLY), int(entry.v6only)))
     return found

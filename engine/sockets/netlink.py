@@ -44,6 +44,7 @@ from torpor.engine.kind import (
     refuse,
 )
 from torpor.engine.program.ops import Data, Expect, Op, place
+from torpor.engine.sockets import option_plan
 from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets.options import SocketOptions
 
@@ -193,8 +194,8 @@ class Netlink:
             fd, where = context.fd(file_id), subject(context, file_id, state.label)
             make = Op(call="socket", args=(AF.NETLINK, state.kind, state.protocol), subject=where)
             ops += place(make, fd)
-            ops += sockopts.early_ops(state.options, fd, where)
-            ops += sockopts.late_ops(state.options, fd, where)
+            ops += option_plan.early_ops(state.options, fd, where)
+            ops += option_plan.late_ops(state.options, fd, where)
             low = state.groups[0] if state.groups else 0
             if state.port or low:
                 at = _address(state.port, low)
@@ -213,7 +214,7 @@ class Netlink:
             if state.peer_port or state.peer_groups:
                 at = _address(state.peer_port, state.peer_groups)
                 ops.append(Op(call="connect", args=(fd, at, 12), subject=where, expect=Expect.ANY))
-            ops += sockopts.buffer_ops(state.options, fd, where)
+            ops += option_plan.buffer_ops(state.options, fd, where)
             ops += status_flags(fd, state.flags, 0, where)
         return ops
 

@@ -45,6 +45,7 @@ from torpor.engine.kind import (
     refuse,
 )
 from torpor.engine.program.ops import Data, Op, place
+from torpor.engine.sockets import option_plan
 from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets.options import SocketOptions
 
@@ -190,13 +191,13 @@ class Packet:
             make = Op(call="socket", args=(AF.PACKET, state.kind, number), subject=where,
                       remedy="restore with CAP_NET_RAW")  # fmt: skip
             ops += place(make, fd)
-            ops += sockopts.early_ops(state.options, fd, where)
+            ops += option_plan.early_ops(state.options, fd, where)
             ops += _own_ops(state, fd, where)
-            ops += sockopts.late_ops(state.options, fd, where)
+            ops += option_plan.late_ops(state.options, fd, where)
             ops += _bound(state, fd, where)
             if state.fanout != NO_FANOUT:
                 ops.append(_set(fd, FANOUT, struct.pack("<I", state.fanout), where, "FANOUT"))
-            ops += sockopts.buffer_ops(state.options, fd, where)
+            ops += option_plan.buffer_ops(state.options, fd, where)
             ops += status_flags(fd, state.flags, 0, where)
         return ops
 

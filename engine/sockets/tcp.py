@@ -34,7 +34,7 @@ from torpor.engine.kernel.abi import (
 from torpor.engine.kind import FileId, PlanContext
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot, move, place
 from torpor.engine.sockets import address as addresses
-from torpor.engine.sockets import options as sockopts
+from torpor.engine.sockets import option_plan, option_tables
 from torpor.engine.sockets.address import Address
 from torpor.engine.sockets.inet_state import InetState, leads_outside, mates, waiting_clients
 from torpor.engine.sockets.tcp_stream import FIN_SENT, MASK
@@ -45,8 +45,8 @@ SOCKADDR_SIZE = {AF.INET: 16, AF.INET6: 28}
 ADDRESS_REMEDY = (
     "free the address and port, or map the old address to one of this machine (address map)"
 )
-REUSEADDR = sockopts.ALL[SOL_SOCKET, SO.REUSEADDR]
-V6ONLY = sockopts.ALL[IPPROTO.IPV6, IPV6.V6ONLY]
+REUSEADDR = option_tables.ALL[SOL_SOCKET, SO.REUSEADDR]
+V6ONLY = option_tables.ALL[IPPROTO.IPV6, IPV6.V6ONLY]
 
 
 def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[Op]:
@@ -138,7 +138,7 @@ class _Planner:
             Op(call="socket", args=(client.family, SOCK.STREAM, 0), subject=where, yields=socket)
         )
         if client.options.value(IPPROTO.IPV6, IPV6.V6ONLY):
-            self.ops.append(sockopts.set_value(socket, V6ONLY, 1, where))
+            self.ops.append(option_plan.set_value(socket, V6ONLY, 1, where))
         self._bind(socket, source, where)
         self.ops += [
             Op(call="connect", args=(socket, at, len(at.content)), subject=where,
@@ -176,7 +176,7 @@ class _Planner:
         )  # fmt: skip
         if server.family == AF.INET6:
             only = server.options.value(IPPROTO.IPV6, IPV6.V6ONLY)
-            self.ops.append(sockopts.set_value(slot, V6ONLY, only, where))
+            self.ops.append(option_plan.set_value(slot, V6ONLY, only, where))
         self._bind(slot, target, where)
         self.ops.append(Op(call="listen", args=(slot, 16), subject=where))
         return slot
@@ -184,7 +184,7 @@ class _Planner:
     def _bind(self, fd: Arg, address: Address, where: str) -> None:
         data = address.data()
         self.ops += [
-            sockopts.set_value(fd, REUSEADDR, 1, where),
+            option_plan.set_value(fd, REUSEADDR, 1, where),
             Op(call="bind", args=(fd, data, len(data.content)), subject=where,
                note=str(address), remedy=ADDRESS_REMEDY),
         ]  # fmt: skip
@@ -204,7 +204,7 @@ class _Planner:
         )
         if len(state.received) > ROOMY_BYTES:
             self.raised.add(file_id)
-            self.ops += sockopts.raise_receive_buffer(socket, len(state.received), where)
+            self.ops += option_plan.raise_receive_buffer(socket, len(state.received), where)
         self.ops += [
             Op(call="connect", args=(socket, room, SOCKADDR_SIZE[AF(state.family)]),
                subject=where, note="over the loopback device, to be closed"),
@@ -259,7 +259,7 @@ class _Planner:
             Op(call="socket", args=(state.family, SOCK.STREAM, state.protocol), subject=where),
             fd,
         )
-        self.ops += sockopts.early_ops(state.options, fd, where)
+        self.ops += option_plan.early_ops(state.options, fd, where)
         if state.closed:
             self.ops.append(
                 Op(call="shutdown", args=(fd, SHUT_RDWR), subject=where, expect=Expect.ANY,
@@ -272,7 +272,7 @@ class _Planner:
                 at = self._local(state.source, file_id)
             self._bind(fd, at, where)
         if listen:
-            self.ops += sockopts.buffer_ops(state.options, fd, where)
+            self.ops += option_plan.buffer_ops(state.options, fd, where)
             self.ops.append(Op(call="listen", args=(fd, state.backlog), subject=where))
 
     def _wait(self, client_id: FileId, server_id: FileId) -> None:
@@ -289,9 +289,9 @@ class _Planner:
     def _options(self, file_id: FileId, *, accepted: bool) -> None:
         state, where, fd = self.states[file_id], self._where(file_id), self.context.fd(file_id)
         if accepted:
-            rest = (o for o in sockopts.early_ops(state.options, fd, where) if not _is_v6only(o))
+            rest = (o for o in option_plan.early_ops(state.options, fd, where) if not _is_v6only(o))
             self.ops += rest
-        self.ops += sockopts.late_ops(state.options, fd, where)
+        self.ops += option_plan.late_ops(state.options, fd, where)
         if state.congestion and state.congestion != "cubic":
             name = Data(state.congestion.encode(), 1, (), repr(state.congestion))
             self.ops.append(
@@ -306,7 +306,7 @@ class _Planner:
             return
         if sender is not None and len(data) > ROOMY_BYTES:
             self.raised.add(sender)
-            self.ops += sockopts.raise_send_buffer(fd, len(data), where)
+            self.ops += option_plan.raise_send_buffer(fd, len(data), where)
         self.ops.append(
             Op(call="sendto",
                args=(fd, Data(data, 8, (), f"<{len(data)} bytes>"), len(data),
@@ -323,10 +323,10 @@ class _Planner:
             self.ops.append(Op(call="shutdown", args=(fd, SHUT_RD), subject=where))
         if state.state != TCPState.LISTEN:
             raised = file_id in self.raised
-            self.ops += sockopts.buffer_ops(state.options, fd, where, raised=raised)
+            self.ops += option_plan.buffer_ops(state.options, fd, where, raised=raised)
         bound = paired or (state.source.port and not self._over(file_id) and not state.closed)
         if bound and not state.options.value(SOL_SOCKET, SO.REUSEADDR):
-            self.ops.append(sockopts.set_value(fd, REUSEADDR, 0, where))
+            self.ops.append(option_plan.set_value(fd, REUSEADDR, 0, where))
         self.ops += status_flags(fd, state.flags, 0, where)
 
     def _slot(self, text: str) -> Slot:

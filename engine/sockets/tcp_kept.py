@@ -37,7 +37,7 @@ from torpor.engine.kernel.abi import (
 from torpor.engine.kernel.nftables import MARK
 from torpor.engine.kind import FileId, LateOp, PlanContext
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot, place
-from torpor.engine.sockets import options as sockopts
+from torpor.engine.sockets import option_plan, option_tables
 from torpor.engine.sockets.address import Address
 from torpor.engine.sockets.inet_state import InetState, goes_on, mates
 from torpor.engine.sockets.segment import ACK, FIN, segment
@@ -59,7 +59,7 @@ ROOMY_BYTES = 8192
 LARGEST_MSS = 32767
 RECEIVE_CHUNK, SEND_CHUNK = 16384, 65536
 """Bytes of one write: to the receive queue it becomes one buffer of the kernel."""
-REUSEADDR = sockopts.ALL[SOL_SOCKET, SO.REUSEADDR]
+REUSEADDR = option_tables.ALL[SOL_SOCKET, SO.REUSEADDR]
 F_SETFL = 4
 REMEDY = "restore where the old address is, or give the connection up (--tcp-close)"
 
@@ -110,20 +110,20 @@ def _made(state: InetState, fd: int, where: str) -> list[Op]:
     stream = _stream(state)
     make = Op(call="socket", args=(state.family, SOCK.STREAM, state.protocol), subject=where)
     ops = place(make, fd)
-    ops += sockopts.early_ops(state.options, fd, where)
+    ops += option_plan.early_ops(state.options, fd, where)
     ops.append(_number(fd, TCP.REPAIR, REPAIR_ON, where))
     if state.calling:
         ops += _sequence(fd, SEND_QUEUE, stream.out_sequence - 1, where)
         ops += [
             _number(fd, TCP.REPAIR_QUEUE, NO_QUEUE, where),
             _number(fd, TCP.REPAIR, OFF_WITHOUT_PROBE, where),
-            sockopts.set_value(fd, REUSEADDR, 1, where),
+            option_plan.set_value(fd, REUSEADDR, 1, where),
         ]
         return [*ops, _named("bind", fd, state.source, where)]
     if len(state.sent) > ROOMY_BYTES:
-        ops += sockopts.raise_send_buffer(fd, len(state.sent), where)
+        ops += option_plan.raise_send_buffer(fd, len(state.sent), where)
     if len(state.received) > ROOMY_BYTES:
-        ops += sockopts.raise_receive_buffer(fd, len(state.received), where)
+        ops += option_plan.raise_receive_buffer(fd, len(state.received), where)
     start = stream.out_sequence - len(state.sent) - (state.state in FIN_SENT)
     ops += _sequence(fd, SEND_QUEUE, start, where)
     start = stream.in_sequence - len(state.received) - (state.state in FIN_RECEIVED)
@@ -213,7 +213,7 @@ def _from_peer(
 
 
 def _settings(state: InetState, fd: int, where: str) -> list[Op]:
-    ops = sockopts.late_ops(state.options, fd, where)
+    ops = option_plan.late_ops(state.options, fd, where)
     if state.congestion:
         name = Data(state.congestion.encode(), 1, (), repr(state.congestion))
         op = _option(fd, TCP.CONGESTION, name, where, "TCP_CONGESTION", expect=Expect.ANY)
@@ -221,7 +221,7 @@ def _settings(state: InetState, fd: int, where: str) -> list[Op]:
     if state.shutdown:
         ops.append(Op(call="shutdown", args=(fd, SHUT_RD), subject=where))
     if state.connected:
-        ops += sockopts.buffer_ops(state.options, fd, where, raised=True)
+        ops += option_plan.buffer_ops(state.options, fd, where, raised=True)
     return [*ops, *status_flags(fd, state.flags, 0, where)]
 
 
@@ -234,18 +234,18 @@ def _alive(state: InetState, fd: int, where: str) -> list[Op]:
             Op(call="fcntl", args=(fd, F_SETFL, flags | O.NONBLOCK), subject=where),
             _named("connect", fd, state.peer, where, expect=Expect.ANY),
             Op(call="fcntl", args=(fd, F_SETFL, flags), subject=where),
-            sockopts.set_value(fd, REUSEADDR, _reusable(state), where),
-            *sockopts.buffer_ops(state.options, fd, where),
+            option_plan.set_value(fd, REUSEADDR, _reusable(state), where),
+            *option_plan.buffer_ops(state.options, fd, where),
         ]
     ops = [_number(fd, TCP.REPAIR, REPAIR_OFF, where)]
     unsent = _never_sent(state)
     if unsent:
-        ops += sockopts.raise_send_buffer(fd, len(state.sent), where)
+        ops += option_plan.raise_send_buffer(fd, len(state.sent), where)
         ops += _write(fd, state.sent[-unsent:], where, "was never sent")
         if state.state in FIN_SENT:
             ops.append(Op(call="shutdown", args=(fd, SHUT_WR), subject=where))
-        ops += sockopts.buffer_ops(state.options, fd, where, raised=True)
-    return [*ops, sockopts.set_value(fd, REUSEADDR, _reusable(state), where)]
+        ops += option_plan.buffer_ops(state.options, fd, where, raised=True)
+    return [*ops, option_plan.set_value(fd, REUSEADDR, _reusable(state), where)]
 
 
 def _never_sent(state: InetState) -> int:

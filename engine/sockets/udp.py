@@ -8,11 +8,11 @@ from torpor.engine.kernel.abi import IPPROTO, SO, SOCK, SOL_SOCKET
 from torpor.engine.kind import FileId, PlanContext
 from torpor.engine.program.ops import Op, place
 from torpor.engine.sockets import address as addresses
-from torpor.engine.sockets import options as sockopts
+from torpor.engine.sockets import option_plan, option_tables
 from torpor.engine.sockets.inet_state import InetState
 from torpor.engine.sockets.tcp import ADDRESS_REMEDY, moved
 
-REUSEADDR = sockopts.ALL[SOL_SOCKET, SO.REUSEADDR]
+REUSEADDR = option_tables.ALL[SOL_SOCKET, SO.REUSEADDR]
 
 
 def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[Op]:
@@ -23,10 +23,10 @@ def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[O
         fd, where = context.fd(file_id), subject(context, file_id, state.label)
         make = Op(call="socket", args=(state.family, state.kind, state.protocol), subject=where)
         ops += place(make, fd)
-        ops += sockopts.early_ops(state.options, fd, where)
+        ops += option_plan.early_ops(state.options, fd, where)
         if state.protocol not in (IPPROTO.UDP, IPPROTO.UDPLITE):  # others are made with it
             reuse = state.options.value(SOL_SOCKET, SO.REUSEADDR)
-            ops.append(sockopts.set_value(fd, REUSEADDR, reuse, where))
+            ops.append(option_plan.set_value(fd, REUSEADDR, reuse, where))
         raw = state.kind == SOCK.RAW  # its port is the protocol
         if not state.source.wildcard if raw else state.source.port:
             at = _local(state, context).data()
@@ -45,8 +45,8 @@ def plan(states: Mapping[FileId, InetState], context: PlanContext) -> Sequence[O
         if state.shutdown:
             how = state.shutdown - 1
             ops.append(Op(call="shutdown", args=(fd, how), subject=where))
-        ops += sockopts.late_ops(state.options, fd, where)
-        ops += sockopts.buffer_ops(state.options, fd, where)
+        ops += option_plan.late_ops(state.options, fd, where)
+        ops += option_plan.buffer_ops(state.options, fd, where)
         ops += status_flags(fd, state.flags, 0, where)
     return ops
 

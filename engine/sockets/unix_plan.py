@@ -28,7 +28,7 @@ from torpor.engine.kernel.abi import (
 )
 from torpor.engine.kind import FileId, Message, PlanContext, refuse
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot, move, place
-from torpor.engine.sockets import options as sockopts
+from torpor.engine.sockets import option_plan
 from torpor.engine.sockets.unix import (
     OUTSIDE,
     SCM_RIGHTS,
@@ -323,8 +323,8 @@ class _Planner:
 
     def _options(self, file_id: FileId) -> None:
         end, state = self.made[file_id], self.states[file_id]
-        self.ops += sockopts.early_ops(state.options, end.fd, end.where)
-        self.ops += sockopts.late_ops(state.options, end.fd, end.where)
+        self.ops += option_plan.early_ops(state.options, end.fd, end.where)
+        self.ops += option_plan.late_ops(state.options, end.fd, end.where)
 
     def _queue(self, file_id: FileId) -> None:
         state, end = self.states[file_id], self.made[file_id]
@@ -334,7 +334,7 @@ class _Planner:
             sender, address = self._sender(file_id, message.address[2:])
             if total > ROOMY_BYTES and repr(sender) not in senders:
                 senders[repr(sender)] = sender
-                self.ops += sockopts.raise_send_buffer(sender, total, end.where)
+                self.ops += option_plan.raise_send_buffer(sender, total, end.where)
             self.ops.append(self._send(sender, address, message, end.where))
         self.raised.update(senders)
         if state.reset and state.peer == 0:
@@ -425,7 +425,7 @@ class _Planner:
                    expect=Expect.OK if state.peer else Expect.ANY)
             )  # fmt: skip
         raised = repr(end.fd) in self.raised
-        self.ops += sockopts.buffer_ops(state.options, end.fd, end.where, raised=raised)
+        self.ops += option_plan.buffer_ops(state.options, end.fd, end.where, raised=raised)
         if isinstance(end.fd, int):
             self.ops += status_flags(end.fd, state.flags, 0, end.where)
 
