@@ -13,7 +13,7 @@ from torpor.engine.kernel.recorded import (
     through_images,
 )
 from torpor.engine.kind import FileId
-from torpor.engine.tasks.codec import NAMESPACE_IDS
+from torpor.engine.tasks.encode import NAMESPACE_IDS
 
 
 def view(link="net:[7]", own="net:[7]"):

@@ -15,7 +15,7 @@ from torpor.engine.inspect.descriptors import address
 from torpor.engine.inspect.lines import line, plain
 from torpor.engine.inspect.read import read
 from torpor.engine.inspect.render import lines, tree
-from torpor.engine.tasks import codec, registers
+from torpor.engine.tasks import encode, registers
 
 ARGS_AT = 0x7000_0000_1FF8
 FOWN = pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
@@ -50,7 +50,7 @@ def core(state=1, comm=b"worker", exit_code=0):
 
 def address_space(images, pid):
     entry = pb.mm_entry(exe_file_id=1)
-    for name in codec.MARKERS.values():
+    for name in encode.MARKERS.values():
         setattr(entry, name, 0)
     entry.mm_arg_start, entry.mm_arg_end = ARGS_AT, ARGS_AT + 18
     for start, end, status in (

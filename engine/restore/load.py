@@ -28,7 +28,7 @@ from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.semaphores import Kept
 from torpor.engine.memory.sysv import Segment
 from torpor.engine.restore.contents import Contents, subtract
-from torpor.engine.tasks import codec
+from torpor.engine.tasks.decode import decode_tree
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
 
@@ -78,7 +78,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
         inventory = read_inventory(images)
         source = Source(images)
         references.check(images, source)
-        tree, numbers = codec.decode_tree(source, processor_components(), native.xstate_template())
+        tree, numbers = decode_tree(source, processor_components(), native.xstate_template())
         for number in {*numbers.values()}:
             _expect(images, f"fdinfo-{number}")
         tables = table.decode_tables(source, numbers)

@@ -18,7 +18,7 @@ from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.inspect import plan as printed
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
-from torpor.engine.tasks import codec
+from torpor.engine.tasks.encode import encode_tree
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.registers import Registers
 from torpor.engine.tasks.seccomp import Filter
@@ -115,7 +115,7 @@ def images_of(path, whole):
     with NewImageDirectory.create(path) as images:
         ids = pb.task_kobj_ids_entry(vm_id=1, files_id=1, fs_id=1, sighand_id=1)
         write_inventory(images, root_ids=ids)
-        codec.encode_tree(whole, images, (), 100)
+        encode_tree(whole, images, (), 100)
         for number in range(2, 2 + len(whole.tasks)):
             images.write(f"fdinfo-{number}", [])
         images.write("files", [])

@@ -11,19 +11,20 @@ from torpor.engine.errors import BadImage, Error
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.recorded import RecordedImages
 from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.tasks import codec
+from torpor.engine.tasks.decode import decode_tree
+from torpor.engine.tasks.encode import encode_tree
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.seccomp import Filter
 
 
 def encoded(tree):
     images = RecordedImages()
-    codec.encode_tree(tree, images, trees.COMPONENTS, 100)
+    encode_tree(tree, images, trees.COMPONENTS, 100)
     return images
 
 
 def decoded(images):
-    return codec.decode_tree(images, trees.COMPONENTS, trees.TEMPLATE)
+    return decode_tree(images, trees.COMPONENTS, trees.TEMPLATE)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
