@@ -11,19 +11,10 @@ from contextlib import ExitStack
 from torpor.engine.dump import pages
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import stopped
-from torpor.engine.dump.pipeline import (
-    Phases,
-    TreeDump,
-    capture_for,
-    directory_for,
-    finish,
-    inventory,
-    may_read_filters,
-    parents_of,
-    preflight,
-    report_of,
-    write_pages,
-)
+from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
+from torpor.engine.dump.preflight import capture_for, may_read_filters, preflight
+from torpor.engine.dump.report import Phases, report_of
+from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.options import DumpOptions, DumpReport, ProgressFn
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torpor.engine.capture import innermost
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.owners import owners
-from torpor.engine.dump.pipeline import may_read_filters, preflight
+from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.terminals import controlling
 from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a tree before it is stopped: what can be refused, and how much room it needs."""
+
+import os
+from contextlib import suppress
+
+from torpor.engine.dump import sharing
+from torpor.engine.dump.assemble import BY_CASE as LIMITS
+from torpor.engine.dump.buffers import Capture
+from torpor.engine.dump.freeze import StoppedTask, list_tasks
+from torpor.engine.errors import Findings, Refused, Vanished
+from torpor.engine.kernel import nslinks, proc
+from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kind import refuse
+from torpor.engine.options import (
+    DumpOptions,
+)
+from torpor.engine.tasks import namespaces, seccomp
+
+CAP_SYS_ADMIN = 21
+
+
+def may_read_filters() -> bool:
+    """Whether PTRACE_SECCOMP_GET_FILTER will be permitted to us."""
+    status = parse_status(proc.read_text(os.getpid(), "status"))
+    return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
+
+
+def preflight(options: DumpOptions, may_read: bool) -> None:
+    """What can be refused by looking only.
+
+    Raises:
+        Findings: all refusals.
+    """
+    refused: list[Refused] = []
+    ours = {os.getpid()}
+    spaces = nslinks.namespaces(options.pid)
+    if not options.container:
+        here = nslinks.namespaces(os.getpid())
+        refused += namespaces.check_root(f"pid {options.pid}", spaces, here, ())
+    tasks = list_tasks(options.pid)
+    refused += sharing.vforks(tasks)
+    for task in tasks:
+        subject = f"pid {task.pid}"
+        if task.pid in ours:
+            raise Refused(
+                "the dumping process is inside the tree",
+                subject=subject,
+                remedy="dump from outside of the tree",
+            )
+        try:
+            status = parse_status(proc.read_text(task.pid, "status"))
+        except Vanished:  # it ended meanwhile: the tree is listed again when it is stopped
+            continue
+        if status.tracer_pid:
+            refused.append(
+                Refused(
+                    "is traced",
+                    subject=subject,
+                    cause=f"by pid {status.tracer_pid} ({_name_of(status.tracer_pid)})",
+                    remedy="detach the debugger",
+                )
+            )
+        if task.pid != options.pid:
+            refused += namespaces.check_task(subject, nslinks.namespaces(task.pid), spaces)
+        refused += _filter_refusals(task, options.runtime_seccomp_filters, may_read)
+        if task.tids and task.tids[0] != task.pid:
+            refused.append(refuse(LIMITS["dead-leader"], subject))
+    root = parse_status(proc.read_text(options.pid, "status"))
+    if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
+        refused.append(
+            Refused(
+                "its session was made by a task outside of the tree",
+                subject=f"pid {options.pid}",
+                cause=f"session {root.ns_sid[-1]}",
+                remedy="dump with --shell-job: it comes back in the session of the restorer",
+            )
+        )
+    if refused:
+        raise Findings(tuple(refused))
+
+
+def capture_for(pid: int) -> Capture:
+    """Buffers as large as the tree's memory may need, ready before the stop."""
+    capture = Capture()
+    total = 0
+    for task in list_tasks(pid):
+        with suppress(Vanished):
+            raw = parse_status(proc.read_text(task.pid, "status")).raw
+            total += sum(
+                int(raw.get(name, "0").split()[0]) << 10
+                for name in ("RssAnon", "RssShmem", "VmSwap")
+            )
+    capture.prepare(total)
+    return capture
+
+
+def _name_of(pid: int) -> str:
+    with suppress(Vanished):
+        return proc.read_text(pid, "comm").strip()
+    return "gone"
+
+
+def _filter_refusals(task: StoppedTask, runtime_filters: int, may_read: bool) -> list[Refused]:
+    """Filters are a thread's own: each may have more than its leader."""
+    found = []
+    for tid in task.tids:
+        with suppress(Vanished):
+            text = proc.read_text(task.pid, f"task/{tid}/status")
+            where = f"pid {task.pid}" if tid == task.pid else f"pid {task.pid}, thread {tid}"
+            found.append(seccomp.preflight(text, runtime_filters, may_read, where))
+    return [refusal for refusal in found if refusal is not None]

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a dump tells of itself: how long each phase took, statistics, the report."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torpor.engine.dump.treedump import TreeDump
+from torpor.engine.errors import Timeout
+from torpor.engine.images.stats import DumpStats
+from torpor.engine.memory import areas
+from torpor.engine.options import (
+    DumpReport,
+    Progress,
+    ProgressFn,
+)
+
+
+class Phases:
+    """Durations by name, told as progress."""
+
+    def __init__(self, progress: ProgressFn, timeout_s: float) -> None:
+        self.progress, self.seconds = progress, dict[str, float]()
+        self.begin, self.timeout_s = time.perf_counter(), timeout_s
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time what is inside and tell its name."""
+        self.progress(Progress(phase=name))
+        begin = time.perf_counter()
+        if begin - self.begin > self.timeout_s and name != "commit":
+            raise Timeout(
+                f"the dump took longer than {self.timeout_s:g} s",
+                subject=f"phase {name}",
+                cause=", ".join(f"{n} {s:.2f} s" for n, s in self.seconds.items()),
+                remedy="give it more time (--timeout)",
+            )
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def stats_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
+    """For CRIU's stats-dump."""
+    assert dump.taken is not None
+    count = dump.taken.size_bytes // areas.PAGE
+    return DumpStats(
+        freezing_s=phase.seconds.get("stop", 0.0),
+        frozen_s=frozen_s,
+        memory_dump_s=phase.seconds.get("memory", 0.0),
+        memory_write_s=phase.seconds.get("write", 0.0),
+        pages_scanned=count,
+        pages_written=dump.written_bytes // areas.PAGE,
+        pages_skipped_parent=count - dump.written_bytes // areas.PAGE,
+    )
+
+
+def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
+    """What a dump did."""
+    assert dump.taken is not None
+    return DumpReport(
+        images_dir=dump.options.images_dir,
+        tasks=len(dump.captured),
+        threads=sum(len(c.capture.threads) for c in dump.captured),
+        descriptors=dump.files.descriptors,
+        memory_bytes=dump.taken.size_bytes,
+        image_bytes=dump.image_bytes,
+        frozen_s=frozen_s,
+        total_s=time.perf_counter() - phase.begin,
+        phases_s=_flat(phase.seconds),
+        warnings=tuple(dump.warnings),
+        skipped_bytes=dump.taken.size_bytes - dump.written_bytes,
+    )
+
+
+def _flat(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in seconds.items()}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The descriptors of a stopped tree, table by table."""
+
+import time
+from collections.abc import Sequence
+
+from torpor.engine.dump import mapped, sharing
+from torpor.engine.dump.capture import Captured
+from torpor.engine.dump.netns import NetnsSockets
+from torpor.engine.dump.owners import owners
+from torpor.engine.dump.terminals import controlling
+from torpor.engine.dump.treedump import TreeDump
+from torpor.engine.files import table
+from torpor.engine.files.table import Collected, Table
+from torpor.engine.kernel import fdview
+from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kind import DumpContext
+from torpor.engine.kinds import FILE_KINDS
+from torpor.engine.tasks.encode import FIRST_ID
+
+
+def grouped(alive: Sequence[Captured], shared: sharing.Shared) -> list[list[Captured]]:
+    """Tasks grouped by shared descriptor tables, each group behind its first member."""
+    groups: dict[int, list[Captured]] = {}
+    for item in alive:
+        owner = shared["files_of"].get(item.task.pid, item.task.pid)
+        groups.setdefault(owner, []).append(item)
+    return list(groups.values())
+
+
+def collect(
+    dump: TreeDump, alive: Sequence[Captured], groups: Sequence[Sequence[Captured]]
+) -> Collected:
+    """Every descriptor of a tree, and the files that it only maps."""
+    context = DumpContext(
+        tcp=dump.options.tcp,
+        container=dump.options.container,
+        ghost_limit_bytes=dump.options.ghost_limit_bytes,
+        half_pipes=dump.options.half_pipes,
+        link_remap=dump.options.link_remap,
+        warn=dump.warnings.append,
+        tasks={c.task.pid: c.capture.ns_pid for c in dump.captured},
+        owners=owners(
+            (
+                parse_status(c.capture.texts["status"]),
+                {t.tid: t.ns_tid for t in c.capture.threads},
+            )
+            for c in dump.captured
+        ),
+        threads={t.tid: t.ns_tid for c in alive for t in c.capture.threads},
+        realtime_ns=time.time_ns(),
+        skip_in_flight=dump.options.skip_in_flight,
+        same_netns=fdview.same_netns(dump.options.pid),
+        mapped=mapped.ranges(alive),
+        shell_job=dump.options.shell_job,
+        external=dump.options.external,
+        terminals=controlling(
+            (c.capture.texts["stat"], c.capture.texts["status"]) for c in dump.captured
+        ),
+    )
+    with (
+        NetnsSockets(alive) as sockets,
+        fdview.open_views(
+            [group[0].task.pid for group in groups], netns_socket=sockets.get, guard=dump.guard
+        ) as views,
+    ):
+        if not dump.lock.hold(views, dump.options.tcp, dump.options.network_lock):
+            views.leave_connections()
+        directories = {
+            (view.ns_pid, view.name): view
+            for view in views.removed_directories([c.task.pid for c in alive])
+        }
+        number = {c.capture.ns_pid: i for i, c in enumerate(dump.captured, FIRST_ID)}
+        tables = [
+            Table(
+                number=number[group[0].capture.ns_pid],
+                tasks=tuple(c.capture.ns_pid for c in group),
+                views=views.of(group[0].task.pid),
+            )
+            for group in groups
+        ]
+        nameless = mapped.find(alive)
+        opened = mapped.open_all(nameless, views)
+        found = table.collect_tables(tables, FILE_KINDS, context, directories, opened)
+        unattached = mapped.unattached(alive, views)
+    mapped.number(nameless, found.mapped)
+    dump.loose = {**context.loose, **unattached}
+    return found

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tree on its way to an image directory: what is known of it so far."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torpor.engine.dump import pages, sharing
+from torpor.engine.dump.capture import Captured
+from torpor.engine.dump.netlock import Lock
+from torpor.engine.files.table import Collected
+from torpor.engine.images.inventory import new_run_id
+from torpor.engine.images.parents import Chain
+from torpor.engine.kernel import nftables, repair
+from torpor.engine.memory.semaphores import Kept
+from torpor.engine.options import (
+    DumpOptions,
+)
+from torpor.engine.tasks.cgroups import Cgroups
+from torpor.engine.tasks.model import Tree
+
+
+@dataclass(slots=True, kw_only=True)
+class TreeDump:
+    """One tree on its way to an image directory."""
+
+    options: DumpOptions
+    captured: list[Captured] = field(default_factory=list)
+    tree: Tree | None = None
+    files: Collected = field(default_factory=Collected)
+    loose: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
+    """Content of memfds that no task maps (see `DumpContext`)."""
+    semaphores: Sequence[Kept] = ()
+    taken: pages.PagesTaken | None = None
+    shared: sharing.Shared = field(default_factory=dict)
+    run_id: str = field(default_factory=new_run_id)
+    guard: repair.Guard = field(default_factory=repair.Guard)
+    lock: Lock = field(init=False)
+    warnings: list[str] = field(default_factory=list)
+    links: list[tuple[int, str]] = field(default_factory=list)
+    """(pid, path in its root) of names that were made for this dump."""
+    image_bytes: int = 0
+    cgroups: Cgroups | None = None
+    parents: Chain | None = None
+    """Earlier dumps that have pages already."""
+    written_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.lock = Lock(nftables.table_name(self.run_id))
