@@ -9,13 +9,9 @@ from torpor.engine.capture import TaskCapture, ThreadCapture
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.sharing import Shared
 from torpor.engine.errors import Findings, Refused
-from torpor.engine.kernel.proc import (
-    DELETED,
-    parse_limits,
-    parse_stat,
-    parse_status,
-    parse_timers,
-)
+from torpor.engine.kernel.maps import DELETED
+from torpor.engine.kernel.proc import parse_stat, parse_status
+from torpor.engine.kernel.proctexts import parse_limits, parse_timers
 from torpor.engine.kind import Limit
 from torpor.engine.memory import marks, vdso
 from torpor.engine.memory.areas import Backing

@@ -20,7 +20,9 @@ from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import borrow, proc
 from torpor.engine.kernel.borrow import Answer, Call, Question
-from torpor.engine.kernel.proc import Status, Vma, parse_smaps, parse_status, parse_timers
+from torpor.engine.kernel.maps import Vma, parse_smaps
+from torpor.engine.kernel.proc import Status, parse_status
+from torpor.engine.kernel.proctexts import parse_timers
 from torpor.engine.kernel.remote import AddressSpace, Remote
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area

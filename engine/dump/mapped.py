@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from torpor.engine.dump.capture import Captured
 from torpor.engine.files.memfd import gaps, unmapped_content
 from torpor.engine.kernel.fdview import MappedFd, Views
-from torpor.engine.kernel.proc import DELETED, Vma
+from torpor.engine.kernel.maps import DELETED, Vma
 from torpor.engine.kind import FileId
 from torpor.engine.memory import sysv
 from torpor.engine.memory.areas import PENDING, Area, Backing

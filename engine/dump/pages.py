@@ -27,7 +27,7 @@ from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
-from torpor.engine.kernel.proc import Vma
+from torpor.engine.kernel.maps import Vma
 from torpor.engine.memory import marks
 from torpor.engine.memory.areas import PAGE, RINGS, Area, Backing
 

@@ -18,7 +18,8 @@ from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
 from torpor.engine.kernel import fdview, proc
-from torpor.engine.kernel.proc import Vma, parse_smaps, parse_status
+from torpor.engine.kernel.maps import Vma, parse_smaps
+from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, Error, KernelError, Refused, Vanished
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import maps, proc
 from torpor.engine.kernel.arch import x86_64 as arch
 from torpor.engine.kernel.arch.code import POP_RAX_RET, Gadget, find_gadgets
 
@@ -68,7 +68,7 @@ class AddressSpace:
 
     @classmethod
     def find(
-        cls, pid: int, vmas: Sequence[proc.Vma], status: proc.Status | None = None
+        cls, pid: int, vmas: Sequence[maps.Vma], status: proc.Status | None = None
     ) -> "AddressSpace":
         """Search a process. Raises Refused when it has no usable code or no stack.
 
@@ -178,7 +178,7 @@ class AddressSpace:
 
     def _current_stack(self) -> tuple[int, int]:
         """It may have grown since it was found."""
-        found = proc.area_with(proc.read_bytes(self.pid, "maps"), self._stack[1] - 1)
+        found = maps.area_with(proc.read_bytes(self.pid, "maps"), self._stack[1] - 1)
         if found is None:
             raise Vanished("has no stack any more", subject=f"task {self.pid}")
         return found
@@ -211,18 +211,18 @@ class AddressSpace:
         return grown
 
 
-def _vdso_first(vma: proc.Vma) -> tuple[bool, bool]:
+def _vdso_first(vma: maps.Vma) -> tuple[bool, bool]:
     return vma.name != "[vdso]", vma.inode == 0
 
 
-def _libc_first(vma: proc.Vma) -> tuple[bool, int]:
+def _libc_first(vma: maps.Vma) -> tuple[bool, int]:
     base = vma.name.rpartition("/")[2]
     known = base.startswith(("libc.so", "libc-", "ld-musl", "libpthread"))
     return not known, vma.size
 
 
 def _way_back(
-    pid: int, code: Sequence[proc.Vma], syscall: int
+    pid: int, code: Sequence[maps.Vma], syscall: int
 ) -> tuple[list[int], tuple[tuple[int, bytes], ...]]:
     """Words that `ret` goes through to rt_sigreturn, and the code that they rely on."""
     try:
@@ -234,7 +234,7 @@ def _way_back(
 
 
 def _first(
-    pid: int, what: str, vmas: Sequence[proc.Vma], search: Callable[[bytes], _Match | None]
+    pid: int, what: str, vmas: Sequence[maps.Vma], search: Callable[[bytes], _Match | None]
 ) -> tuple[int, bytes, object]:
     """(address, bytes, detail) of the first match; read from the process, kept by file."""
     for vma in vmas:
@@ -260,7 +260,7 @@ def _still_there(pid: int, address: int, raw: bytes) -> bool:
         return False
 
 
-def _search_vma(pid: int, vma: proc.Vma, search: Callable[[bytes], _Match | None]) -> _Match | None:
+def _search_vma(pid: int, vma: maps.Vma, search: Callable[[bytes], _Match | None]) -> _Match | None:
     for at in range(vma.start, vma.end, CHUNK):
         size = min(CHUNK + OVERLAP, vma.end - at)
         try:

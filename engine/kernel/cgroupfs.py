@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.engine.errors import KernelError, Refused
-from torpor.engine.kernel.proc import Mount, parse_mountinfo, read_text
+from torpor.engine.kernel.proc import read_text
+from torpor.engine.kernel.proctexts import Mount, parse_mountinfo
 
 COMMON_V1 = ("cgroup.clone_children", "notify_on_release")
 COMMON_V2 = (

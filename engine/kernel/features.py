@@ -20,7 +20,7 @@ from importlib.resources import files
 
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, Unavailable, Vanished
-from torpor.engine.kernel import pagemap, proc, rights
+from torpor.engine.kernel import maps, pagemap, proc, rights
 from torpor.engine.kernel.arch.x86_64 import MACHINE, syscall_number
 from torpor.engine.kernel.rights import call
 
@@ -150,7 +150,7 @@ def _scan() -> None:
 
 
 def _vdso() -> None:
-    names = {area.name for area in proc.parse_maps(proc.read_text("self", "maps"))}
+    names = {area.name for area in maps.parse_maps(proc.read_text("self", "maps"))}
     if "[vdso]" not in names:
         raise Unavailable("this task has no vDSO", cause="booted with vdso=0, or under gVisor")
 

@@ -6,7 +6,7 @@ import pytest
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kernel import cgroupfs
 from torpor.engine.kernel.cgroupfs import Hierarchies
-from torpor.engine.kernel.proc import parse_mountinfo
+from torpor.engine.kernel.proctexts import parse_mountinfo
 
 MOUNTS = """\
 32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct

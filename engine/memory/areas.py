@@ -26,7 +26,7 @@ from functools import cache
 from typing import Any
 
 from torpor.engine.errors import Refused
-from torpor.engine.kernel.proc import DELETED, Vma
+from torpor.engine.kernel.maps import DELETED, Vma
 from torpor.engine.kind import Limit, refuse
 
 PAGE = 4096

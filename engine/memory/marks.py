@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torpor.engine.kernel.proc import Vma
+from torpor.engine.kernel.maps import Vma
 from torpor.engine.memory.areas import SPECIAL_NAMES
 from torpor.engine.program.ops import Expect, Op
 

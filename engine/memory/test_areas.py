@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from tests.fixtures import trees
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.proc import parse_smaps
+from torpor.engine.kernel.maps import parse_smaps
 from torpor.engine.memory import areas, mapping
 from torpor.engine.memory.areas import PENDING, Area, Backing, MappedFiles, MemfdInode
 from torpor.engine.program.ops import Slot

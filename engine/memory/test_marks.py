@@ -4,7 +4,7 @@
 import pytest
 
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.proc import Vma
+from torpor.engine.kernel.maps import Vma
 from torpor.engine.memory import marks
 from torpor.engine.memory.marks import Marks
 

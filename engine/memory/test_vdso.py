@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from torpor.engine.errors import BadImage
 from torpor.engine.kernel.arch.x86_64 import syscall_number
-from torpor.engine.kernel.proc import parse_maps
+from torpor.engine.kernel.maps import parse_maps
 from torpor.engine.memory import vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group

@@ -23,7 +23,7 @@ from torpor.engine import native
 from torpor.engine.errors import KernelError
 from torpor.engine.files.common import O
 from torpor.engine.files.memfd import FUTURE_WRITE, Memfd
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import maps, proc
 from torpor.engine.memory.areas import AT_FDCWD, PROT_READ, PROT_WRITE, TASK_SIZE
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot, move
 from torpor.engine.restore import build, segments
@@ -119,7 +119,7 @@ def _make_segment(root: Living, fd: int, size: int) -> None:
 
 
 def _anonymous(root: Living, fd: int, size: int) -> Program:
-    used = [(v.start, v.end) for v in proc.parse_maps(proc.read_text(root.pid, "maps"))]
+    used = [(v.start, v.end) for v in maps.parse_maps(proc.read_text(root.pid, "maps"))]
     at = find_hole([*used, (root.arena.base, root.arena.end)], size)
     link = f"/proc/self/map_files/{at:x}-{at + size:x}"
     opened, subject = Slot("segment"), "shared anonymous memory"

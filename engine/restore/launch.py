@@ -18,7 +18,7 @@ from torpor.engine import native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
-from torpor.engine.kernel import proc, rights
+from torpor.engine.kernel import maps, proc, proctexts, rights
 from torpor.engine.memory import areas as area_kinds
 from torpor.engine.memory import vdso
 from torpor.engine.memory.areas import Area, Backing
@@ -312,7 +312,7 @@ class _Restore(Work):
         scratch = (stack - SCRATCH_BELOW_STACK) & -64
         program = "/proc/self/exe" if memory.exe_file else memory.exe
         spawn.execute(task.pid, task.syscall_address, scratch, program, task.image.comm)
-        fresh = proc.parse_maps(proc.read_text(task.pid, "maps"))
+        fresh = maps.parse_maps(proc.read_text(task.pid, "maps"))
         current = special_areas(task.pid)
         task.syscall_address = find_syscall(task.pid, *current.code)
         used = [(v.start, v.end) for v in fresh]
@@ -451,13 +451,13 @@ class _Restore(Work):
 
 def descriptor_limits(pid: int) -> tuple[int, int]:
     """Soft and hard RLIMIT_NOFILE of a live task."""
-    return proc.parse_limits(proc.read_text(pid, "limits"))[descriptors.RLIMIT_NOFILE]
+    return proctexts.parse_limits(proc.read_text(pid, "limits"))[descriptors.RLIMIT_NOFILE]
 
 
 def special_areas(pid: int) -> Group:
     """The kernel's own block in a live task."""
     parts = []
-    for vma in proc.parse_maps(proc.read_text(pid, "maps")):
+    for vma in maps.parse_maps(proc.read_text(pid, "maps")):
         if vma.name == "[vdso]":
             parts.append((Backing.VDSO.value, vma.start, vma.end))
         elif vma.name.startswith("[vvar"):

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError
-from torpor.engine.kernel import nftables, proc
+from torpor.engine.kernel import nftables, proc, proctexts
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, rings, spawn
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
@@ -131,7 +131,7 @@ def _write(work: Work, task: Living, name: str, wanted: int, base: int) -> None:
 def last_state(work: Work, task: Living) -> None:
     """Queued signals, timers, limits, and credentials: nothing may need a right after it."""
     image, memory = task.image, memory_of(task)
-    limits = proc.parse_limits(proc.read_text(task.pid, "limits"))
+    limits = proctexts.parse_limits(proc.read_text(task.pid, "limits"))
     program = build.queue_program(image, limits, work.warnings.append)
     task.arena.run(task.pid, program, image.subject)
     for thread in reversed(image.threads):

@@ -18,8 +18,8 @@ from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.inspect import plan as printed
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
-from torpor.engine.tasks.encode import encode_tree
 from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.encode import encode_tree
 from torpor.engine.tasks.registers import Registers
 from torpor.engine.tasks.seccomp import Filter
 from torpor.engine.tasks.signals import Action, AltStack

@@ -13,7 +13,7 @@ from torpor.engine.errors import BadImage, KernelError, Refused
 from torpor.engine.files import iouring
 from torpor.engine.files.common import created
 from torpor.engine.files.iouring import Uring
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import maps, proc
 from torpor.engine.kind import FileId
 from torpor.engine.memory.areas import TASK_SIZE, Area, Backing
 from torpor.engine.program.ops import Expect, Op, Program
@@ -118,7 +118,7 @@ def _map(task: Living, area: Area, fd: int) -> None:
 @contextmanager
 def _without_holes(task: Living) -> Iterator[None]:
     """With every hole of the address space taken, so that the kernel has no choice."""
-    used = [(v.start, v.end) for v in proc.parse_maps(proc.read_text(task.pid, "maps"))]
+    used = [(v.start, v.end) for v in maps.parse_maps(proc.read_text(task.pid, "maps"))]
     holes = subtract([(LOWEST, TASK_SIZE)], used)
     _run(task, [
         Op(call="mmap", args=(start, end - start, 0, MAP_HOLE, NO_FD, 0), subject="hole",

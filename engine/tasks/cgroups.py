@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.proc import parse_cgroup
+from torpor.engine.kernel.proctexts import parse_cgroup
 from torpor.engine.kind import ImageSink, ImageSource
 
 OWN_SET = 1

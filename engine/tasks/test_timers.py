@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.fixtures import trees
 from torpor.engine.capture import PosixTimerCapture
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.proc import parse_timers
+from torpor.engine.kernel.proctexts import parse_timers
 from torpor.engine.tasks import timers
 from torpor.engine.tasks.timers import Itimer
 

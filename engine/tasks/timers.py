@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torpor.engine.capture import PosixTimerCapture
-from torpor.engine.kernel.proc import TimerInfo
+from torpor.engine.kernel.proctexts import TimerInfo
 from torpor.engine.program.ops import Data, Expect, Op
 
 ITIMERVAL = struct.Struct("<4q")

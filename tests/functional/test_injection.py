@@ -17,7 +17,7 @@ import pytest
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, KernelError, Refused
-from torpor.engine.kernel import borrow, proc, ptrace
+from torpor.engine.kernel import borrow, maps, proc, ptrace
 from torpor.engine.kernel.borrow import Question
 from torpor.engine.kernel.remote import AddressSpace, Remote
 
@@ -74,8 +74,8 @@ class Target:
         in_handler = ~(1 << (signal.SIGALRM - 1))
         masks = (status.sig_blk & in_handler, status.shd_pnd & in_handler)
         actions = (status.sig_ign, status.sig_cgt, *masks)
-        maps = proc.read_text(self.pid, "maps").splitlines()
-        return maps, fds, actions, status.tracer_pid, status.threads
+        areas = proc.read_text(self.pid, "maps").splitlines()
+        return areas, fds, actions, status.tracer_pid, status.threads
 
     def end(self):
         self.process.kill()
@@ -103,7 +103,7 @@ def stopped(pid):
 
 
 def space_of(pid):
-    return AddressSpace.find(pid, proc.parse_maps(proc.read_text(pid, "maps")))
+    return AddressSpace.find(pid, maps.parse_maps(proc.read_text(pid, "maps")))
 
 
 def inject(pid, tid, space):
