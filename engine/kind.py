@@ -43,7 +43,7 @@ def refuse(limit: Limit, subject: str, cause: str = "") -> Refused:
 class FdView(Protocol):
     """One descriptor of a task, as it can be read from outside.
 
-    All strings are decoded with surrogateescape. Live implementation: `kernel/fdview.py`;
+    All strings are decoded with surrogateescape. Live implementation: `kernel/livefd.py`;
     tests: `kernel/recorded.py`.
     """
 

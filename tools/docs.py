@@ -34,11 +34,13 @@ ROOMS = (("memory", "torpor.engine.memory"), ("tasks", "torpor.engine.tasks"))
 """Headings of LIMITS that do not belong to a descriptor, and where they are."""
 RAISED = {
     "stop": (
-        "engine/dump/pipeline.py",
+        "engine/dump/preflight.py",
+        "engine/dump/report.py",
         "engine/dump/freeze.py",
         "engine/kernel/addressspace.py",
         "engine/kernel/net.py",
-        "engine/kernel/fdview.py",
+        "engine/kernel/taskfiles.py",
+        "engine/kernel/livefd.py",
         "engine/kernel/fdcalls.py",
         "engine/kernel/freezer.py",
     ),

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from torpor.engine.errors import Denied, Error, KernelError
-from torpor.engine.kernel import fdview, netlink, nftables
+from torpor.engine.kernel import fdtexts, netlink, nftables
 from torpor.engine.kernel.abi import AF, IPPROTO, TCPState
-from torpor.engine.kernel.fdview import LiveFd, Views
+from torpor.engine.kernel.fdview import Views
+from torpor.engine.kernel.livefd import LiveFd
 from torpor.engine.kernel.nftables import NETLINK_NETFILTER, Connection
 from torpor.engine.options import NetworkLock, TcpPolicy
 from torpor.engine.sockets.address import MAPPED
@@ -96,7 +97,7 @@ def _by_namespace(views: Views) -> Mapping[LiveFd, set[int]]:
     for pid, held in views.all().items():
         sockets = [v for v in held.values() if v.link.startswith(SOCKET_LINK)]
         if sockets:
-            place = fdview.netns(pid)
+            place = fdtexts.netns(pid)
             _, inodes = found.setdefault(place, (sockets[0], set()))
             inodes.update(view.st_ino for view in sockets)
     return dict(found.values())

@@ -17,7 +17,7 @@ from torpor.engine.dump.terminals import controlling
 from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
-from torpor.engine.kernel import fdview, proc
+from torpor.engine.kernel import fdtexts, fdview, proc
 from torpor.engine.kernel.maps import Vma, parse_smaps
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
@@ -111,7 +111,7 @@ def _descriptors(options: DumpOptions, alive: Sequence[StoppedTask], found: Prev
             for task, text in statuses
         ),
         realtime_ns=time.time_ns(),
-        same_netns=fdview.same_netns(options.pid),
+        same_netns=fdtexts.same_netns(options.pid),
         is_stopped=False,
         shell_job=options.shell_job,
         external=options.external,

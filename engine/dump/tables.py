@@ -12,7 +12,7 @@ from torpor.engine.dump.terminals import controlling
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
-from torpor.engine.kernel import fdview
+from torpor.engine.kernel import fdtexts, fdview
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
@@ -50,7 +50,7 @@ def collect(
         threads={t.tid: t.ns_tid for c in alive for t in c.capture.threads},
         realtime_ns=time.time_ns(),
         skip_in_flight=dump.options.skip_in_flight,
-        same_netns=fdview.same_netns(dump.options.pid),
+        same_netns=fdtexts.same_netns(dump.options.pid),
         mapped=mapped.ranges(alive),
         shell_job=dump.options.shell_job,
         external=dump.options.external,

@@ -15,7 +15,8 @@ import pytest
 
 from torpor.engine.errors import Vanished
 from torpor.engine.kernel import netlink
-from torpor.engine.kernel.fdview import LiveFd, Views, open_views
+from torpor.engine.kernel.fdview import Views, open_views
+from torpor.engine.kernel.livefd import LiveFd
 from torpor.engine.kind import FdView
 
 SO_PEEK_OFF = 42
