@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from tools.launchers import MODULES, write  # noqa: E402
+from tools.launchers import MARK, NAMES, write  # noqa: E402
 
 NOT_NEEDED = ("pip", "pip-*", "setuptools", "setuptools-*", "__pycache__")
 
@@ -33,7 +33,7 @@ def install(venv: Path, prefix: Path, destdir: str, *, with_criu: bool) -> int:
     """Copy the environment and write the commands; paths in them are without ``destdir``."""
     place = prefix / "lib" / "torpor"
     staged = Path(f"{destdir}{prefix}")
-    names = tuple(MODULES) if with_criu else ("torpor",)
+    names = NAMES if with_criu else ("torpor",)
     foreign = [name for name in names if not is_ours(staged / "bin" / name)]
     if foreign:
         print(f"not installed: {staged / 'bin' / foreign[0]} is another program", file=sys.stderr)
@@ -51,7 +51,8 @@ def is_ours(script: Path) -> bool:
     if not script.exists():
         return not script.is_symlink()
     with script.open("rb") as file:
-        return b"-I -m torpor.engine." in file.read(4096)
+        start = file.read(4096)
+    return MARK.encode() in start or b"-I -m torpor.engine." in start
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 
-from torpor.engine import native
+from torpor.engine import blobs, native
 from torpor.engine.errors import Denied, Error, Unavailable, Vanished
 from torpor.engine.kernel import maps, pagemap, proc, rights
 from torpor.engine.kernel.arch.x86_64 import MACHINE, syscall_number
@@ -103,7 +102,7 @@ def _machine() -> None:
 
 def _programs() -> None:
     for name in (f"executor-{MACHINE}.bin", "torpor-placeholder"):
-        if not files("torpor.engine.blobs").joinpath(name).is_file():
+        if not blobs.program(name).is_file():
             raise Unavailable("not built", subject=name)
 
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from signal import SIGTRAP
 
-from torpor.engine import native
+from torpor.engine import blobs, native
 from torpor.engine.errors import Bug, Error, KernelError, Refused
 from torpor.engine.kernel.arch.x86_64 import MACHINE, SYSCALL_INSN, Regs, syscall_number
 from torpor.engine.kernel.remote import Remote
@@ -44,8 +43,7 @@ LastCall = tuple[str, tuple[int | bytes, ...]]
 @cache
 def executor_code() -> bytes:
     """The executor's bytes, built by native/build.py."""
-    blob = files("torpor.engine.blobs").joinpath(f"executor-{MACHINE}.bin")
-    return blob.read_bytes()
+    return blobs.program(f"executor-{MACHINE}.bin").read_bytes()
 
 
 def find_hole(used: Sequence[tuple[int, int]], size_bytes: int) -> int:

@@ -12,9 +12,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.resources import as_file, files
 
-from torpor.engine import native
+from torpor.engine import blobs, native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
@@ -219,24 +218,23 @@ class _Restore(Work):
     def _spawn_seed(self, kept: list[int]) -> int:
         """Until it is traced, a parent-death signal ends it with us."""
         root, sibling = self.tree.root, self.host is not None and self.host.sibling
-        with as_file(files("torpor.engine.blobs").joinpath("torpor-placeholder")) as program:
-            try:
-                return native.spawn_seed(
-                    os.fsencode(program),
-                    [b"torpor-placeholder", b"seed"],
-                    set_tid=root.pid,
-                    new_session=root.sid == root.pid,
-                    kept=kept,
-                    flags=CLONE_PARENT if sibling else 0,
-                    dies_with_us=not sibling,
-                )
-            except KernelError as error:
-                raise KernelError(
-                    f"pid {root.pid} cannot be had again",
-                    errno=error.errno,
-                    subject=root.subject,
-                    remedy=spawn.PID_REMEDY,
-                ) from error
+        try:
+            return native.spawn_seed(
+                os.fsencode(blobs.program("torpor-placeholder")),
+                [b"torpor-placeholder", b"seed"],
+                set_tid=root.pid,
+                new_session=root.sid == root.pid,
+                kept=kept,
+                flags=CLONE_PARENT if sibling else 0,
+                dies_with_us=not sibling,
+            )
+        except KernelError as error:
+            raise KernelError(
+                f"pid {root.pid} cannot be had again",
+                errno=error.errno,
+                subject=root.subject,
+                remedy=spawn.PID_REMEDY,
+            ) from error
 
     def _seize(self, pid: int, options: int) -> Living:
         root = self.tree.root

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the installed commands start fast: code from one file, and no work for the compiler.
+
+`make engine` writes a *bundle* (tools/bundle.py) beside this module: the code of every module
+that a command may import, and of the methods that `dataclass` would generate. A start without it,
+or with one of another interpreter, is slower and otherwise the same (docs/adr/0014).
+
+Facts (CPython 3.11, the dump of a sleeping task, measured in processor time: 190 ms without all
+this, 85 with it): `dataclasses` gives the source text of each method to `exec`, 865 times, 45 ms;
+finding and reading 300 modules takes 1600 calls of stat and 900 of read, 20 ms; looking for
+garbage, of which there is none yet, 20 ms; taking all objects apart at the exit 25 ms; `inspect`,
+which dataclasses imports without need, and the half of protobuf that is pure Python, 10 ms.
+Nothing is imported here at first that `--version` does not need, so no pathlib and no typing.
+"""
+
+import gc
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
+    from typing import NoReturn
+
+BUNDLE = "start.bundle"
+UNUSED = frozenset({
+    "inspect", "traceback", "selectors", "ipaddress", "calendar",
+    "google.protobuf.internal.python_message", "google.protobuf.descriptor_database",
+    "google.protobuf.text_encoding",
+})  # fmt: skip
+"""Imported by others and seldom used: their code runs when something of them is."""
+OBJECTS_BEFORE_COLLECTION = 100_000
+
+
+class Bundle:
+    """Finds and loads modules of the file; those that are not in it are left to Python.
+
+    ``index`` has for each module the path of its source (from the directory that holds `torpor`,
+    or absolute for one of Python's own), whether it is a package, and place and size in the file.
+    """
+
+    def __init__(
+        self,
+        file: int,
+        index: "dict[str, tuple[str, bool, int, int]]",
+        new_spec: "type[ModuleSpec]",
+    ) -> None:
+        self._new_spec = new_spec
+        self._file = file
+        self._site = __file__.rpartition("/torpor/")[0]
+        self._index = index
+        self._methods: dict[str, CodeType] = {}
+
+    def find_spec(
+        self,
+        name: str,
+        _path: "Sequence[str] | None" = None,
+        _target: "ModuleType | None" = None,
+    ) -> "ModuleSpec | None":
+        """Where the module is, if it is here."""
+        if name not in self._index:
+            return None
+        path, is_package, _, _ = self._index[name]
+        path = path if path.startswith("/") else f"{self._site}/{path}"
+        spec = self._new_spec(name, self, origin=path, is_package=is_package)  # type: ignore[arg-type]
+        if is_package:
+            spec.submodule_search_locations = [path.rpartition("/")[0]]
+        spec.has_location = True
+        return spec
+
+    def create_module(self, _spec: "ModuleSpec") -> None:
+        """Modules are made as usual."""
+
+    def exec_module(self, module: "ModuleType") -> None:
+        """Run the code of a module, or see to it that its first use does."""
+        if module.__name__ in UNUSED:
+            module.__dict__["__getattr__"] = lambda name: self._used(module, name)
+        else:
+            self._execute(module)
+
+    def _used(self, module: "ModuleType", attribute: str) -> object:
+        if attribute.startswith("__"):  # importlib looks for some that need not be there
+            raise AttributeError(attribute)
+        module.__dict__.pop("__getattr__", None)
+        self._execute(module)
+        return getattr(module, attribute)
+
+    def _execute(self, module: "ModuleType") -> None:
+        code, methods = self._read(module.__name__)
+        self._methods.update(methods)
+        exec(code, module.__dict__)  # noqa: S102 - what every importer does
+
+    def _read(self, name: str) -> "tuple[CodeType, dict[str, CodeType]]":
+        import marshal
+        import os
+
+        _, _, at, size = self._index[name]
+        code, methods = marshal.loads(os.pread(self._file, size, at))  # noqa: S302 - our own file
+        return code, methods
+
+    def execute(self, text: str, names: "dict[str, object]", local: "dict[str, object]") -> None:
+        """In place of `exec` inside of `dataclasses`: text that is known is compiled already."""
+        exec(self._methods.get(text, text), names, local)  # noqa: S102 - as dataclasses does
+
+
+def interpreter() -> "tuple[str, int, int]":
+    """What a bundle is made for: another interpreter may have other modules of its own."""
+    import os
+
+    found = os.stat(sys.executable)  # noqa: PTH116 - pathlib is not imported yet
+    return sys.version, found.st_size, int(found.st_mtime)
+
+
+def use_bundle(path: str) -> bool:
+    """Import from the bundle, if there is one for this interpreter."""
+    import marshal
+    import os
+    from importlib.machinery import ModuleSpec  # not by the bundle, which needs it
+
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    head = int.from_bytes(os.pread(file, 4, 0), "little")
+    made_for, index = marshal.loads(os.pread(file, head, 4))  # noqa: S302 - our own file
+    if made_for != interpreter():
+        os.close(file)
+        return False
+    bundle = Bundle(file, index, ModuleSpec)
+    sys.meta_path.insert(0, bundle)
+    import dataclasses
+
+    setattr(dataclasses, "exec", bundle.execute)  # noqa: B010 - no attribute that mypy knows
+    return True
+
+
+def run(name: str) -> "NoReturn":
+    """Run the command of that name, `criu` or `torpor`, and leave."""
+    gc.set_threshold(OBJECTS_BEFORE_COLLECTION)
+    if sys.argv[1:2] not in (["--version"], ["-V"]):
+        use_bundle(f"{__file__.rpartition('/')[0]}/{BUNDLE}")
+    if name == "criu":
+        from torpor.engine.criu.entry import main
+    else:
+        from torpor.engine.cli.entry import main
+    try:
+        status: object = main()
+    except SystemExit as left:
+        status = left.code
+    leave(int(status) if isinstance(status, int) else status is not None)
+
+
+def leave(status: int) -> "NoReturn":
+    """End at once: what is buffered is written, what is in memory need not be taken apart."""
+    import os
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            status = status or 1
+    os._exit(status)

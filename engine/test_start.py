@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from torpor.engine import start
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN = """
+import sys
+sys.path += [{site!r}, {packages!r}]
+from torpor.engine import start
+assert start.use_bundle({bundle!r}) is {used}
+"""
+LOADED = """
+import json, torpor.engine.dump.pipeline as pipeline, dataclasses, inspect
+told = {
+    "loader": type(pipeline.__loader__).__name__, "file": pipeline.__file__,
+    "code": pipeline.dump_trees.__code__.co_filename, "executed": "signature" in vars(inspect),
+    "compiled": compiled,
+}
+told["signature"] = str(inspect.signature(pipeline.dump_trees))
+print(json.dumps(told))
+"""
+COUNTING = """
+import dataclasses
+compiled = 0
+def count(text, names, local, execute=dataclasses.exec, known=dataclasses.exec.__self__._methods):
+    global compiled
+    compiled += text not in known
+    execute(text, names, local)
+dataclasses.exec = count
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A directory of packages that has this engine, and a bundle of it."""
+    place = tmp_path_factory.mktemp("site")
+    (place / "torpor").mkdir()
+    (place / "torpor" / "engine").symlink_to(ROOT / "engine")
+    packages = sysconfig.get_path("purelib")
+    code = (
+        f"import sys; sys.path.append({packages!r});"
+        f"sys.argv = ['bundle', {str(place)!r}, {str(place / 'bundle')!r}];"
+        f"import runpy; runpy.run_path({str(ROOT / 'tools' / 'bundle.py')!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-IS", "-c", code], check=True)
+    return place
+
+
+def ran(site, code, bundle="bundle", used=True):
+    begin = BEGIN.format(site=str(site), packages=sysconfig.get_path("purelib"), used=used,
+                         bundle=str(site / bundle))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", begin + code], check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_modules_and_methods_come_from_the_bundle(site):
+    told = ran(site, COUNTING + LOADED)
+    assert told["loader"] == "Bundle"
+    assert told["file"] == f"{site}/torpor/engine/dump/pipeline.py"
+    assert told["code"] == "torpor/engine/dump/pipeline.py"
+    assert told["compiled"] == 0
+
+
+def test_what_is_seldom_used_works_when_it_is(site):
+    told = ran(site, COUNTING + LOADED)
+    assert told["executed"] is False
+    assert told["signature"].startswith("(trees: ")
+
+
+def test_a_dataclass_that_is_not_in_the_bundle_is_as_ever(site):
+    code = """
+import dataclasses, json
+made = dataclasses.make_dataclass("Made", [("x", int)], frozen=True, slots=True)
+print(json.dumps([repr(made(3)), made(3) == made(3)]))
+"""
+    assert ran(site, code) == ["Made(x=3)", True]
+
+
+@pytest.mark.parametrize("name", ["no-such-file", "of-another"])
+def test_without_a_bundle_python_imports_as_ever(site, name):
+    content = bytearray((site / "bundle").read_bytes())
+    at = content.index(sys.version.encode())
+    content[at : at + 1] = b"9"
+    (site / "of-another").write_bytes(content)
+    told = ran(site, "compiled = 0" + LOADED, bundle=name, used=False)
+    assert told["loader"] == "SourceFileLoader"
+    assert told["executed"] is True
+
+
+@pytest.mark.parametrize(
+    ("main", "status"),
+    [("lambda: 0", 0), ("lambda: 7", 7), ("lambda: sys.exit(2)", 2), ("sys.exit", 0),
+     ("lambda: sys.exit('no')", 1)],
+)  # fmt: skip
+def test_the_status_is_that_of_the_command(main, status):
+    code = f"""
+import sys
+from types import ModuleType
+from torpor.engine import start
+entry = sys.modules["torpor.engine.criu.entry"] = ModuleType("entry")
+entry.main = {main}
+sys.stdout.write("flushed")
+start.run("criu")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "flushed")
+
+
+def test_the_names_of_seldom_used_modules_are_right():
+    assert {name for name in start.UNUSED if not name.startswith("google")} <= set(
+        sys.stdlib_module_names
+    )
