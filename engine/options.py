@@ -46,6 +46,15 @@ class After(Enum):
     """They are left stopped, as by SIGSTOP."""
 
 
+class MemoryWay(Enum):
+    """How the memory of a tree is taken (docs/performance.md)."""
+
+    AUTO = "auto"
+    """As the plan finds it best."""
+    FROZEN = "frozen"
+    """Copied while the tasks stand still."""
+
+
 class CgroupMode(Enum):
     """What a restore does about control groups (`--manage-cgroups`)."""
 
@@ -122,6 +131,8 @@ class DumpOptions:
     """A pipe whose other end is outside may come back with one end only."""
     page_server: "socket | None" = None
     """Connection to a page server that gets the pages."""
+    memory: MemoryWay = MemoryWay.AUTO
+    """Where it does not fit, the plan takes another and says why (`DumpReport.memory_reason`)."""
     dedup: bool = False
     """Take from the parents the pages that this dump has anew."""
 
@@ -146,6 +157,9 @@ class DumpReport:
     warnings: tuple[str, ...] = ()
     skipped_bytes: int = 0
     """Memory that an earlier dump has."""
+    memory_way: MemoryWay = MemoryWay.FROZEN
+    memory_reason: str = ""
+    """Why that way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from torpor.engine import api
 from torpor.engine.cli import output, session
 from torpor.engine.cli.progress import shown
 from torpor.engine.inspect.lines import WARN, Line, line
-from torpor.engine.options import After, DumpOptions, DumpReport, TcpPolicy
+from torpor.engine.options import After, DumpOptions, DumpReport, MemoryWay, TcpPolicy
 from torpor.engine.text import count, duration, size
 
 
@@ -34,6 +34,7 @@ def asked(options: Namespace) -> DumpOptions:
         freezer_cgroups=tuple(options.freeze_cgroup),
         ghost_limit_bytes=options.ghost_limit,
         timeout_s=options.timeout,
+        memory=MemoryWay(options.memory),
     )
 
 
@@ -47,5 +48,6 @@ def lines(report: DumpReport, *, left_running: bool) -> list[Line]:
     return [
         line(f"dumped {held} to {report.images_dir} ({size(report.image_bytes)})"),
         line(f"frozen {duration(report.frozen_s)}, {duration(report.total_s)} in all; {fate}"),
+        line(f"memory: {report.memory_way.value}, {report.memory_reason}"),
         *(line(("warning: ", WARN), text) for text in report.warnings),
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torpor.engine.inherit import parse_inherit
+from torpor.engine.options import MemoryWay
 from torpor.engine.text import parse_size
 
 DESCRIPTION = "Checkpoint a tree of processes into image files, and bring it back."
@@ -99,7 +100,7 @@ def _dump(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where to write; a directory without images, or none yet",
     )
-    add("-R", "--leave-running", action="store_true", help="let the tasks run on")
+    _memory(parser)
     _shared(parser)
     add(
         "--freeze-cgroup",
@@ -117,6 +118,17 @@ def _dump(parser: argparse.ArgumentParser) -> None:
         help="largest deleted file to save (default 64M)",
     )
     _timeout(parser)
+
+
+def _memory(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-R", "--leave-running", action="store_true", help="let the tasks run on")
+    add(
+        "--memory",
+        choices=[way.value for way in MemoryWay],
+        default=MemoryWay.AUTO.value,
+        help="how memory is taken (default auto); see docs/performance.md",
+    )
 
 
 def _restore(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +166,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", metavar="PID|DIR",
                         help="a number is a PID; write ./123 for a directory")  # fmt: skip
     parser.add_argument("-D", "--images-dir", dest="dir", metavar="DIR", help="images")
+    _memory(parser)
     _shared(parser)
     parser.add_argument("--ghost-limit", type=_size, default=64 << 20, metavar="SIZE",
                         help="largest deleted file to save (default 64M)")  # fmt: skip

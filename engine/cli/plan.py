@@ -20,13 +20,15 @@ def run(options: Namespace) -> int:
 
 def _dump(options: Namespace) -> int:
     from torpor.engine import api
-    from torpor.engine.options import DumpOptions, TcpPolicy
+    from torpor.engine.options import After, DumpOptions, MemoryWay, TcpPolicy
 
     with session.logging(options):
         text = api.plan_dump(DumpOptions(
             pid=int(options.target), images_dir=Path("images"),
             tcp=TcpPolicy.CLOSE if options.tcp_close else TcpPolicy.REFUSE,
             shell_job=options.shell_job, ghost_limit_bytes=options.ghost_limit,
+            after=After.CONTINUE if options.leave_running else After.STOP,
+            memory=MemoryWay(options.memory),
         ))  # fmt: skip
     if options.json:
         output.emit_json({"pid": int(options.target), "plan": text.splitlines()})

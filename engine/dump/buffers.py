@@ -33,6 +33,10 @@ class Slice:
     start: int
     size_bytes: int
 
+    def extents(self, start: int, size_bytes: int) -> "array[int]":
+        """See `ways.way.Source`."""
+        return self.buffer.extent(self.start + start, size_bytes)
+
 
 def available_bytes() -> int:
     """What may be allocated without paging or a memory cgroup's limit."""

@@ -12,7 +12,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torpor.engine.dump.buffers import Slice
+from torpor.engine import native
+from torpor.engine.dump.ways.way import Source
 from torpor.engine.images.pages import PageFlags, PageRun
 from torpor.engine.images.parents import Stored, overlapping
 from torpor.engine.memory.areas import PAGE
@@ -29,7 +30,7 @@ class Piece:
 
 
 def pieces(
-    runs: "array[int]", shift: int, taken: Slice | None, stored: Sequence[Stored]
+    runs: "array[int]", shift: int, taken: Source | None, stored: Sequence[Stored]
 ) -> Iterator[Piece]:
     """(address, bytes) runs, cut where pages of an earlier dump begin or end."""
     same = _same(runs, shift, taken, stored)
@@ -50,7 +51,7 @@ def pieces(
 
 
 def _same(
-    runs: "array[int]", shift: int, taken: Slice | None, stored: Sequence[Stored]
+    runs: "array[int]", shift: int, taken: Source | None, stored: Sequence[Stored]
 ) -> bytearray:
     """A byte for each page: whether an earlier dump has it."""
     same = bytearray(sum(runs[1::2]) // PAGE)
@@ -64,6 +65,7 @@ def _same(
             triple = (at + one.vaddr - start, one.size_bytes, one.offset)
             compared.setdefault(one.fd, array("Q")).extend(triple)
         at += runs[i + 1]
+    extents = taken.extents(0, at)
     for fd, triples in compared.items():
-        taken.buffer.same_pages(fd, taken.start, triples, same)
+        native.same_pages(extents, fd, triples, same)
     return same

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from torpor.engine.dump import cgroups, ipcns, pages, sharing, tables
+from torpor.engine.dump import cgroups, ipcns, sharing, tables
 from torpor.engine.dump.assemble import assemble
-from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import StoppedTree, stopped
 from torpor.engine.dump.images import directory_for, parents_of, write_all
-from torpor.engine.dump.preflight import capture_for, may_read_filters, preflight
+from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
+from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Error, Findings
 from torpor.engine.kernel import disks, fdview, sysvipc
 from torpor.engine.kernel.ptrace import Option
@@ -50,14 +50,15 @@ def dump_trees(
                 preflight(dump.options, may_read)
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
-            captures = [cleanup.enter_context(capture_for(d.options.pid)) for d in dumps]
+            for dump in dumps:
+                dump.way = cleanup.enter_context(choice.ready(dump.options, held=hold))
         frozen_at = time.perf_counter()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
         with stopped(trees, Option.SUSPEND_SECCOMP if may_read else 0) as trees_stopped:
             phase.seconds["stop"] = time.perf_counter() - frozen_at
-            for dump, stop, capture in zip(dumps, trees_stopped, captures, strict=True):
-                _take(dump, stop, capture, phase, may_read)
+            for dump, stop in zip(dumps, trees_stopped, strict=True):
+                _take(dump, stop, phase, may_read)
                 dump.guard.end()
             if while_frozen is not None:
                 with phase("files of the root"):
@@ -70,6 +71,7 @@ def dump_trees(
             frozen_s = time.perf_counter() - frozen_at
             with phase("check"):
                 for dump in dumps:
+                    dump.settle()
                     _check(dump)
             write_all(dumps, images, phase, frozen_s)
             if commit is not None:
@@ -105,9 +107,7 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
         dump.lock.stay()
 
 
-def _take(
-    dump: TreeDump, stop: StoppedTree, capture: Capture, phase: Phases, may_read: bool
-) -> None:
+def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> None:
     """Everything of one stopped tree."""
     dump.captured = capture_tasks(stop.tasks, may_read, phase)
     alive = [c for c in dump.captured if not c.capture.zombie]
@@ -131,7 +131,7 @@ def _take(
         )
     with phase("memory"):
         _await_disks(dump)
-        dump.taken = pages.take(alive, capture, dump.loose)
+        dump.take(alive)
 
 
 def _await_disks(dump: TreeDump) -> None:

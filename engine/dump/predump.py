@@ -8,13 +8,13 @@ nothing is refused for what else it holds.
 import time
 from contextlib import ExitStack
 
-from torpor.engine.dump import pages
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import stopped
 from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
-from torpor.engine.dump.preflight import capture_for, may_read_filters, preflight
+from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
+from torpor.engine.dump.ways import choice
 from torpor.engine.options import DumpOptions, DumpReport, ProgressFn
 
 
@@ -28,17 +28,18 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
             preflight(options, may_read)
             dump.parents = parents_of(options, cleanup)
             out = cleanup.enter_context(directory_for(options))
-            capture = cleanup.enter_context(capture_for(options.pid))
+            dump.way = cleanup.enter_context(choice.ready(options, held=False))
         frozen_at = time.perf_counter()
         with stopped([options]) as (stop,):
             phase.seconds["stop"] = time.perf_counter() - frozen_at
             dump.captured = capture_tasks(stop.tasks, may_read, phase)
             with phase("memory"):
                 alive = [c for c in dump.captured if not c.capture.zombie]
-                dump.taken = pages.take(alive, capture, {})
+                dump.take(alive)
             stop.release()
             frozen_s = time.perf_counter() - frozen_at
             with phase("write"):
+                dump.settle()
                 inventory(out)
                 write_pages(dump, out)
             with phase("sync"):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at a tree before it is stopped: what can be refused, and how much room it needs."""
+"""Looking at a tree before it is stopped: what can be refused."""
 
 import os
 from contextlib import suppress
 
 from torpor.engine.dump import sharing
 from torpor.engine.dump.assemble import BY_CASE as LIMITS
-from torpor.engine.dump.buffers import Capture
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.errors import Findings, Refused, Vanished
 from torpor.engine.kernel import nslinks, proc
@@ -78,21 +77,6 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
         )
     if refused:
         raise Findings(tuple(refused))
-
-
-def capture_for(pid: int) -> Capture:
-    """Buffers as large as the tree's memory may need, ready before the stop."""
-    capture = Capture()
-    total = 0
-    for task in list_tasks(pid):
-        with suppress(Vanished):
-            raw = parse_status(proc.read_text(task.pid, "status")).raw
-            total += sum(
-                int(raw.get(name, "0").split()[0]) << 10
-                for name in ("RssAnon", "RssShmem", "VmSwap")
-            )
-    capture.prepare(total)
-    return capture
 
 
 def _name_of(pid: int) -> str:

@@ -14,6 +14,7 @@ from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.owners import owners
 from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.terminals import controlling
+from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table
 from torpor.engine.files.table import Collected, Table
@@ -23,7 +24,7 @@ from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import areas
-from torpor.engine.options import DumpOptions
+from torpor.engine.options import After, DumpOptions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class Preview:
     tasks: list[str] = field(default_factory=list)
     threads: int = 0
     memory_bytes: int = 0
+    memory: str = ""
+    """The way in which it would be taken, and why."""
     area_count: int = 0
     files: Collected = field(default_factory=Collected)
     refused: list[Refused] = field(default_factory=list)
@@ -48,6 +51,7 @@ def preview(options: DumpOptions) -> str:
         *(f"  {line}" for line in found.tasks),
     ]
     lines.append(f"memory: {found.area_count} areas, about {found.memory_bytes / 2**20:.1f} MiB")
+    lines.append(f"  taken by the way {found.memory}")
     lines.append(f"descriptors: {found.files.descriptors} of {len(found.files.views)} open files")
     lines += [f"  {len(states):5} {name}" for name, states in sorted(found.files.states.items())]
     lines += [f"will differ after a restore: {text}" for text in found.warnings]
@@ -69,6 +73,8 @@ def look(options: DumpOptions) -> Preview:
         preflight(options, may_read_filters())
     except Findings as error:
         found.refused += error.items
+    held = options.after is not After.CONTINUE or options.hold
+    found.memory = choice.choose(options, held=held).text
     alive = [task for task in tasks if task.tids]
     for task in tasks:
         _look_at_task(task, found)

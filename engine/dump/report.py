@@ -59,6 +59,7 @@ def stats_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
 def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
     """What a dump did."""
     assert dump.taken is not None
+    assert dump.way is not None
     return DumpReport(
         images_dir=dump.options.images_dir,
         tasks=len(dump.captured),
@@ -71,6 +72,8 @@ def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
         phases_s=_flat(phase.seconds),
         warnings=tuple(dump.warnings),
         skipped_bytes=dump.taken.size_bytes - dump.written_bytes,
+        memory_way=dump.way.kind,
+        memory_reason=dump.way.reason,
     )
 
 

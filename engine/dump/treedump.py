@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torpor.engine.dump import pages, sharing
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.netlock import Lock
+from torpor.engine.dump.ways.way import Way
 from torpor.engine.files.table import Collected
 from torpor.engine.images.inventory import new_run_id
 from torpor.engine.images.parents import Chain
@@ -30,6 +31,8 @@ class TreeDump:
     loose: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
     """Content of memfds that no task maps (see `DumpContext`)."""
     semaphores: Sequence[Kept] = ()
+    way: Way | None = None
+    """How memory is taken."""
     taken: pages.PagesTaken | None = None
     shared: sharing.Shared = field(default_factory=dict)
     run_id: str = field(default_factory=new_run_id)
@@ -46,3 +49,13 @@ class TreeDump:
 
     def __post_init__(self) -> None:
         self.lock = Lock(nftables.table_name(self.run_id))
+
+    def take(self, alive: Sequence[Captured]) -> None:
+        """Have the memory of stopped tasks."""
+        assert self.way is not None
+        self.taken = pages.take(alive, self.way, self.loose)
+
+    def settle(self) -> None:
+        """What of taking memory may wait until after the thaw."""
+        assert self.way is not None
+        self.way.settle()

@@ -12,7 +12,7 @@ numbers from 65537 on.
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
@@ -57,11 +57,12 @@ class Client:
         self._send(REQUEST.pack(OPEN, 0, 0, 0, 0, self._owner))
         return _receive(self._connection, 1) != b"\0"
 
-    def add(self, run: PageRun, data: Buffer = b"") -> None:
-        """Send a run, and its bytes if it has any of its own."""
+    def add(self, run: PageRun, data: Iterable[Buffer] = ()) -> None:
+        """Send a run, and its bytes, piece by piece, if it has any of its own."""
         self._send(REQUEST.pack(ADD, int(run.flags), 0, run.page_count, run.vaddr, self._owner))
         if PageFlags.PRESENT in run.flags:
-            self._send(data)
+            for piece in data:
+                self._send(piece)
 
     def end(self) -> None:
         """Wait until the server has everything.

@@ -25,7 +25,7 @@ def test_what_is_sent_is_written(tmp_path, pair):
     served.start()
     client = Client(pair[0])
     assert not client.begin("pagemap-41")
-    client.add(RUN, b"a" * RUN.size_bytes)
+    client.add(RUN, [b"a" * 4096, b"a" * (RUN.size_bytes - 4096)])
     client.add(PageRun(vaddr=RUN.end, page_count=1, flags=PageFlags.PARENT))
     (tmp_path / "parent").mkdir()
     (tmp_path / "parent" / "pagemap-shmem-7.img").touch()

@@ -43,7 +43,16 @@ NEAR = 2 << 20
 
 def open_pagemap(pid: int) -> int:
     """A descriptor of /proc/PID/pagemap."""
-    path = f"/proc/{pid}/pagemap"
+    return _open(pid, "pagemap")
+
+
+def open_memory(pid: int) -> int:
+    """A descriptor of /proc/PID/mem, to read from."""
+    return _open(pid, "mem")
+
+
+def _open(pid: int, name: str) -> int:
+    path = f"/proc/{pid}/{name}"
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):

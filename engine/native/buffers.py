@@ -5,6 +5,7 @@ import os
 from array import array
 from typing import Any
 
+from torpor.engine.native.pages import IN_MEMORY
 from torpor.engine.native.seam import error_for, ffi, lib
 
 
@@ -44,28 +45,9 @@ class Buffer:
             raise error_for(result, call, f"task {pid}, {len(runs) // 2} runs")
         return result
 
-    def write_file(self, fd: int, start: int, size: int, offset: int) -> int:
-        """Write a part to a file, whole."""
-        where = ffi.cast("char *", self._start) + start
-        result = lib.seam_write_file(fd, where, size, offset)
-        if result < 0:
-            raise error_for(result, "pwrite", f"{size} bytes at {offset}")
-        return result
-
-    def same_pages(self, fd: int, start: int, runs: "array[int]", same: bytearray) -> None:
-        """Set to 1 what of ``same`` stands for a page, from ``start`` on, that a file has.
-
-        ``runs`` are (offset from ``start``, length, offset in the file) triples.
-        """
-        where = ffi.cast("char *", self._start) + start
-        words, marks = ffi.from_buffer("uint64_t[]", runs), ffi.from_buffer(same)
-        result = lib.seam_same_pages(where, fd, words, len(runs) // 3, marks)
-        if result < 0:
-            raise error_for(result, "pread", f"{len(runs) // 3} runs of pages")
-
-    def digest(self, start: int, size: int, threads: int = 2) -> str:
-        """Digest of a part; see `digest_file`."""
-        return _digest(ffi.cast("char *", self._start) + start, -1, size, threads)
+    def extent(self, start: int, size: int) -> "array[int]":
+        """Extents (see `native.pages`) of a part; only while the buffer is open."""
+        return array("Q", [IN_MEMORY, int(ffi.cast("uint64_t", self._start)) + start, size])
 
     def view(self, start: int, size: int) -> memoryview:
         """The bytes, not copied; only while the buffer is open."""

@@ -174,7 +174,10 @@ def test_capture_fill_and_compare(area, tmp_path):
     assert struct.unpack_from("<Q", buffer.view(0, 8))[0] == size // 2
     assert struct.unpack_from("<Q", buffer.view(size // 2 + PAGE, 8))[0] == 2 * PAGE
     fd = os.open(tmp_path / "pages", os.O_RDWR | os.O_CREAT)
-    assert buffer.write_file(fd, 0, total, 0) == total
+    progress = native.PagesProgress()
+    digest = native.write_pages(buffer.extent(0, total), fd, progress)
+    assert progress.written_bytes == total
+    assert digest == native.digest_file(fd)
     buffer.close()
 
     triples, offset = array("Q"), 0

@@ -4,12 +4,8 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
-#define SMALL_PAGE ((size_t)4096)
-#define CHUNK ((size_t)256 << 10)
 #define HUGE_PAGE ((size_t)2 << 20)
 #define POPULATE_WRITE 23 /* MADV_POPULATE_WRITE, Linux 5.14 */
 
@@ -68,46 +64,6 @@ int seam_buffer_populate(void *buffer, size_t size, unsigned int threads)
 int seam_buffer_unmap(void *buffer, size_t size)
 {
 	return munmap(buffer, size) ? -errno : 0;
-}
-
-static int compare_run(const char *buffer, int fd, const uint64_t *run, char *chunk,
-		       unsigned char *same)
-{
-	size_t done, page;
-
-	for (done = 0; done < run[1];) {
-		size_t want = run[1] - done < CHUNK ? run[1] - done : CHUNK;
-		ssize_t got = pread(fd, chunk, want, (off_t)(run[2] + done));
-
-		if (got < 0)
-			return -errno;
-		got -= got % (ssize_t)SMALL_PAGE;
-		if (!got)
-			return -ENODATA; /* the file is too short */
-		for (page = 0; page < (size_t)got; page += SMALL_PAGE) {
-			size_t at = run[0] + done + page;
-
-			if (!memcmp(buffer + at, chunk + page, SMALL_PAGE))
-				same[at / SMALL_PAGE] = 1;
-		}
-		done += (size_t)got;
-	}
-	return 0;
-}
-
-int seam_same_pages(const char *buffer, int fd, const uint64_t *runs, size_t count,
-		    unsigned char *same)
-{
-	char *chunk = malloc(CHUNK);
-	size_t i;
-	int error = 0;
-
-	if (!chunk)
-		return -ENOMEM;
-	for (i = 0; i < count && !error; i++)
-		error = compare_run(buffer, fd, runs + 3 * i, chunk, same);
-	free(chunk);
-	return error;
 }
 
 int seam_punch(int fd, int64_t offset, int64_t size)

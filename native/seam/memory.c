@@ -125,6 +125,11 @@ static int move(int pid, int writing, char *local, struct iovec *remote, size_t 
 	return 0;
 }
 
+int move_memory(int pid, int writing, char *local, struct iovec *remote, size_t count)
+{
+	return move(pid, writing, local, remote, count);
+}
+
 int64_t seam_read_memory(int pid, uint64_t address, void *buffer, size_t size)
 {
 	struct iovec remote = { (void *)address, size };
@@ -502,24 +507,4 @@ int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
 	result = work(&job, 1, compare_share);
 	close(job.mem);
 	return result < 0 ? result : (int64_t)job.found;
-}
-
-int64_t seam_write_file(int fd, const void *buffer, size_t size, int64_t offset)
-{
-	const char *from = buffer;
-	size_t left = size;
-
-	while (left) {
-		ssize_t put = pwrite(fd, from, left < ((size_t)64 << 20) ? left : (size_t)64 << 20,
-				     offset);
-
-		if (put < 0 && errno == EINTR)
-			continue;
-		if (put < 0)
-			return -errno;
-		from += put;
-		offset += put;
-		left -= (size_t)put;
-	}
-	return (int64_t)size;
 }

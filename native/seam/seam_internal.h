@@ -41,6 +41,10 @@ int load_call(int tid, struct user_regs_struct *regs, const uint64_t *call);
 /* memory.c: calls run(job, i) for i in 0..threads-1, each in a thread of its own. */
 int run_threads(unsigned int threads, void (*run)(void *job, unsigned int index), void *job);
 
+/* memory.c: all bytes of pieces of a task to or from contiguous room; uses up `remote`. */
+struct iovec;
+int move_memory(int pid, int writing, char *local, struct iovec *remote, size_t count);
+
 int read_file(int fd, char *buffer, uint64_t size, uint64_t offset);
 
 #define MAX_THREADS 16u

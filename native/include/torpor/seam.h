@@ -113,7 +113,6 @@ int64_t seam_fill_runs(int pid, const uint64_t *runs, size_t count, int fd,
 int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
 			  uint64_t *different, size_t room);
 int seam_punch(int fd, int64_t offset, int64_t size); /* a hole in a file; its length stays */
-int64_t seam_write_file(int fd, const void *buffer, size_t size, int64_t offset);
 
 /* As fill_runs, for runs in the order of their offsets; the whole file is read, and digested as
  * by seam_digest. */
@@ -129,10 +128,25 @@ int seam_digest(const void *buffer, int fd, uint64_t size, unsigned int threads,
 int seam_buffer_map(size_t size, void **buffer);
 int seam_buffer_populate(void *buffer, size_t size, unsigned int threads);
 int seam_buffer_unmap(void *buffer, size_t size);
-/* Runs are triples: offset in the buffer, bytes, offset in the file; all whole pages. same[N] is
- * set to 1 where page N of the buffer is in the file already. */
-int seam_same_pages(const char *buffer, int fd, const uint64_t *runs, size_t count,
-		    unsigned char *same);
+
+/* pages.c: pages that lie one behind the other in an image, and where each part of them is:
+ * origin 0 at an address of ours, 1 in the task `number`, 2 in the file `number`, where an
+ * address is an offset. */
+struct seam_extent {
+	uint32_t origin;
+	int32_t number;
+	uint64_t address, size;
+};
+/* To a file from its start; digest as by seam_digest. *written grows meanwhile. failed_call: 0
+ * reading, 1 writing. */
+int seam_write_pages(const struct seam_extent *extents, size_t count, int fd,
+		     unsigned int threads, uint64_t *digest, uint64_t *written, int *failed_call);
+int seam_read_pages(const struct seam_extent *extents, size_t count, uint64_t offset,
+		    uint64_t size, char *room);
+/* Runs are triples: offset in the pages, bytes, offset in the file; all whole pages. same[N] is
+ * set to 1 where page N is in the file already. */
+int seam_same_pages(const struct seam_extent *extents, size_t count, int fd, const uint64_t *runs,
+		    size_t run_count, unsigned char *same);
 
 /* pagemap.c: found ranges are triples (start, end, categories). */
 int64_t seam_scan_pages(int pagemap_fd, uint64_t *position, uint64_t end, const uint64_t *masks,

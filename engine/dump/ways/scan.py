@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of a task's private memory are kept.
+
+Facts (PAGEMAP_SCAN, Linux 6.7, fs/proc/task_mmu.c): a page of a private area is worth keeping
+when it is present or swapped and neither the shared zero page nor an unmodified page of a file.
+The vDSO is kept whole: its code tells a restore whether the kernel is the same.
+"""
+
+import os
+from array import array
+from collections.abc import Sequence
+
+from torpor.engine.kernel import pagemap
+from torpor.engine.memory.areas import RINGS, Area, Backing
+
+WHOLE = (Backing.VDSO, *RINGS)
+
+
+def wanted(found: Sequence[Area]) -> list[Area]:
+    """Areas with memory of the task's own."""
+    return [
+        a
+        for a in found
+        if not a.shared and not a.droppable and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
+    ]
+
+
+def private_runs(pid: int, areas: Sequence[Area]) -> "array[int]":
+    """(address, bytes) runs of areas that are `wanted`."""
+    fd = pagemap.open_pagemap(pid)
+    try:
+        own = [(a.start, a.end) for a in areas if a.backing not in WHOLE]
+        runs = pagemap.private_runs(fd, own)
+    finally:
+        os.close(fd)
+    whole = [(a.start, a.size_bytes) for a in areas if a.backing in WHOLE]
+    if not whole:
+        return runs
+    pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])
+    return array("Q", [word for pair in pairs for word in pair])
