@@ -11,12 +11,14 @@ import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 
 from torpor.engine import native
-from torpor.engine.capture import PosixTimerCapture, TaskCapture, ThreadCapture, innermost
+from torpor.engine.capture import PosixTimerCapture, TaskCapture, innermost
+from torpor.engine.dump import threads
+from torpor.engine.dump.beforehand import Spaces
 from torpor.engine.dump.freeze import StoppedTask
+from torpor.engine.dump.threads import RawThread
 from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import borrow, proc
 from torpor.engine.kernel.borrow import Answer, Call, Question
@@ -28,8 +30,6 @@ from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
 from torpor.engine.tasks import landlock, settings
-from torpor.engine.tasks.attributes import SCHED_ATTR
-from torpor.engine.tasks.seccomp import MODE_FILTER, filter_count
 
 TEXTS = (
     "stat",
@@ -46,16 +46,13 @@ TEXTS = (
 )
 MAY_BE_MISSING = ("timers", "loginuid", "smaps", "limits", "cgroup", "coredump_filter")
 PR_GET_AUXV = 0x41555856
-PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 40, 2, 37
-PR_GET_TIMERSLACK = 30
-ACTION_BYTES, ITIMER_BYTES, ALTSTACK_BYTES, SIGSET_BYTES = 32, 32, 24, 8
-RESET_ON_FORK, DEADLINE = os.SCHED_RESET_ON_FORK, 6
+PR_GET_CHILD_SUBREAPER = 37
+ACTION_BYTES, ITIMER_BYTES, SIGSET_BYTES = 32, 32, 8
 ALWAYS_ASKED = 1 << signal.SIGCHLD - 1
 """Its flags matter with the default action too: whether children leave zombies."""
-# where calls put their answers in the buffer
-TID_ADDRESS_AT, PDEATHSIG_AT, SUBREAPER_AT, SETTINGS_AT = 32, 40, 44, 48
-THREAD_BYTES = SETTINGS_AT + settings.SLOT_BYTES * len(settings.THREAD)
-PROCESS_AT = THREAD_BYTES
+# where calls of a leader put their answers in the buffer, after those of any thread
+SUBREAPER_AT = threads.BYTES
+PROCESS_AT = SUBREAPER_AT + 8
 ITIMERS_AT = PROCESS_AT + settings.SLOT_BYTES * len(settings.PROCESS)
 ACTIONS_AT = ITIMERS_AT + 3 * ITIMER_BYTES
 
@@ -75,6 +72,21 @@ class Captured:
     """Number of the description of a program whose file was deleted."""
     segments: dict[int, bytes]
     """System V segment id → struct shmid64_ds."""
+    threads: Sequence[RawThread] = ()
+
+    @property
+    def zombie(self) -> bool:
+        """The task has exited and waits for its parent."""
+        return not self.task.tids
+
+    @property
+    def inside(self) -> Mapping[int, int]:
+        """Its threads, as seen from here → as they see themselves."""
+        return threads.inside(self.threads)
+
+    def finish(self) -> None:
+        """Make of the threads what was not needed before; they may run on."""
+        self.capture = replace(self.capture, threads=tuple(map(threads.finish, self.threads)))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,20 +109,23 @@ Step = Callable[[str], AbstractContextManager[None]]
 
 
 def capture_tasks(
-    tasks: Sequence[StoppedTask], may_read_filters: bool, step: Step
+    tasks: Sequence[StoppedTask], spaces: Spaces, may_read_filters: bool, step: Step
 ) -> list[Captured]:
-    """Capture stopped tasks; the threads of all of them answer side by side."""
+    """Capture stopped tasks; the threads of all of them answer side by side.
+
+    ``spaces`` were found before they were stopped.
+    """
     zombies, begun = {}, []
     with step("texts of /proc"):
         found_texts = _texts(tasks)
     with step("areas"):
         for task, texts in zip(tasks, found_texts, strict=True):
             if task.tids:
-                begun.append(_begin(task, texts))
+                begun.append(_begin(task, texts, spaces.get(task.pid)))
             else:
                 zombies[task.pid] = _capture_zombie(task, texts)
     with step("threads"):
-        slacks = _slacks([tid for one in begun for tid in one.task.tids])
+        slacks = threads.slacks([tid for one in begun for tid in one.task.tids])
         ask_slack = any(slack is None for slack in slacks.values())
         answers = borrow.ask([(one.space, _questions(one, ask_slack)) for one in begun])
         found = {
@@ -142,16 +157,7 @@ def _without(name: str, error: Error) -> str:
     raise error
 
 
-def _slacks(tids: Sequence[int]) -> dict[int, int | None]:
-    """Timer slack of threads; None where it may not be read (it takes CAP_SYS_NICE)."""
-    texts = proc.read_many([(tid, "timerslack_ns") for tid in tids])
-    return {
-        tid: int(text) if isinstance(text, bytes) else None
-        for tid, text in zip(tids, texts, strict=True)
-    }
-
-
-def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
+def _begin(task: StoppedTask, texts: dict[str, str], space: AddressSpace | None) -> _Begun:
     vmas = parse_smaps(texts["smaps"])
     found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
     status = parse_status(texts["status"])
@@ -162,7 +168,7 @@ def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
         vmas=vmas,
         areas=found,
         refused=refused,
-        space=AddressSpace.find(task.pid, vmas, status),
+        space=space if space and space.holds() else AddressSpace.find(task.pid, vmas, status),
         status=status,
         signals=[s for s in range(1, 65) if changed >> (s - 1) & 1],
     )
@@ -170,7 +176,7 @@ def _begin(task: StoppedTask, texts: dict[str, str]) -> _Begun:
 
 def _questions(one: _Begun, ask_slack: bool) -> list[Question]:
     def of_thread(at: int) -> list[Call]:
-        return _thread_calls(at, ask_slack)
+        return threads.questions(at, ask_slack)
 
     leader = Question(
         tid=one.task.pid,
@@ -178,26 +184,9 @@ def _questions(one: _Begun, ask_slack: bool) -> list[Question]:
         answer_bytes=ACTIONS_AT + ACTION_BYTES * len(one.signals),
     )
     others = [
-        Question(tid=tid, calls=of_thread, answer_bytes=THREAD_BYTES) for tid in one.task.tids[1:]
+        Question(tid=tid, calls=of_thread, answer_bytes=threads.BYTES) for tid in one.task.tids[1:]
     ]
     return [leader, *others]
-
-
-def _thread_calls(at: int, ask_slack: bool) -> list[Call]:
-    slack: list[Call] = [("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0))] if ask_slack else []
-    return [
-        ("sigaltstack", (0, at)),
-        ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
-        ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
-        *settings.questions(_thread_settings(), at + SETTINGS_AT),
-        *slack,
-    ]
-
-
-@cache
-def _thread_settings() -> tuple[settings.Setting, ...]:
-    ours = parse_status(proc.read_text("self", "status")).cap_eff
-    return settings.thread_settings(proc.processor_flags(), ours)
 
 
 def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
@@ -222,7 +211,7 @@ def _finish(
     may_read: bool,
 ) -> Captured:
     pid, leader = one.task.pid, answers[0]
-    brk, _, *told = leader.results[len(_thread_calls(0, ask_slack)) :]
+    brk, _, *told = leader.results[len(threads.questions(0, ask_slack)) :]
     values = settings.answers(
         settings.PROCESS, told[: len(settings.PROCESS)], leader.buffer[PROCESS_AT:]
     )
@@ -234,7 +223,6 @@ def _finish(
         ns_pid=one.status.ns_pid[-1],
         texts=one.texts,
         links=_links(pid),
-        threads=tuple(_thread(one, a, slacks[a.facts.tid], may_read) for a in answers),
         shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
         sigactions=dict(
             zip(one.signals, _pieces(leader.buffer, ACTIONS_AT, ACTION_BYTES), strict=True)
@@ -248,6 +236,10 @@ def _finish(
     return Captured(
         task=one.task,
         capture=capture,
+        threads=[
+            threads.take(one.space, a, slacks[a.facts.tid], may_read_filters=may_read)
+            for a in answers
+        ],
         vmas=one.vmas,
         areas=one.areas,
         refused=[
@@ -298,45 +290,6 @@ def _links(pid: int) -> dict[str, str]:
     return {name: proc.read_link(pid, name) for name in ("exe", "cwd", "root")}
 
 
-def _thread(one: _Begun, answer: Answer, slack: int | None, may_read: bool) -> ThreadCapture:
-    facts, raw = answer.facts, answer.buffer
-    asked, status = facts.asked, facts.status.decode("utf-8", "surrogateescape")
-    told = 3 + len(_thread_settings())
-    tid_address, pdeathsig = struct.unpack_from("<Qi", raw, TID_ADDRESS_AT)
-    has_pending = proc.private_signals(facts.status) != 0
-    return ThreadCapture(
-        tid=facts.tid,
-        comm=proc.thread_name(facts.status),
-        status=status,
-        regs=facts.restart.pack(),
-        xstate=facts.xstate,
-        sigmask=facts.mask,
-        pending=tuple(native.pending_signals(facts.tid, False)) if has_pending else (),
-        rseq=asked.rseq,
-        robust=asked.robust,
-        altstack=raw[:ALTSTACK_BYTES],
-        tid_address=tid_address if answer.results[1] >= 0 else 0,
-        pdeathsig=pdeathsig,
-        policy=asked.policy,
-        priority=asked.priority,
-        nice=asked.nice,
-        affinity=asked.affinity,
-        ioprio=asked.ioprio,
-        timerslack_ns=max(answer.results[told], 0) if slack is None else slack,
-        sched_attr=_sched_attr(one, facts.tid)
-        if asked.policy & ~RESET_ON_FORK == DEADLINE
-        else b"",
-        settings=settings.answers(_thread_settings(), answer.results[3:told], raw[SETTINGS_AT:]),
-        seccomp=_filters(facts.tid, filter_count(status)[0], may_read),
-    )
-
-
-def _sched_attr(one: _Begun, tid: int) -> bytes:
-    with Remote.safe(tid, one.space) as remote:
-        remote.call("sched_getattr", 0, remote.buffer, SCHED_ATTR.size, 0)
-        return remote.read(remote.buffer, SCHED_ATTR.size)
-
-
 def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture, ...]:
     found = []
     for number in ids:
@@ -363,12 +316,3 @@ def _segments(remote: Remote, vmas: Sequence[Vma]) -> dict[int, bytes]:
             remote.call("shmctl", vma.inode, IPC_STAT, remote.buffer)
             found[vma.inode] = remote.read(remote.buffer, STAT_BYTES)
     return found
-
-
-def _filters(tid: int, mode: int, may_read: bool) -> tuple[tuple[bytes, int], ...] | None:
-    """Newest first; the kernel counts from the oldest (kernel/seccomp.c, get_nth_filter)."""
-    if mode != MODE_FILTER:
-        return ()
-    if not may_read:
-        return None
-    return tuple(reversed(native.seccomp_filters(tid)))

@@ -25,7 +25,7 @@ def collect(
 ) -> tuple[Tree, Cgroups]:
     """The tree with the numbers of its sets, and the sets; only of ``controllers`` if given."""
     own = _only(places(read_text("self", "cgroup")), controllers)
-    alive = [c for c in captured if not c.capture.zombie]
+    alive = [c for c in captured if not c.zombie]
     found = [_only(places(c.capture.texts["cgroup"]), controllers) or own for c in alive]
     numbers, sets = number(found, own)
     by_pid = {c.capture.ns_pid: n for c, n in zip(alive, numbers, strict=True)}

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from torpor.engine.dump import cgroups, ipcns, sharing, tables
+from torpor.engine.dump import beforehand, cgroups, ipcns, sharing, tables
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.capture import capture_tasks
-from torpor.engine.dump.freeze import StoppedTree, stopped
+from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.images import directory_for, parents_of, write_all
 from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
@@ -48,6 +48,7 @@ def dump_trees(
             may_read = may_read_filters()
             for dump in dumps:
                 preflight(dump.options, may_read)
+                dump.spaces = beforehand.look(list_tasks(dump.options.pid))
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
             for dump in dumps:
@@ -109,8 +110,8 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
 
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> None:
     """Everything of one stopped tree."""
-    dump.captured = capture_tasks(stop.tasks, may_read, phase)
-    alive = [c for c in dump.captured if not c.capture.zombie]
+    dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
+    alive = [c for c in dump.captured if not c.zombie]
     with phase("descriptors"):
         dump.shared = sharing.find([c.task.pid for c in alive])
         groups = tables.grouped(alive, dump.shared)
@@ -143,6 +144,8 @@ def _await_disks(dump: TreeDump) -> None:
 
 def _check(dump: TreeDump) -> None:
     """Make the tree of the captures; the tasks may run on already."""
+    for item in dump.captured:
+        item.finish()
     dump.tree = assemble(
         dump.captured,
         dump.shared,

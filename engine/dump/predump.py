@@ -8,8 +8,9 @@ nothing is refused for what else it holds.
 import time
 from contextlib import ExitStack
 
+from torpor.engine.dump import beforehand
 from torpor.engine.dump.capture import capture_tasks
-from torpor.engine.dump.freeze import stopped
+from torpor.engine.dump.freeze import list_tasks, stopped
 from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
 from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
@@ -26,15 +27,16 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
         with phase("look"):
             may_read = may_read_filters()
             preflight(options, may_read)
+            dump.spaces = beforehand.look(list_tasks(options.pid))
             dump.parents = parents_of(options, cleanup)
             out = cleanup.enter_context(directory_for(options))
             dump.way = cleanup.enter_context(choice.ready(options, held=False))
         frozen_at = time.perf_counter()
         with stopped([options]) as (stop,):
             phase.seconds["stop"] = time.perf_counter() - frozen_at
-            dump.captured = capture_tasks(stop.tasks, may_read, phase)
+            dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
             with phase("memory"):
-                alive = [c for c in dump.captured if not c.capture.zombie]
+                alive = [c for c in dump.captured if not c.zombie]
                 dump.take(alive)
             stop.release()
             frozen_s = time.perf_counter() - frozen_at

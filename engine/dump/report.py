@@ -63,7 +63,7 @@ def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
     return DumpReport(
         images_dir=dump.options.images_dir,
         tasks=len(dump.captured),
-        threads=sum(len(c.capture.threads) for c in dump.captured),
+        threads=sum(len(c.task.tids) for c in dump.captured),
         descriptors=dump.files.descriptors,
         memory_bytes=dump.taken.size_bytes,
         image_bytes=dump.image_bytes,

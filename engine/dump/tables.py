@@ -43,11 +43,11 @@ def collect(
         owners=owners(
             (
                 parse_status(c.capture.texts["status"]),
-                {t.tid: t.ns_tid for t in c.capture.threads},
+                c.inside,
             )
             for c in dump.captured
         ),
-        threads={t.tid: t.ns_tid for c in alive for t in c.capture.threads},
+        threads={outer: inner for c in alive for outer, inner in c.inside.items()},
         realtime_ns=time.time_ns(),
         skip_in_flight=dump.options.skip_in_flight,
         same_netns=fdtexts.same_netns(dump.options.pid),

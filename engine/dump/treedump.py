@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torpor.engine.dump import pages, sharing
+from torpor.engine.dump.beforehand import Spaces
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.netlock import Lock
 from torpor.engine.dump.ways.way import Way
@@ -25,6 +26,7 @@ class TreeDump:
     """One tree on its way to an image directory."""
 
     options: DumpOptions
+    spaces: Spaces = field(default_factory=dict)
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)

@@ -110,6 +110,14 @@ class AddressSpace:
             if native.read_memory(self.pid, address, len(raw)) != raw:
                 raise Vanished("has changed its code", subject=f"task {self.pid}")
 
+    def holds(self) -> bool:
+        """Whether the code is still there: no exec came since this was found."""
+        try:
+            self.verify()
+        except (Vanished, KernelError):
+            return False
+        return True
+
     def scratch(self, size: int) -> Scratch:
         """Room of at least ``size`` bytes. All threads must be stopped by us."""
         if self._scratch is None or self._scratch.size < size:

@@ -5,10 +5,12 @@ Source: proc_pid_maps(5), proc_pid_smaps(5); fs/proc/task_mmu.c, show_map_vma (v
 """
 
 import re
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 DELETED = " (deleted)"
+KNOWN = 1 << 13
+"""Lines of smaps that are remembered."""
 _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
@@ -96,13 +98,20 @@ def parse_smaps(text: str) -> list[Vma]:
     for i, piece in enumerate(pieces[:-1]):
         block = piece.partition("\n")[2] if i else piece
         head, _, details = block.partition("\n")
-        match = _MAPS_LINE.fullmatch(head)
-        if match:
-            found.append(_vma(match, _flags(pieces[i + 1].partition("\n")[0]), details))
+        vma = _known(head, pieces[i + 1].partition("\n")[0])
+        if vma is not None:
+            found.append(Vma(*vma[:-1], details))
     return found
 
 
-def _vma(match: "re.Match[str]", vm_flags: frozenset[str] = frozenset(), details: str = "") -> Vma:
+@lru_cache(maxsize=KNOWN)
+def _known(line: str, flags: str) -> Vma | None:
+    """A mapping without its details: most are looked at twice, before the stop and under it."""
+    match = _MAPS_LINE.fullmatch(line)
+    return _vma(match, frozenset(flags.split())) if match else None
+
+
+def _vma(match: "re.Match[str]", vm_flags: frozenset[str] = frozenset()) -> Vma:
     start, end, prot, offset, major, minor, inode, name = match.groups()
     return Vma(
         int(start, 16),
@@ -114,11 +123,4 @@ def _vma(match: "re.Match[str]", vm_flags: frozenset[str] = frozenset(), details
         int(inode),
         name.replace("\\012", "\n"),
         vm_flags,
-        details,
     )
-
-
-@cache
-def _flags(line: str) -> frozenset[str]:
-    """Mappings have few different sets of them."""
-    return frozenset(line.split())

@@ -17,6 +17,8 @@ from torpor.engine.errors import Denied, Error, KernelError, Vanished
 
 _SIGNAL_MASKS = re.compile(rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)$", re.MULTILINE)
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
+_NS_PID = re.compile(rb"^NSpid:.*?(\d+)$", re.MULTILINE)
+_SECCOMP = re.compile(rb"^Seccomp:\s*(\d+)$", re.MULTILINE)
 _NAME_ESCAPE = re.compile(rb"\\([n\\])")
 
 
@@ -278,6 +280,18 @@ def thread_name(status: bytes) -> bytes:
     """The name of the thread, from a status text (proc_task_name escapes newline and backslash)."""
     found = _NAME.search(status)
     return _NAME_ESCAPE.sub(lambda m: b"\n" if m[1] == b"n" else b"\\", found[1] if found else b"")
+
+
+def innermost_pid(status: bytes) -> int:
+    """Last number of NSpid, from a status text; 0 on kernels without that line."""
+    found = _NS_PID.search(status)
+    return int(found[1]) if found else 0
+
+
+def seccomp_mode(status: bytes) -> int:
+    """0 off, 1 strict, 2 filters, from a status text."""
+    found = _SECCOMP.search(status)
+    return int(found[1]) if found else 0
 
 
 def private_signals(status: bytes) -> int:

@@ -22,11 +22,11 @@ Facts:
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from torpor.engine.errors import Refused
-from torpor.engine.kernel.maps import DELETED, Vma
+from torpor.engine.kernel.maps import DELETED, KNOWN, Vma
 from torpor.engine.kind import Limit, refuse
 
 PAGE = 4096
@@ -193,7 +193,7 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
     areas, refused = [], []
     for vma in vmas:
         try:
-            areas.append(_collect_one(vma))
+            areas.append(_collect_one(*vma[:-1]))
         except Refused as error:
             where = f"{subject}, {vma.start:x}-{vma.end:x} {vma.prot} {vma.name}".rstrip()
             error.subject = where
@@ -201,7 +201,9 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
     return areas, refused
 
 
-def _collect_one(vma: Vma) -> Area:
+@lru_cache(maxsize=KNOWN)
+def _collect_one(*line: Any) -> Area:  # noqa: ANN401 - all of a Vma but the details
+    vma = Vma(*line)
     case = _case(vma.vm_flags)
     if case is not None and not vma.name.startswith((*SPECIAL_NAMES, RING_NAME)):
         raise refuse(case, "")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads: what is asked of each while it stands still, and what is made of that after the thaw.
+
+The calls that a thread is made to issue are most of the pause of a task with many threads, so
+there are only those that nothing else answers: alternate stack, address that is cleared at its
+end, parent-death signal, `settings.THREAD`.
+"""
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from torpor.engine import native
+from torpor.engine.capture import ThreadCapture
+from torpor.engine.kernel import proc
+from torpor.engine.kernel.addressspace import AddressSpace
+from torpor.engine.kernel.borrow import Answer, Call
+from torpor.engine.kernel.remote import Remote
+from torpor.engine.tasks import settings
+from torpor.engine.tasks.attributes import SCHED_ATTR
+from torpor.engine.tasks.seccomp import MODE_FILTER
+
+PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_TIMERSLACK = 40, 2, 30
+ALTSTACK_BYTES = 24
+RESET_ON_FORK, DEADLINE = os.SCHED_RESET_ON_FORK, 6
+# where calls put their answers in the buffer
+TID_ADDRESS_AT, PDEATHSIG_AT, SETTINGS_AT = 32, 40, 48
+BYTES = SETTINGS_AT + settings.SLOT_BYTES * len(settings.THREAD)
+"""Of the buffer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawThread:
+    """A thread as it answered. Nothing is parsed that did not lead to a further question."""
+
+    answer: Answer
+    slack_ns: int | None
+    """None when only the thread itself can tell."""
+    pending: Sequence[bytes]
+    sched_attr: bytes
+    filters: Sequence[tuple[bytes, int]] | None
+
+
+def slacks(tids: Sequence[int]) -> dict[int, int | None]:
+    """Timer slack of threads; None where it may not be read (it takes CAP_SYS_NICE)."""
+    texts = proc.read_many([(tid, "timerslack_ns") for tid in tids])
+    return {
+        tid: int(text) if isinstance(text, bytes) else None
+        for tid, text in zip(tids, texts, strict=True)
+    }
+
+
+def questions(at: int, ask_slack: bool) -> list[Call]:
+    """The calls of one thread, with a buffer at ``at``."""
+    slack: list[Call] = [("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0))] if ask_slack else []
+    return [
+        ("sigaltstack", (0, at)),
+        ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
+        ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
+        *settings.questions(asked_settings(), at + SETTINGS_AT),
+        *slack,
+    ]
+
+
+@cache
+def asked_settings() -> tuple[settings.Setting, ...]:
+    """Those that a thread of this machine can have. Asked for the first time before the stop."""
+    ours = proc.parse_status(proc.read_text("self", "status")).cap_eff
+    return settings.thread_settings(proc.processor_flags(), ours)
+
+
+def take(
+    space: AddressSpace, answer: Answer, slack_ns: int | None, *, may_read_filters: bool
+) -> RawThread:
+    """What its answer leads to: queued signals, a deadline, filters."""
+    facts = answer.facts
+    policy = facts.asked.policy & ~RESET_ON_FORK
+    return RawThread(
+        answer=answer,
+        slack_ns=slack_ns,
+        pending=native.pending_signals(facts.tid, False)
+        if proc.private_signals(facts.status)
+        else (),
+        sched_attr=_sched_attr(facts.tid, space) if policy == DEADLINE else b"",
+        filters=_filters(facts.tid, facts.status, may_read_filters),
+    )
+
+
+def finish(raw: RawThread) -> ThreadCapture:
+    """After the thaw."""
+    facts, results, buffer = raw.answer.facts, raw.answer.results, raw.answer.buffer
+    asked, told = facts.asked, 3 + len(asked_settings())
+    tid_address, pdeathsig = struct.unpack_from("<Qi", buffer, TID_ADDRESS_AT)
+    return ThreadCapture(
+        tid=facts.tid,
+        comm=proc.thread_name(facts.status),
+        status=facts.status.decode("utf-8", "surrogateescape"),
+        regs=facts.restart.pack(),
+        xstate=facts.xstate,
+        sigmask=facts.mask,
+        pending=tuple(raw.pending),
+        rseq=asked.rseq,
+        robust=asked.robust,
+        altstack=buffer[:ALTSTACK_BYTES],
+        tid_address=tid_address if results[1] >= 0 else 0,
+        pdeathsig=pdeathsig,
+        policy=asked.policy,
+        priority=asked.priority,
+        nice=asked.nice,
+        affinity=asked.affinity,
+        ioprio=asked.ioprio,
+        timerslack_ns=max(results[told], 0) if raw.slack_ns is None else raw.slack_ns,
+        sched_attr=raw.sched_attr,
+        settings=settings.answers(asked_settings(), results[3:told], buffer[SETTINGS_AT:]),
+        seccomp=raw.filters,
+    )
+
+
+def inside(raws: Sequence[RawThread]) -> Mapping[int, int]:
+    """Thread ids as seen from here → as the threads see them."""
+    facts = [raw.answer.facts for raw in raws]
+    return {one.tid: proc.innermost_pid(one.status) or one.tid for one in facts}
+
+
+def _sched_attr(tid: int, space: AddressSpace) -> bytes:
+    with Remote.safe(tid, space) as remote:
+        remote.call("sched_getattr", 0, remote.buffer, SCHED_ATTR.size, 0)
+        return remote.read(remote.buffer, SCHED_ATTR.size)
+
+
+def _filters(tid: int, status: bytes, may_read: bool) -> tuple[tuple[bytes, int], ...] | None:
+    """Newest first; the kernel counts from the oldest (kernel/seccomp.c, get_nth_filter)."""
+    if proc.seccomp_mode(status) != MODE_FILTER:
+        return ()
+    if not may_read:
+        return None
+    return tuple(reversed(native.seccomp_filters(tid)))
