@@ -9,6 +9,9 @@ Facts:
 - A task may queue any siginfo to itself (kernel/signal.c, do_rt_sigqueueinfo), so queues are
   put back by the task, with all signals blocked meanwhile.
 - rt_sigaction of SIGKILL and SIGSTOP fails; they have no entry in our lists.
+- A trap takes a SIGTRAP that is pending along. While it is pending itself, the first signal of a
+  fault in the thread's own queue (si_code > 0) is delivered, blocked or not (kernel/signal.c,
+  dequeue_synchronous_signal; v6.18). So these are queued when no more traps come.
 """
 
 import struct
@@ -21,6 +24,8 @@ from torpor.engine.program.ops import Data, Op
 ACTION = struct.Struct("<QQQQ")
 SIGINFO_BYTES = 128
 SIGTRAP, SIGKILL, SIGSTOP = 5, 9, 19
+FAULTS = (4, 5, 7, 8, 11, 31)
+"""SYNCHRONOUS_MASK: SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS."""
 SIG_IGN = 1
 FIXED = (SIGKILL, SIGSTOP)
 SIGNAL_COUNT = 64
@@ -107,8 +112,13 @@ def trap_action(actions: Mapping[int, Action]) -> list[tuple[str, tuple[int | by
 def trap_queue(
     pending: Sequence[bytes], pid: int, tid: int | None
 ) -> list[tuple[str, tuple[int | bytes, ...]]]:
-    """Calls that queue SIGTRAP again; a trap after them would take it along."""
-    return [_queue(info, pid, tid) for info in pending if _number(info) == SIGTRAP]
+    """Calls that queue again what a trap after them would take along."""
+    return [_queue(info, pid, tid) for info in pending if _is_trapped(info, tid)]
+
+
+def _is_trapped(info: bytes, tid: int | None) -> bool:
+    number, _, code = struct.unpack_from("<iii", info)
+    return number == SIGTRAP or (tid is not None and number in FAULTS and code > 0)
 
 
 def plan_actions(actions: Mapping[int, Action]) -> list[Op]:
@@ -149,11 +159,11 @@ def decode_queue(queue: Any) -> tuple[bytes, ...]:  # noqa: ANN401
 def plan_queue(pending: Sequence[bytes], pid: int, tid: int | None) -> list[Op]:
     """Queue signals again: to the thread ``tid``, or to the whole task when None.
 
-    SIGTRAP comes last, by `trap_queue`.
+    What traps take along comes last, by `trap_queue`.
     """
     ops = []
     for info in pending:
-        if _number(info) == SIGTRAP:
+        if _is_trapped(info, tid):
             continue
         call, args = _queue(info, pid, tid)
         ops.append(

@@ -30,6 +30,19 @@ def test_actions_of_captured_structures():
     assert ops[0].describe() == "rt_sigaction(1, <32 bytes>, 0, 8)  # signal 1: action"
 
 
+def is_trapped(info):
+    number, _, code = struct.unpack_from("<iii", info)
+    return number == 5 or (number in (4, 7, 8, 11, 31) and code > 0)
+
+
+def test_faults_of_a_thread_are_queued_when_no_more_traps_come():
+    fault = struct.pack("<iii", 11, 0, 1).ljust(128, b"\0")
+    assert signals.plan_queue([fault], 41, 43) == []
+    assert signals.trap_queue([fault], 41, 43) == [("rt_tgsigqueueinfo", (41, 43, 11, fault))]
+    assert len(signals.plan_queue([fault], 41, None)) == 1
+    assert signals.trap_queue([fault], 41, None) == []
+
+
 @given(st.lists(trees.siginfos, max_size=5))
 def test_queues(pending):
     queue = pb.signal_queue_entry()
@@ -39,7 +52,7 @@ def test_queues(pending):
     last = signals.trap_queue(pending, 41, 43)
     calls = [(op.call, op.args[:2]) for op in ops] + [(name, args[:2]) for name, args in last]
     assert calls == [("rt_tgsigqueueinfo", (41, 43))] * len(pending)
-    traps = [info for info in pending if info[:4] == struct.pack("<i", 5)]
+    traps = [info for info in pending if is_trapped(info)]
     assert [args[3] for _, args in last] == traps
     assert [op.args[3].content for op in ops] == [i for i in pending if i not in traps]
 

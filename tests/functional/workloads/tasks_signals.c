@@ -77,11 +77,6 @@ static const struct {
 static void all_shapes(int check, int tid)
 {
 	for (unsigned i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
-		int faults = shapes[i].signal == SIGSEGV || shapes[i].signal == SIGBUS ||
-			     shapes[i].signal == SIGFPE;
-
-		if (faults && is("shapes_of_thread"))
-			continue; /* a fault of a thread itself is never queued */
 		if (check)
 			receive(shapes[i].signal, shapes[i].code, i);
 		else
