@@ -5,6 +5,8 @@ Facts:
 - The kind of a device is st_rdev; the path may be any node. A container's stdin is often
   /dev/null of the host: the path then leads nowhere inside, the number still says all.
 - A reader of /dev/kmsg has a place in the log that nothing tells: it goes on at the end of it.
+- A descriptor of /dev/net/tun or /dev/fuse has no state before it is given an interface or a mount;
+  poll(2) tells POLLERR until then (drivers/net/tun.c, fs/fuse/dev.c; probed on v6.18).
 - Positions stay 0. All other devices have state in a driver: `unknown.py` names and refuses them.
 - CRIU keeps them as REG entries with the mode of a character device.
 
@@ -50,8 +52,11 @@ from torpor.engine.program.ops import Data, Op, Slot, place
 NAMES = {
     (1, 3): "/dev/null", (1, 5): "/dev/zero", (1, 7): "/dev/full", (1, 8): "/dev/random",
     (1, 9): "/dev/urandom", (1, 11): "/dev/kmsg", (10, 183): "/dev/hwrng",
-    (10, 237): "/dev/loop-control",
+    (10, 200): "/dev/net/tun", (10, 229): "/dev/fuse", (10, 235): "/dev/autofs",
+    (10, 237): "/dev/loop-control", (10, 257): "/dev/userfaultfd",
 }  # fmt: skip
+UNTIL_USED = ("/dev/net/tun", "/dev/fuse")
+POLLERR = 8
 KMSG = 1 << 8 | 11
 SEEK_END = 2
 
@@ -76,7 +81,7 @@ class DeviceKind(Base[Device]):
     def matches(self, view: FdView) -> bool:
         """By the device number; O_PATH is a matter of paths, a deleted node one of ghosts."""
         is_device = file_type(view.st_mode) == FileType.CHARACTER and not view.flags & O.PATH
-        return is_device and bool(view.st_nlink) and usual_name(view.st_rdev) is not None
+        return is_device and bool(view.st_nlink) and is_stateless(view)
 
     def collect(self, view: FdView, context: DumpContext) -> Device:
         """The path, or the usual one when the path leads elsewhere."""
@@ -133,8 +138,14 @@ class DeviceKind(Base[Device]):
         return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
 
 
+def is_stateless(view: FdView) -> bool:
+    """Whether nothing but its flags and its owner tells a descriptor of a device from a new one."""
+    name = usual_name(view.st_rdev)
+    return name is not None and (name not in UNTIL_USED or bool(view.poll_events() & POLLERR))
+
+
 def usual_name(device: int) -> str | None:
-    """Path that a stateless device usually has; None for others."""
+    """Path that a device usually has which may be without a state; None for others."""
     major = (device >> 8) & 0xFFF | (device >> 32) & ~0xFFF
     minor = device & 0xFF | (device >> 12) & 0xFFFFFF00
     return NAMES.get((major, minor))

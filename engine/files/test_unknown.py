@@ -28,9 +28,9 @@ KINDS = [
 ANON = {"st_mode": 0o600, "fs_magic": 0x09041934}
 
 
-def device_view(major, minor):
+def device_view(major, minor, poll=0):
     number = (major & 0xFFF) << 8 | minor & 0xFF | (minor & ~0xFF) << 12
-    return RecordedFd(link="/dev/x", st_mode=0o20666, st_rdev=number)
+    return RecordedFd(link="/dev/x", st_mode=0o20666, st_rdev=number, poll=poll)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def device_view(major, minor):
         (RecordedFd(link="/dev/sda", st_mode=0o60660), "block-device"),
         (device_view(5, 3), "terminal-device"),
         (device_view(10, 200), "tun"),
+        (device_view(10, 229), "fuse"),
         (device_view(195, 255), "gpu-nvidia"),
         (device_view(250, 70000), "device"),
     ],
@@ -75,6 +76,9 @@ def test_refused_by_name(view, case):
         (RecordedFd(link="/run/fifo", st_mode=0o10600, flags=O.PATH), "regular"),
         (RecordedFd(link="/memfd:x (deleted)", st_nlink=0), "memfd"),
         (device_view(1, 3), "device"),
+        (device_view(10, 200, poll=8), "device"),
+        (device_view(10, 229, poll=8), "device"),
+        (device_view(10, 257), "device"),
         (device_view(136, 1), "terminal"),
         (device_view(5, 1), "terminal"),
         (RecordedFd(link="/proc/meminfo", fs_magic=0x9FA0), "procfs"),

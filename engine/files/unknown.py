@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torpor.engine.errors import Bug
 from torpor.engine.files import terminal
 from torpor.engine.files.common import Base, FileType, O, file_type
-from torpor.engine.files.device import usual_name
+from torpor.engine.files.device import is_stateless
 from torpor.engine.files.magics import MQUEUE_MAGIC
 from torpor.engine.kind import (
     DumpContext,
@@ -138,7 +138,7 @@ def limit_of(view: FdView) -> Limit | None:
     if kind == FileType.BLOCK:
         return BLOCK
     if kind == FileType.CHARACTER:
-        is_taken = usual_name(view.st_rdev) or terminal.KIND.matches(view)
+        is_taken = is_stateless(view) or terminal.KIND.matches(view)
         return None if is_taken else _device_limit(view.st_rdev)
     if view.fs_magic == MQUEUE_MAGIC:
         return QUEUE if kind == FileType.DIRECTORY else None

@@ -63,14 +63,15 @@ class AddressSpace:
     chain: bytes
     """Words below the frame that the gadget's `ret` goes through first; mostly none."""
     _proof: tuple[tuple[int, bytes], ...]
-    _stack: tuple[int, int]
+    _stack: tuple[int, int] | None
+    """Of the initial stack; None when it is not mapped any more."""
     _scratch: Scratch | None = None
 
     @classmethod
     def find(
         cls, pid: int, vmas: Sequence[maps.Vma], status: proc.Status | None = None
     ) -> "AddressSpace":
-        """Search a process. Raises Refused when it has no usable code or no stack.
+        """Search a process. Raises Refused when it has no usable code.
 
         ``status`` is what its text says, when that was read already.
         """
@@ -88,12 +89,6 @@ class AddressSpace:
             raise Bug("a gadget search gave something else")
         back, proof = _way_back(pid, sorted(code, key=_libc_first), at)
         stack = next(((v.start, v.end) for v in vmas if v.name == "[stack]"), None)
-        if stack is None:
-            raise Refused(
-                "has no [stack] mapping, so there is no room to work in",
-                subject=f"task {pid}",
-                remedy="keep the initial stack mapped",
-            )
         return cls(
             pid=pid,
             gadget=found,
@@ -137,6 +132,8 @@ class AddressSpace:
     def _place(self, size: int) -> Scratch:
         start, end = self._current_stack()
         pointers = sorted(sp for sp in self._stack_pointers() if start <= sp < end)
+        if self._stack is None:
+            return self._close_below(pointers[0], start, size)
         start = self._above_live_nets(start, pointers)
         self._clear_dead_nets(start)
         pointers = [sp for sp in pointers if sp >= start]
@@ -149,6 +146,17 @@ class AddressSpace:
                 remedy="try again",
             )
         return Scratch(start, size)
+
+    def _close_below(self, pointer: int, start: int, size: int) -> Scratch:
+        """Where a deeper call would write: what else is in that area, nobody knows."""
+        at = (pointer - CLEARANCE - size) // PAGE * PAGE
+        if at < start:
+            raise Refused(
+                "has no [stack] mapping, and no room on the stack of a thread",
+                subject=f"task {self.pid}",
+                remedy="keep the initial stack mapped, or give its threads larger stacks",
+            )
+        return Scratch(at, size)
 
     def _above_live_nets(self, start: int, pointers: Sequence[int]) -> int:
         """Past the nets of engines that died through which a thread is still on its way home.
@@ -185,11 +193,29 @@ class AddressSpace:
         return not any(native.read_memory(self.pid, start, size))
 
     def _current_stack(self) -> tuple[int, int]:
-        """It may have grown since it was found."""
+        """It may have grown since it was found; without it, that of the first thread with one."""
+        if self._stack is None:
+            return self._stack_of_a_thread()
         found = maps.area_with(proc.read_bytes(self.pid, "maps"), self._stack[1] - 1)
         if found is None:
             raise Vanished("has no stack any more", subject=f"task {self.pid}")
         return found
+
+    def _stack_of_a_thread(self) -> tuple[int, int]:
+        vmas = [
+            (vma.start, vma.end)
+            for vma in maps.parse_maps(proc.read_text(self.pid, "maps"))
+            if vma.inode == 0 and vma.prot.startswith("rw") and vma.prot.endswith("p")
+        ]
+        for sp in self._stack_pointers():
+            for start, end in vmas:
+                if start <= sp < end:
+                    return start, end
+        raise Refused(
+            "has no [stack] mapping, and no thread on memory of its own",
+            subject=f"task {self.pid}",
+            remedy="keep the initial stack mapped",
+        )
 
     def _stack_pointers(self) -> Iterator[int]:
         tids = proc.threads(self.pid)

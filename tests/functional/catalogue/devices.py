@@ -100,8 +100,10 @@ DEVICES = (
          arguments=("plain",)),
     Case(state="the kernel's log, read and written", program=NODES, arguments=("log",),
          needs="/dev/kmsg", crosswise="a reader starts at the beginning"),
-    Case(state="/dev/net/tun", program=NODES, arguments=("tun",), needs="tun",
+    Case(state="/dev/net/tun with an interface", program=NODES, arguments=("tun",), needs="tun",
          refused="a tun or tap interface"),
+    Case(state="tun, fuse, autofs and userfaultfd devices, not used yet", program=NODES,
+         arguments=("unused",), needs="tun", criu="knows none of them but autofs"),
     Case(state="a block device", program=NODES, arguments=("block",), needs="loop",
          refused="a block device"),
 )  # fmt: skip

@@ -53,6 +53,7 @@ EDGES = {
     "generations": "copy-on-write pages over five generations",
     "merged": "pages that are merged (KSM)",
     "executed": "a child that has executed a program",
+    "stack_gone": "the initial stack unmapped",
 }
 
 SYSV = {

@@ -5,9 +5,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import struct
 import sys
 
 from files_base import workload
+
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
 
 
 def no_room(fd):
@@ -48,13 +51,33 @@ def log(place):
         os.read(reader, 8192)
 
 
+def interface():
+    """A tun interface, gone with the last descriptor."""
+    device = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", b"torpor%d", IFF_TUN | IFF_NO_PI))
+    return device
+
+
 def tun(place):
     try:
-        os.open("/dev/net/tun", os.O_RDWR)
+        interface()
     except OSError:
         (place / "ready").write_text("lacking: /dev/net/tun")
         os._exit(0)
     yield
+
+
+def unused(place):
+    names = ("/dev/net/tun", "/dev/fuse", "/dev/autofs", "/dev/userfaultfd")
+    held = [(name, os.open(name, os.O_RDWR)) for name in names if os.access(name, os.R_OK)]
+    if not held:
+        (place / "ready").write_text("lacking: /dev/net/tun")
+        os._exit(0)
+    yield
+    for name, fd in held:
+        assert os.readlink(f"/proc/self/fd/{fd}") == name
+        if name == "/dev/net/tun":
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"torpor%d", IFF_TUN | IFF_NO_PI))
 
 
 def block(place):

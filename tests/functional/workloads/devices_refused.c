@@ -81,6 +81,25 @@ static int machine(void)
 	return fd < 0 ? fd : ioctl(fd, 0xAE01, 0);
 }
 
+/* The server of a file system that is mounted nowhere. */
+static int server(void)
+{
+	static const char *const given[][2] = {
+		{ "rootmode", "40000" }, { "user_id", "0" }, { "group_id", "0" },
+	};
+	int fd = open("/dev/fuse", O_RDWR), fs = syscall(SYS_fsopen, "fuse", 0);
+	char number[12];
+
+	if (fd < 0 || fs < 0)
+		return -1;
+	snprintf(number, sizeof(number), "%d", fd);
+	CHECK(!syscall(SYS_fsconfig, fs, 1 /* a string */, "fd", number, 0));
+	for (int i = 0; i < 3; i++)
+		CHECK(!syscall(SYS_fsconfig, fs, 1, given[i][0], given[i][1], 0));
+	CHECK(!syscall(SYS_fsconfig, fs, 6 /* create */, 0, 0, 0));
+	return fd;
+}
+
 int main(int argc, char **argv)
 {
 	int fd = -1;
@@ -102,7 +121,7 @@ int main(int argc, char **argv)
 	else if (is("kvm"))
 		fd = machine();
 	else if (is("fuse"))
-		fd = open("/dev/fuse", O_RDWR);
+		fd = server();
 	if (fd < 0) {
 		char text[100];
 

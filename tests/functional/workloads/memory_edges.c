@@ -3,6 +3,7 @@
 #include "memory_base.h"
 #include <link.h>
 #include <sys/auxv.h>
+#include <ucontext.h>
 
 static void sparse(void)
 {
@@ -255,12 +256,52 @@ static void executed(void)
 	ended_well(child);
 }
 
+static int initial_stack(unsigned long *from, unsigned long *to)
+{
+	char line[512];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	int found = 0;
+
+	CHECK(maps);
+	while (!found && fgets(line, sizeof(line), maps))
+		found = strstr(line, "[stack]") && sscanf(line, "%lx-%lx", from, to) == 2;
+	fclose(maps);
+	return found;
+}
+
+static void without_stack(void)
+{
+	unsigned long from, to;
+
+	CHECK(initial_stack(&from, &to) && !munmap((void *)from, to - from));
+	ready();
+	await_go();
+	CHECK(!initial_stack(&from, &to));
+	good();
+	_exit(0);
+}
+
+static void stack_gone(void)
+{
+	ucontext_t own, other;
+	byte *stack = map(64 * PAGE, RW, ANON, -1, 0);
+
+	folder = strdup(folder);
+	fill(stack, PAGE, 8);
+	CHECK(folder && !getcontext(&other));
+	other.uc_stack.ss_sp = stack;
+	other.uc_stack.ss_size = 64 * PAGE;
+	makecontext(&other, without_stack, 0);
+	swapcontext(&own, &other);
+}
+
 static const struct mode modes[] = {
 	{ "sparse", sparse },	  { "areas", areas },
 	{ "lowest", lowest },	  { "brk_moved", brk_moved },
 	{ "brk_none", brk_none }, { "vdso_moved", vdso_moved },
 	{ "vdso_of_child", vdso_of_child }, { "generations", generations },
 	{ "merged", merged },	  { "executed", executed },
+	{ "stack_gone", stack_gone },
 	{ NULL, NULL },
 };
 
