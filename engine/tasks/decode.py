@@ -187,6 +187,15 @@ class _TaskReader:
                 subject=f"{image}-{self.entry.pid}.img, {field_name} {number}",
             ) from None
 
+    def program(self, number: int) -> str:
+        """The path of the exe link."""
+        memfd = self.files.memfds.get(number)
+        return memfd.path if memfd else self.path(number, "mm", "exe_file_id")
+
+    def is_nameless(self, number: int) -> bool:
+        """Whether a program can be had by its description only."""
+        return number in self.files.nameless or number in self.files.memfds
+
     def threads(self, leader: Any) -> list[ThreadImage]:  # noqa: ANN401
         tids = [self.entry.pid, *(t for t in self.entry.threads if t != self.entry.pid)]
         return [
@@ -257,8 +266,8 @@ class _TaskReader:
             **{name: getattr(entry, field_name) for name, field_name in MARKERS.items()},
             auxv=auxv,
             areas=tuple(found),
-            exe=self.path(entry.exe_file_id, "mm", "exe_file_id"),
-            exe_file=entry.exe_file_id if entry.exe_file_id in self.files.nameless else 0,
+            exe=self.program(entry.exe_file_id),
+            exe_file=entry.exe_file_id if self.is_nameless(entry.exe_file_id) else 0,
             marks=marks.decode(
                 self.images.extra("marks", str(self.entry.pid)), marks.decode_guards(entry.vmas)
             ),

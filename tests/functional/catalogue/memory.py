@@ -26,6 +26,7 @@ FILES = {
     "beyond": "mappings beyond the end of a file",
     "none": "PROT_NONE over content, other protection in a child",
     "lost_program": "a program whose file was deleted",
+    "memfd_program": "a program that was executed from a memfd",
 }
 FLAGS = {
     "grows_down": "MAP_GROWSDOWN, grown",
@@ -76,6 +77,7 @@ NOT_FOR_CRIU = {
     "mlockall_future": "forgets mlockall(MCL_FUTURE)",
     "mlockall_onfault": "forgets mlockall(MCL_FUTURE)",
     "sealed": "forgets seals",
+    "memfd_program": "looks for the program among files with a name",
 }
 PROGRAMS = {"shared": SHARED, "files": FILES, "flags": FLAGS, "edges": EDGES, "sysv": SYSV}
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Mappings of files: with own pages, deleted, replaced, cut, of odd protections. */
 #include "memory_base.h"
+#include <sys/sendfile.h>
 #include <setjmp.h>
 
 #define SIZE (16 * PAGE)
@@ -255,12 +256,36 @@ static void lost_program(void)
 	CHECK(!strcmp(self, now));
 }
 
+static void memfd_program(void)
+{
+	char now[100], *again[] = { "program", (char *)folder, "memfd_program", NULL };
+
+	if (!getenv("AGAIN")) {
+		int program = open("/proc/self/exe", O_RDONLY), fd = memfd_create("program", 0);
+
+		CHECK(program >= 0 && fd >= 0);
+		while (sendfile(fd, program, NULL, 1 << 20) > 0)
+			;
+		setenv("AGAIN", "1", 1);
+		fexecve(fd, again, environ);
+		bad("no exec");
+	}
+	ready();
+	await_go();
+	ssize_t size = readlink("/proc/self/exe", now, sizeof(now) - 1);
+
+	CHECK(size > 0);
+	now[size] = 0;
+	CHECK(!strcmp(now, "/memfd:program (deleted)"));
+}
+
 static const struct mode modes[] = {
 	{ "own_pages", own_pages },	{ "deleted_shared", deleted_shared },
 	{ "deleted_private", deleted_private }, { "deleted_open", deleted_open },
 	{ "replaced", replaced },	{ "posix_shm", posix_shm },
 	{ "beyond", beyond },		{ "none", none },
-	{ "lost_program", lost_program }, { NULL, NULL },
+	{ "lost_program", lost_program }, { "memfd_program", memfd_program },
+	{ NULL, NULL },
 };
 
 int main(int argc, char **argv)
