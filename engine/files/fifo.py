@@ -204,7 +204,7 @@ def _plan_fifo(openings: Mapping[FileId, Fifo], context: PlanContext) -> list[Op
         asked = [Opening(fd=spare, flags=int(O.RDWR), subject=what)] + [
             Opening(fd=context.fd(i), flags=f, subject=what) for i, f in flags.items()
         ]
-        ops = revive.plan(state.ghost, path, asked, spare + 1)
+        ops = revive.plan(state.ghost, {path: asked}, spare + 1)
     else:
         ops = _open(path, int(O.RDWR), spare, what)
         for i, f in flags.items():

@@ -350,14 +350,15 @@ def _ghost_ops(
 ) -> list[Op]:
     ghost = states[ids[0]].ghost
     assert ghost is not None
-    openings = [
-        Opening(fd=context.fd(i), flags=states[i].flags, tmpfile=states[i].tmpfile,
-                subject=subject(context, i, ghost.path))
-        for i in ids
-    ]  # fmt: skip
+    names: dict[str, list[Opening]] = {}
+    for i in ids:
+        names.setdefault(mapped(states[i].path, context), []).append(
+            Opening(fd=context.fd(i), flags=states[i].flags, tmpfile=states[i].tmpfile,
+                    subject=subject(context, i, states[i].path))
+        )  # fmt: skip
     if ghost.link is not None:
         ghost = replace(ghost, link=mapped(ghost.link, context))
-    return revive.plan(ghost, mapped(ghost.path, context), openings, context.spare_fd)
+    return revive.plan(ghost, names, context.spare_fd)
 
 
 def _position(state: Regular, fd: int, what: str) -> list[Op]:

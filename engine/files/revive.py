@@ -6,15 +6,16 @@ a side name in its directory, which is renamed to the old one with RENAME_NOREPL
 has that name the two are exchanged, and exchanged back right after. The results (0, or an error)
 are arguments of F_DUPFD, which gives a descriptor of the directory only for 0: what goes through
 that descriptor happens only in that case. The name that the kernel tells of the file afterwards
-(`/dir/name (deleted)`) is the one that it had when it was removed.
+(`/dir/name (deleted)`) is the one that it had when it was removed. A description keeps the name
+that it was opened by, so one with another name is opened by that, while the file has both.
 
 Facts (probed on v6.18): F_DUPFD with a negative number gives EINVAL, with an O_PATH descriptor it
 works. A file is opened again by /proc/self/fd/N whatever its name is, but not with O_NOFOLLOW.
 """
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypedDict, Unpack
 
@@ -23,7 +24,8 @@ from torpor.engine.files.ghost import DELETED, SECOND_NS, Ghost
 from torpor.engine.program.ops import Data, Expect, Op, Slot
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-AT_REMOVEDIR, AT_EMPTY_PATH = 0x200, 0x1000
+AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x200, 0x400, 0x1000
+OWN_FD = "/proc/self/fd/"
 NEEDS_PATH_ONLY = (FileType.LINK, FileType.SOCKET, FileType.CHARACTER, FileType.BLOCK)
 REMAP_PREFIX = "link_remap."
 STATX_NLINK, STATX_NLINK_AT, STATX_BYTES = 4, 16, 256
@@ -40,16 +42,27 @@ class Opening:
     tmpfile: bool = False
 
 
-def plan(ghost: Ghost, path: str, openings: Sequence[Opening], spare_fd: int) -> list[Op]:
-    """Create the file at ``path``, open it as often as asked, remove its name.
+def plan(ghost: Ghost, names: Mapping[str, Sequence[Opening]], spare_fd: int) -> list[Op]:
+    """Create the file, open it by each name as often as asked, remove its names.
 
-    ``spare_fd`` is a number that is free for the moment.
+    ``spare_fd`` and the number after it are free for the moment.
     """
-    builder = _Builder(ghost, path, spare_fd)
+    path, *others = names
+    openings = [one for opened in names.values() for one in opened]
     first = next((o for o in openings if o.tmpfile and o.flags & O.ACCMODE), None)
-    if first is not None and ghost.link is None:
-        return builder.as_tmpfile(first, openings)
-    return builder.as_unlinked(openings)
+    if ghost.link is None and first is not None:
+        return _Builder(ghost, path, spare_fd).as_tmpfile(first, openings)
+    linked = replace(ghost, link=ghost.link or f"{OWN_FD}{spare_fd}")
+    more: list[Op] = []
+    for number, name in enumerate(others, 1):
+        every = replace(linked, missing=len(PurePosixPath(name).parents) - 1)
+        builder = _Builder(every, name, spare_fd + 1, f".{number}")
+        more += builder.as_unlinked(names[name])
+    ops = _Builder(ghost, path, spare_fd).as_unlinked(names[path], more)
+    if ghost.link is not None and is_remap(ghost.link):
+        ops.append(Op(call="unlinkat", args=(AT_FDCWD, Data.path(ghost.link), 0), subject=path,
+                      expect=Expect.ANY, note="made at the checkpoint"))  # fmt: skip
+    return ops
 
 
 class _More(TypedDict, total=False):
@@ -64,20 +77,20 @@ class _More(TypedDict, total=False):
 
 
 class _Builder:
-    """Operations of one ghost. Its slots carry the ghost's number."""
+    """Operations of one name of a ghost. Its slots carry the ghost's number and ``mark``."""
 
-    def __init__(self, ghost: Ghost, path: str, spare_fd: int) -> None:
-        self.ghost, self.spare = ghost, spare_fd
+    def __init__(self, ghost: Ghost, path: str, spare_fd: int, mark: str = "") -> None:
+        self.ghost, self.spare, self.mark = ghost, spare_fd, f"{ghost.number:x}{mark}"
         name = PurePosixPath(path)
         self.folders = [str(p) for p in name.parents if str(p) != "/"][: ghost.missing][::-1]
         self.parent = Data.path(str(name.parent))
         self.base = Data.path(name.name)
-        self.side = Data.path(f".torpor-ghost-{ghost.number:x}")
+        self.side = Data.path(f".torpor-ghost-{self.mark}")
         self.what = f"{path}{DELETED}"
         self.ops: list[Op] = []
 
     def slot(self, name: str) -> Slot:
-        return Slot(f"ghost{self.ghost.number:x}.{name}")
+        return Slot(f"ghost{self.mark}.{name}")
 
     def add(self, call: str, *args: int | Data | Slot, into: str = "",
             expect: Expect = Expect.OK, **more: Unpack[_More]) -> None:  # fmt: skip
@@ -113,8 +126,8 @@ class _Builder:
         self._no_folders()
         return self.ops
 
-    def as_unlinked(self, openings: Sequence[Opening]) -> list[Op]:
-        """A file that was opened, and whose name is gone."""
+    def as_unlinked(self, openings: Sequence[Opening], more: Sequence[Op] = ()) -> list[Op]:
+        """A file that was opened, and whose name is gone; ``more`` is done while it has one."""
         self._folders()
         folder, made = self.slot("folder"), self.slot("file")
         self.add("openat", AT_FDCWD, self.parent, O.PATH | O.DIRECTORY, 0, into="folder",
@@ -127,6 +140,7 @@ class _Builder:
             if opening not in by_name:
                 self._reopen(opening, self.spare)
         self._attributes(made)
+        self.ops += more
         self._unname(folder, made, by_name)
         for opening in openings:
             self.add("fcntl", opening.fd, F.GETFD, note=f"is open: {opening.subject}",
@@ -145,7 +159,8 @@ class _Builder:
         undo = self._back("unlinkat", folder, self.side, removal)
         flags = int(O.RDWR | O.CREAT | O.EXCL | O.NOFOLLOW)
         if self.ghost.link is not None:
-            self.add("linkat", AT_FDCWD, Data.path(self.ghost.link), folder, self.side, 0,
+            follow = AT_SYMLINK_FOLLOW if self.ghost.link.startswith(OWN_FD) else 0
+            self.add("linkat", AT_FDCWD, Data.path(self.ghost.link), folder, self.side, follow,
                      undo=undo,
                      remedy=f"{self.ghost.link} must be there as at the checkpoint")  # fmt: skip
             flags = path_only
@@ -228,9 +243,6 @@ class _Builder:
             self._check_unnamed(made)
         for made_here in ("ours", "theirs", "rest", "blind"):
             self.attempt("close", self.slot(made_here))
-        if self.ghost.link is not None and is_remap(self.ghost.link):
-            self.add("unlinkat", AT_FDCWD, Data.path(self.ghost.link), 0, expect=Expect.ANY,
-                     note="made at the checkpoint")  # fmt: skip
 
     def _check_unnamed(self, made: Slot) -> None:
         """That no name of it is left: what removes them may fail, for nobody knows which is."""

@@ -156,6 +156,47 @@ def two_of_one_name(place):
         assert link_of(fd) == f"{place}/name (deleted)"
 
 
+@state
+def names(place):
+    """One deleted file that was opened by each of its names."""
+    (place / "a").mkdir()
+    (place / "b").mkdir()
+    paths = [place / "a" / "one", place / "a" / "two", place / "b" / "three"]
+    fds = [made(paths[0], b"content")]
+    for path in paths[1:]:
+        os.link(paths[0], path)
+        fds += [os.open(path, os.O_RDONLY), os.open(path, os.O_RDWR | os.O_APPEND)]
+    for path in paths:
+        path.unlink()
+    paths[1].write_bytes(b"taken")
+    (place / "b").rmdir()
+    yield
+    held = [os.fstat(fd) for fd in fds]
+    assert {(one.st_ino, one.st_nlink) for one in held} == {(held[0].st_ino, 0)}
+    wanted = [f"{paths[i]} (deleted)" for i in (0, 1, 1, 2, 2)]
+    assert [link_of(fd) for fd in fds] == wanted
+    os.write(fds[2], b" and more")
+    assert os.pread(fds[3], 99, 0) == b"content and more"
+    assert paths[1].read_bytes() == b"taken"
+    assert sorted(os.listdir(place / "a")) == ["two"]
+    assert not (place / "b").exists()
+
+
+@state
+def linked_names(place):
+    """Opened by two names that are gone, while a third is left."""
+    fds = [made(place / "one", b"content")]
+    os.link(place / "one", place / "two")
+    os.link(place / "one", place / "three")
+    fds.append(os.open(place / "two", os.O_RDWR))
+    (place / "one").unlink()
+    (place / "two").unlink()
+    yield
+    assert [link_of(fd) for fd in fds] == [f"{place}/{n} (deleted)" for n in ("one", "two")]
+    assert {os.fstat(fd).st_ino for fd in fds} == {os.stat(place / "three").st_ino}
+    assert os.fstat(fds[0]).st_nlink == 1
+
+
 def linked(place):
     """A file opened by ``a/name``, which is gone and taken; its other name is ``b/c/other``."""
     (place / "a").mkdir()
