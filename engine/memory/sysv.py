@@ -9,6 +9,8 @@ Facts:
   counts as an attachment. SHM_RDONLY shows in VmFlags, where `mw` is missing.
 - A segment that is marked for destruction (SHM_DEST) goes with its last attachment; its key is
   IPC_PRIVATE from then on.
+- A segment outlives its tasks, and ids begin anew with each boot: shm_ctime (its birth, or the last
+  IPC_SET) tells whether one of the same id, key and size is the same.
 - CRIU keeps segments only of ipc namespaces of the tree; so ours are in torpor.json, their
   pages in pagemap-shmem-ID like other shared memory.
 """
@@ -44,13 +46,22 @@ class Segment:
     gid: int
     mode: int
     size_bytes: int
+    changed_s: int = 0
+    """Its shm_ctime; 0 when that is not known."""
+
+    def is_same(self, other: "Segment") -> bool:
+        """Whether what has its id now is itself."""
+        times = {self.changed_s, other.changed_s} - {0}
+        return (self.key, self.size_bytes, len(times) < 2) == (other.key, other.size_bytes, True)
 
 
 def parse(shm_id: int, raw: bytes) -> Segment:
     """Struct shmid64_ds as IPC_STAT fills it in."""
     key, uid, gid, _, _, mode = struct.unpack_from("<iIIIII", raw)
-    (size,) = struct.unpack_from("<Q", raw, 48)
-    return Segment(shm_id=shm_id, key=key, uid=uid, gid=gid, mode=mode, size_bytes=size)
+    size, _, _, changed_s = struct.unpack_from("<4Q", raw, 48)
+    return Segment(
+        shm_id=shm_id, key=key, uid=uid, gid=gid, mode=mode, size_bytes=size, changed_s=changed_s
+    )
 
 
 def encode(segments: Iterable[Segment], images: ImageSink) -> None:

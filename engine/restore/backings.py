@@ -13,6 +13,7 @@ Facts (probed on v6.18):
   content, F_SEAL_FUTURE_WRITE after all mappings.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ from torpor.engine.restore.work import Work, memory_of
 F_ADD_SEALS = 1033
 MAP_SHARED_ANONYMOUS = 0x21 | 0x10 | 0x4000  # MAP_FIXED, MAP_NORESERVE
 O_RDWR = 2
+NO_WAY_BACK = (errno.EPERM, errno.EACCES, errno.ENOENT)
+"""Errors of a link of map_files that may not be opened, or that the kernel does not have."""
 NO_FD = (1 << 64) - 1
 HUGE = 2 << 20
 
@@ -114,7 +117,9 @@ def memfds(work: Work) -> Mapping[int, tuple[int, Memfd]]:
 def _make_segment(root: Living, fd: int, size: int) -> None:
     try:
         root.arena.run(root.pid, _anonymous(root, fd, size), root.image.subject)
-    except KernelError:
+    except KernelError as error:
+        if error.errno not in NO_WAY_BACK:
+            raise
         root.arena.run(root.pid, _named(fd, size), root.image.subject)
 
 

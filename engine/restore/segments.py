@@ -70,7 +70,7 @@ def _create_one(root: Living, segment: Segment) -> None:
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
     if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
         there = parse(segment.shm_id, native.read_memory(root.pid, room, STAT_BYTES))
-        if (there.key, there.size_bytes) != (segment.key, segment.size_bytes):
+        if not segment.is_same(there):
             raise Refused("another segment has its id", subject=subject, remedy=REMEDY)
         return
     flags = segment.mode & 0o777 | IPC_CREAT | IPC_EXCL
