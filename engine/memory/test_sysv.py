@@ -21,9 +21,7 @@ def test_parse_and_round_trip():
 
 
 def test_another_segment_of_the_same_id():
-    one = sysv.Segment(
-        shm_id=3, key=5, uid=0, gid=0, mode=0o600, size_bytes=8192, changed_s=77
-    )
+    one = sysv.Segment(shm_id=3, key=5, uid=0, gid=0, mode=0o600, size_bytes=8192, changed_s=77)
     assert one.is_same(replace(one, mode=0o640))
     assert one.is_same(replace(one, changed_s=0))
     assert not one.is_same(replace(one, changed_s=78))
