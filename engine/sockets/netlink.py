@@ -9,6 +9,9 @@ Facts:
 - An answer that waits for a task without groups is one that it is about to read, and would
   wait for for ever: refused, try again. Queued notices for groups are dropped with a warning,
   as the kernel itself may do (ENOBUFS).
+- The audit daemon is known to the kernel by task and port: AUDIT_GET names its pid, with
+  CAP_AUDIT_CONTROL only, and nobody outside of the first pid namespace can become it
+  (kernel/audit.c, audit_netlink_ok). Everyone else's audit socket only writes records.
 - Connecting to a peer (nl_pid of another task) is kept; the kernel is peer 0.
 
 Source: netlink(7); net/netlink/af_netlink.c (v6.8). CRIU: netlink_sk_entry.
@@ -18,7 +21,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torpor.engine.errors import Refused
+from torpor.engine.errors import KernelError, Refused
 from torpor.engine.files.common import (
     NOBODY,
     Owner,
@@ -31,6 +34,7 @@ from torpor.engine.files.common import (
     subject,
 )
 from torpor.engine.images.proto import criu_pb2 as pb
+from torpor.engine.kernel import netlink
 from torpor.engine.kernel.abi import AF, NETLINK, S_IFSOCK, SO, SOCK, SOL_NETLINK, SOL_SOCKET
 from torpor.engine.kind import (
     DumpContext,
@@ -68,7 +72,10 @@ AUDIT = Limit(
     remedy="stop the audit daemon before the checkpoint",
 )
 LIMITS = (ANSWER_WAITS, AUDIT, sockopts.FILTER_UNREADABLE)
-NETLINK_AUDIT = 9
+NETLINK_AUDIT, AUDIT_GET = 9, 1000
+ASK = netlink.NLM_F_REQUEST
+AUDIT_STATUS = struct.Struct("=4I")
+"""mask, enabled, failure, pid: the beginning of struct audit_status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +117,7 @@ class Netlink:
     def collect(self, view: FdView, context: DumpContext) -> NetlinkState:
         """Read the state."""
         protocol = sockopts.number(view, SOL_SOCKET, SO.PROTOCOL) or 0
-        if protocol == NETLINK_AUDIT:
+        if protocol == NETLINK_AUDIT and _may_be_audit_daemon(view, context):
             raise refuse(AUDIT, view.subject)
         port, low = struct.unpack("<4xII", view.sockname()[:12].ljust(12, b"\0"))
         members = view.getsockopt(SOL_NETLINK, NETLINK.LIST_MEMBERSHIPS, 4 * GROUP_WORDS) or b""
@@ -221,6 +228,18 @@ class Netlink:
     def late(self, states: Mapping[FileId, NetlinkState], context: PlanContext) -> Sequence[LateOp]:
         """Signal owners."""
         return late_owners({i: s.owner for i, s in states.items()}, context)
+
+
+def _may_be_audit_daemon(view: FdView, context: DumpContext) -> bool:
+    """Whether the task is the audit daemon, or nobody will say that it is not."""
+    if view.pid != view.ns_pid:
+        return False
+    try:
+        answer = view.netlink(AF.NETLINK, NETLINK_AUDIT, netlink.request(AUDIT_GET, b"", ASK))
+        told = [body for kind, body in netlink.messages(answer) if kind == AUDIT_GET]
+    except KernelError:
+        return True
+    return any(AUDIT_STATUS.unpack_from(body)[3] in context.tasks for body in told)
 
 
 def _address(port: int, groups: int) -> Data:

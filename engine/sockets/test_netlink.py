@@ -100,7 +100,35 @@ def test_notices_that_wait_are_dropped_with_a_warning():
     assert warnings == ["task 41, fd 3 -> socket:[7]: queued netlink notices are dropped"]
 
 
+def audit_view(answer, pid=41):
+    asked = struct.pack("=IHHII", 16, netlink.AUDIT_GET, 1, 1, 0)
+    return view(protocol=AUDIT, port=99, pid=pid, netlinks={(16, AUDIT, asked): answer})
+
+
+def audit_status(pid):
+    return struct.pack("=IHHII10I", 56, netlink.AUDIT_GET, 0, 1, 0, 0, 1, 0, pid, *[0] * 6)
+
+
 def test_the_audit_daemon_is_refused():
     with pytest.raises(Refused) as caught:
-        collect(view(protocol=AUDIT))
+        KIND.collect(audit_view(audit_status(pid=41)), dump_context(tasks={41: 41}))
     assert caught.value.remedy == netlink.AUDIT.remedy
+
+
+def test_who_only_writes_audit_records_is_taken():
+    states = {
+        FileId(1): KIND.collect(audit_view(audit_status(pid=7)), dump_context(tasks={41: 41}))
+    }
+    back, _ = through_images(KIND, states)
+    assert back == states
+    assert back[FileId(1)].protocol == AUDIT
+
+
+def test_nobody_in_a_pid_namespace_of_its_own_is_the_audit_daemon():
+    assert collect(view(protocol=AUDIT, pid=4000))
+
+
+def test_without_an_answer_an_audit_socket_is_refused():
+    denied = struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -1)
+    with pytest.raises(Refused):
+        collect(audit_view(denied))

@@ -88,6 +88,3 @@ def test_netlink_notices_are_dropped_and_answers_refused():
         netlink.KIND.collect(netlink_view(memory=768, words=(0, 0)), dump_context())
 
 
-def test_audit_is_refused():
-    with pytest.raises(Refused, match="audit"):
-        netlink.KIND.collect(view(16, 3, 9), dump_context())
