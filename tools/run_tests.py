@@ -66,6 +66,13 @@ PACKAGES = {
         "make",
         "sox",
         "qemu-system-x86",
+        "ffmpeg",
+        "rabbitmq-server",
+        "amqp-tools",
+        "dbus",
+        "xvfb",
+        "xterm",
+        "chromium",
     ),
     "e2e": (),
 }

@@ -86,5 +86,3 @@ def test_netlink_notices_are_dropped_and_answers_refused():
     assert "dropped" in warnings[0]
     with pytest.raises(Refused, match="answer of the kernel"):
         netlink.KIND.collect(netlink_view(memory=768, words=(0, 0)), dump_context())
-
-

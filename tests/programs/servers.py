@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from tests.programs.stage import Stage
+from tests.programs.stage import ADOPTING, Stage
 
 Steps = Generator[None, None, None]
 
@@ -225,6 +225,32 @@ def mariadb(stage: Stage) -> Steps:
     assert sql("select sum(n) from d.t") == str(5000 * 5001 // 2 + 1)
 
 
+def rabbitmq(stage: Stage) -> Steps:
+    """A queue on the Erlang machine, with its port mapper; messages stay in their order."""
+    port, home = stage.port(), stage.folder
+    stage.run(
+        *ADOPTING, "/usr/lib/rabbitmq/bin/rabbitmq-server",
+        environment={
+            **os.environ, "HOME": str(home), "RABBITMQ_NODENAME": "moving@localhost",
+            "RABBITMQ_MNESIA_BASE": str(home), "RABBITMQ_LOG_BASE": str(home),
+            "RABBITMQ_NODE_PORT": str(port), "RABBITMQ_DIST_PORT": str(stage.port()),
+            "ERL_EPMD_PORT": str(stage.port()), "RABBITMQ_ENABLED_PLUGINS_FILE": f"{home}/none",
+        },
+    )  # fmt: skip
+    stage.busy = True
+
+    def amqp(verb: str, *words: str) -> str | None:
+        return command(f"amqp-{verb}", "-u", f"amqp://guest:guest@127.0.0.1:{port}", *words)
+
+    stage.eventually(lambda: amqp("declare-queue", "-q", "news"), "no broker")
+    for text in ("one", "two", "three"):
+        assert amqp("publish", "-r", "news", "-b", text) is not None
+    for text in ("one", "two"):
+        yield
+        assert amqp("get", "-q", "news") == text
+    assert amqp("get", "-q", "news") == "three"
+
+
 def command(*words: str) -> str | None:
     """What a client's command says; None when it fails."""
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
@@ -249,4 +275,5 @@ def owner(name: str) -> int:
 PROGRAMS = {
     "Redis": redis, "memcached": memcached, "nginx": nginx, "Apache": apache,
     "HAProxy": haproxy, "mosquitto": mosquitto, "PostgreSQL": postgresql, "MariaDB": mariadb,
+    "RabbitMQ": rabbitmq,
 }  # fmt: skip

@@ -3,11 +3,17 @@
 
 import pytest
 
-from tests.programs import jobs, languages, servers, terminals
+from tests.programs import desktop, jobs, languages, servers, terminals
 from tests.programs.stage import play
 
 pytestmark = [pytest.mark.functional, pytest.mark.root, pytest.mark.programs]
-PROGRAMS = {**jobs.PROGRAMS, **languages.PROGRAMS, **servers.PROGRAMS, **terminals.PROGRAMS}
+PROGRAMS = {
+    **jobs.PROGRAMS,
+    **languages.PROGRAMS,
+    **servers.PROGRAMS,
+    **terminals.PROGRAMS,
+    **desktop.PROGRAMS,
+}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
