@@ -14,7 +14,7 @@ from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.images import directory_for, parents_of, write_all
-from torpor.engine.dump.preflight import may_read_filters, preflight
+from torpor.engine.dump.preflight import check_newcomers, may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
@@ -47,7 +47,7 @@ def dump_trees(
         with phase("look"):
             may_read = may_read_filters()
             for dump in dumps:
-                preflight(dump.options, may_read)
+                dump.looked_at = preflight(dump.options, may_read)
                 dump.spaces = beforehand.look(list_tasks(dump.options.pid))
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
@@ -110,6 +110,7 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
 
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> None:
     """Everything of one stopped tree."""
+    check_newcomers(dump.options, stop.tasks, dump.looked_at, may_read)
     dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
     alive = [c for c in dump.captured if not c.zombie]
     with phase("descriptors"):

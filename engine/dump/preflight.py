@@ -2,6 +2,7 @@
 """Looking at a tree before it is stopped: what can be refused."""
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from torpor.engine.dump import sharing
@@ -11,9 +12,7 @@ from torpor.engine.errors import Findings, Refused, Vanished
 from torpor.engine.kernel import nslinks, proc
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import refuse
-from torpor.engine.options import (
-    DumpOptions,
-)
+from torpor.engine.options import DumpOptions
 from torpor.engine.tasks import namespaces, seccomp
 
 CAP_SYS_ADMIN = 21
@@ -25,33 +24,75 @@ def may_read_filters() -> bool:
     return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
 
 
-def preflight(options: DumpOptions, may_read: bool) -> None:
-    """What can be refused by looking only.
+def preflight(options: DumpOptions, may_read: bool) -> frozenset[int]:
+    """What can be refused by looking only; the tasks that were looked at.
 
     Raises:
         Findings: all refusals.
     """
     refused: list[Refused] = []
-    ours = {os.getpid()}
     spaces = nslinks.namespaces(options.pid)
     if not options.container:
         here = nslinks.namespaces(os.getpid())
         refused += namespaces.check_root(f"pid {options.pid}", spaces, here, ())
     tasks = list_tasks(options.pid)
+    if os.getpid() in {task.pid for task in tasks}:
+        raise Refused(
+            "the dumping process is inside the tree",
+            subject=f"pid {os.getpid()}",
+            remedy="dump from outside of the tree",
+        )
     refused += sharing.vforks(tasks)
     for task in tasks:
-        subject = f"pid {task.pid}"
-        if task.pid in ours:
-            raise Refused(
-                "the dumping process is inside the tree",
-                subject=subject,
-                remedy="dump from outside of the tree",
+        refused += _refusals(task, options, spaces, may_read)
+    root = parse_status(proc.read_text(options.pid, "status"))
+    if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
+        refused.append(
+            Refused(
+                "its session was made by a task outside of the tree",
+                subject=f"pid {options.pid}",
+                cause=f"session {root.ns_sid[-1]}",
+                remedy="dump with --shell-job: it comes back in the session of the restorer",
             )
-        try:
-            status = parse_status(proc.read_text(task.pid, "status"))
-        except Vanished:  # it ended meanwhile: the tree is listed again when it is stopped
-            continue
-        if status.tracer_pid:
+        )
+    if refused:
+        raise Findings(tuple(refused))
+    return frozenset(task.pid for task in tasks)
+
+
+def check_newcomers(
+    options: DumpOptions, tasks: Sequence[StoppedTask], seen: frozenset[int], may_read: bool
+) -> None:
+    """The same of stopped tasks that were forked after `preflight` had looked.
+
+    They are traced by us by now. Raises: Findings.
+    """
+    new = [task for task in tasks if task.pid not in seen and task.tids]
+    if not new:
+        return
+    spaces = nslinks.namespaces(options.pid)
+    refused = [
+        refusal
+        for task in new
+        for refusal in _refusals(task, options, spaces, may_read, tracer=os.getpid())
+    ]
+    if refused:
+        raise Findings(tuple(refused))
+
+
+def _refusals(
+    task: StoppedTask,
+    options: DumpOptions,
+    spaces: Mapping[str, str],
+    may_read: bool,
+    tracer: int = 0,
+) -> list[Refused]:
+    """Of one task; none of one that is gone: the tree is listed again when it is stopped."""
+    subject = f"pid {task.pid}"
+    refused: list[Refused] = []
+    with suppress(Vanished):
+        status = parse_status(proc.read_text(task.pid, "status"))
+        if status.tracer_pid not in (0, tracer):
             refused.append(
                 Refused(
                     "is traced",
@@ -65,18 +106,7 @@ def preflight(options: DumpOptions, may_read: bool) -> None:
         refused += _filter_refusals(task, options.runtime_seccomp_filters, may_read)
         if task.tids and task.tids[0] != task.pid:
             refused.append(refuse(LIMITS["dead-leader"], subject))
-    root = parse_status(proc.read_text(options.pid, "status"))
-    if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
-        refused.append(
-            Refused(
-                "its session was made by a task outside of the tree",
-                subject=f"pid {options.pid}",
-                cause=f"session {root.ns_sid[-1]}",
-                remedy="dump with --shell-job: it comes back in the session of the restorer",
-            )
-        )
-    if refused:
-        raise Findings(tuple(refused))
+    return refused
 
 
 def _name_of(pid: int) -> str:

@@ -26,6 +26,8 @@ class TreeDump:
     """One tree on its way to an image directory."""
 
     options: DumpOptions
+    looked_at: frozenset[int] = frozenset()
+    """Tasks that were there before the stop, and have nothing to refuse."""
     spaces: Spaces = field(default_factory=dict)
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None

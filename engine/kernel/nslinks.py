@@ -23,6 +23,8 @@ def namespaces(pid: int | str) -> dict[str, str]:
     for name in names:
         with suppress(Vanished):
             found[name] = proc.read_link(pid, f"ns/{name}")
-    if "net" in found and "pid_for_children" in names:
-        found.setdefault("pid_for_children", "pid:[empty]")
+    if "pid_for_children" in names and "pid_for_children" not in found:
+        with suppress(Vanished):
+            proc.read_link(pid, "ns/net")  # it still lives: that was not the reason
+            found["pid_for_children"] = "pid:[empty]"
     return found

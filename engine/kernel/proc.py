@@ -50,13 +50,19 @@ def read_text(pid: int | str, name: str) -> str:
 
 
 def read_link(pid: int | str, name: str) -> str:
-    """Text of the link /proc/PID/NAME."""
+    """Text of the link /proc/PID/NAME.
+
+    A namespace of a task that is gone may not be read (EACCES; fs/proc/namespaces.c,
+    proc_ns_readlink).
+    """
     path = f"/proc/{pid}/{name}"
     try:
         return os.readlink(path)
     except (FileNotFoundError, ProcessLookupError):
         raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
     except PermissionError as error:
+        if not os.path.exists(f"/proc/{pid}"):
+            raise Vanished("is gone", subject=f"task {pid}") from None
         raise _denied(path, error) from None
     except OSError as error:
         raise _failed("readlink", path, error) from None

@@ -77,7 +77,7 @@ def chromium(stage: Stage) -> Steps:
         assert evaluate(port, script) == first + number + 1
 
 
-def evaluate(port: int, expression: str) -> Any:  # noqa: ANN401
+def evaluate(port: int, expression: str) -> Any:
     """What a script gives in the browser's first page (Chrome DevTools over a web socket)."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
         pages = [one for one in json.load(answer) if one["type"] == "page"]

@@ -90,7 +90,7 @@ def sox(stage: Stage) -> Steps:
 
 
 def ffmpeg(stage: Stage) -> Steps:
-    """A film is encoded by several threads; every frame is there, and the same as without a stop."""
+    """A film is encoded by several threads; every frame is as without a stop."""
     words = (
         "-nostdin -y -v error -f lavfi -i testsrc2=size=320x240:rate=25:duration=240 -c:v mpeg4 "
         "-threads 2 -flags +bitexact -fflags +bitexact -f avi"
