@@ -7,7 +7,6 @@ ptrace stop only when thawed), and by then none of them runs. Without a cgroup t
 tasks and threads are read again until nothing new appears.
 """
 
-import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -16,41 +15,13 @@ from dataclasses import dataclass, field
 
 from torpor.engine import native
 from torpor.engine.errors import Refused, Timeout, Vanished
+from torpor.engine.haste import Haste
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.freezer import frozen
 from torpor.engine.options import DumpOptions
 
 ROUNDS = 200
 ENDED = "ZX"
-FIRST_NICE = -20
-
-
-class Haste:
-    """What this thread does while tasks stand still, and no longer: it comes before others.
-
-    No cyclic garbage is looked for either: with much captured that takes longer than the capture.
-    """
-
-    def __init__(self) -> None:
-        self._nice: int | None = None
-        self._collecting = False
-
-    def begin(self) -> None:
-        """From now on; without CAP_SYS_NICE as before."""
-        self._collecting = gc.isenabled()
-        gc.disable()
-        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, FIRST_NICE)
-
-    def end(self) -> None:
-        """As it was. May be called again."""
-        if self._nice is not None:
-            os.setpriority(os.PRIO_PROCESS, 0, self._nice)
-            self._nice = None
-        if self._collecting:
-            gc.enable()
-            self._collecting = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,11 +3,14 @@
 
 import os
 from array import array
+from dataclasses import dataclass
 
 from torpor.engine.errors import Error
 from torpor.engine.native.seam import Address, error_for, ffi, lib, new_uncleared
 
 SCAN_ROOM = 4096
+STAGED = 1
+"""In `Filled.places`: the huge page is in the staging area."""
 
 
 def read_memory(pid: int, address: Address, size: int) -> bytes:
@@ -57,24 +60,44 @@ def scan_pages(  # noqa: PLR0913 - the fields of struct pm_scan_arg
     return found
 
 
-def fill_runs(pid: int, runs: "array[int]", fd: int, threads: int = 2) -> int:
-    """Write parts of a file to a task's memory: (address, length, offset) triples."""
-    words = ffi.from_buffer("uint64_t[]", runs)
-    result = lib.seam_fill_runs(pid, words, len(runs) // 3, fd, threads)
-    if result < 0:
-        raise error_for(result, "process_vm_writev", f"task {pid}, {len(runs) // 3} runs")
-    return result
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """What `fill` did. ``places``: of each huge page, whether it is in the staging area."""
+
+    size_bytes: int
+    digest: str
+    places: bytes
 
 
-def fill_checked(pid: int, runs: "array[int]", fd: int, threads: int = 2) -> str:
-    """As `fill_runs`, runs by offset; reads the whole file and returns its digest."""
-    words = ffi.from_buffer("uint64_t[]", runs)
-    digest = ffi.new("uint64_t *")
-    size = os.fstat(fd).st_size
-    result = lib.seam_fill_checked(pid, words, len(runs) // 3, fd, size, threads, digest)
+def fill(
+    pid: int,
+    runs: "array[int]",
+    fd: int,
+    *,
+    huge: "array[int] | None" = None,
+    with_digest: bool = False,
+    threads: int = 2,
+) -> Filled:
+    """Write parts of a file to a task's memory: (address, length, offset) triples, by offset.
+
+    ``huge`` are ranges of huge pages to be written to a staging area: (address, length, address
+    there). With a digest the whole file is read.
+    """
+    staged = huge if huge is not None else array("Q")
+    places = bytearray(sum(staged[1::3]) >> 21)
+    asked = ffi.new("struct seam_fill *")
+    keep = ffi.from_buffer("uint64_t[]", runs), ffi.from_buffer("uint64_t[]", staged)
+    room = ffi.from_buffer("unsigned char[]", places)
+    asked.pid, asked.fd, asked.threads, asked.places = pid, fd, threads, room
+    asked.runs, asked.count = keep[0], len(runs) // 3
+    asked.huge, asked.huge_count = keep[1], len(staged) // 3
+    asked.with_digest = with_digest
+    asked.size = os.fstat(fd).st_size if with_digest else runs[-1] + runs[-2] if runs else 0
+    result = lib.seam_fill(asked)
     if result < 0:
         raise error_for(result, "process_vm_writev", f"task {pid}, {len(runs) // 3} runs")
-    return f"{digest[0]:016x}"
+    digest = f"{asked.digest:016x}" if with_digest else ""
+    return Filled(size_bytes=result, digest=digest, places=bytes(places))
 
 
 def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":

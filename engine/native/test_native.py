@@ -189,11 +189,11 @@ def test_capture_fill_and_compare(area, tmp_path):
     for where in changed:
         native.write_memory(pid, where + 100, b"changed")
     assert list(native.compare_runs(pid, triples, fd)) == changed
-    assert native.fill_runs(pid, triples, fd) == total
+    assert native.fill(pid, triples, fd).size_bytes == total
     assert list(native.compare_runs(pid, triples, fd)) == []
     os.truncate(fd, total - 1)
     with pytest.raises(KernelError) as caught:
-        native.fill_runs(pid, triples, fd)
+        native.fill(pid, triples, fd)
     assert caught.value.errno == errno.ENODATA
     os.close(fd)
 

@@ -10,29 +10,27 @@ import mmap
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 
 from torpor.engine import native
 from torpor.engine.errors import BadImage
+from torpor.engine.haste import Haste
 from torpor.engine.images import pages
 from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
 from torpor.engine.images.parents import Chain
-from torpor.engine.memory.areas import PAGE, Area, Backing
+from torpor.engine.memory.areas import PAGE, PROT_READ, PROT_WRITE, Area, Backing
 from torpor.engine.program.ops import Op
+from torpor.engine.restore.staging import HUGE, HugePages
 
 MADV_DONTNEED = 4
-MADV_NOHUGEPAGE, MADV_COLLAPSE = 15, 25
-HUGE = 2 << 20
+MADV_NOHUGEPAGE = 15
 COPY_BYTES = 1 << 20
-AHEAD_BYTES = 32 * HUGE
-"""How much the making of huge pages is ahead of their filling at first."""
-
-Collapse = Callable[[Sequence[tuple[int, int]]], None]
-"""Makes huge pages of ranges (MADV_COLLAPSE in the task); it may fail without harm."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,14 +126,19 @@ class Contents:
             return None
         return b"".join(os.pread(self.of(pid).fd, size, offset) for _, size, offset in found)
 
-    def fill(self, tid: int, pid: int, wanted: Sequence[Area], collapse: Collapse) -> None:
+    def fill(self, tid: int, pid: int, wanted: Sequence[Area], huge: HugePages) -> None:
         """Write every stored page of the private areas."""
-        private = self.private_runs(pid, wanted)
-        whole = self._touch_huge(tid, pid, wanted)
+        private, source = self.private_runs(pid, wanted), self.of(pid)
+        whole = self._whole_pages(pid, wanted)
+        if whole and huge.stage(whole):
+            places = self._write(tid, private, source, array("Q", chain(*huge.ranges)))
+            if not huge.place(places):
+                self._write(tid, private, source)
+            return
         if whole:
-            self._write_collapsing(tid, private, self.of(pid), whole, collapse)
-        else:
-            self._write(tid, private, self.of(pid))
+            native.fill(tid, self._first_pages(pid, whole), source.fd)
+            huge.collapse(whole)
+        self._write(tid, private, source)
 
     def fill_shared(self, shared_id: int, fd: int) -> None:
         """Write a segment through a descriptor of ours, before anybody maps it."""
@@ -164,14 +167,14 @@ class Contents:
         parent: int,
         kept: Sequence[Area],
         fresh: Sequence[Area],
-        collapse: Collapse,
+        huge: HugePages,
     ) -> list[Op]:
         """As `fill`, writing only what differs; returns operations that drop the parent's pages."""
         own = self.private_runs(pid, kept)
         if own:
             different = native.compare_runs(tid, _flat(own), self.of(pid).fd)
             self._write(tid, pages_of(own, different), self.of(pid))
-        self.fill(tid, pid, fresh, collapse)
+        self.fill(tid, pid, fresh, huge)
         mine = [(start, start + size) for start, size, _ in own]
         theirs = [(start, start + size) for start, size, _ in self.private_runs(parent, kept)]
         return [
@@ -184,57 +187,50 @@ class Contents:
             for start, end in subtract(theirs, mine)
         ]
 
-    def _touch_huge(self, tid: int, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int]]:
-        """Where runs fill huge pages whole; a page of each is there, so that they can be made."""
-        whole: list[tuple[int, int]] = []
-        touch: list[tuple[int, int, int]] = []
+    def _whole_pages(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int]]:
+        """Where runs fill huge pages whole, and nothing is against them."""
+        whole = []
         for area in wanted:
             if area.backing is not Backing.ANON or MADV_NOHUGEPAGE in area.advice:
                 continue
-            for start, size, offset in self.of(pid).within(area):
+            if area.prot | PROT_WRITE != PROT_READ | PROT_WRITE:  # that of a staging area
+                continue
+            for start, size, _ in self.of(pid).within(area):
                 first, last = -(-start // HUGE) * HUGE, (start + size) // HUGE * HUGE
                 if first < last:
                     whole.append((first, last))
-                    touch += [(at, PAGE, offset + at - start) for at in range(first, last, HUGE)]
-        if whole:
-            native.fill_runs(tid, _flat(touch), self.of(pid).fd)
         return whole
 
-    def _write_collapsing(
+    def _first_pages(self, pid: int, whole: Sequence[tuple[int, int]]) -> "array[int]":
+        """Of each huge page the first: it must be there to become huge."""
+        pages_ = (one for low, high in whole for one in self.of(pid).between(low, high))
+        return _flat([
+            (at, PAGE, offset + at - start)
+            for start, size, offset in pages_
+            for at in range(start, start + size, HUGE)
+        ])  # fmt: skip
+
+    def _write(
         self,
         tid: int,
         runs: Sequence[tuple[int, int, int]],
         source: TaskPages,
-        whole: Sequence[tuple[int, int]],
-        collapse: Collapse,
-    ) -> None:
-        """Fill huge pages while the task makes them, in the same order.
-
-        Filling them takes longer than making them, so that it stays behind; if it did come to
-        small pages, they would become huge with what is in them.
-        """
-        from concurrent.futures import ThreadPoolExecutor  # slow to import, not always needed
-
-        first, rest = split(whole, AHEAD_BYTES)
-        with ThreadPoolExecutor(1) as pool:
-            collapse(first)
-            filled = pool.submit(self._write, tid, runs, source)
-            if rest:
-                collapse(rest)
-            filled.result()
-
-    def _write(self, tid: int, runs: Sequence[tuple[int, int, int]], source: TaskPages) -> None:
+        huge: "array[int] | None" = None,
+    ) -> bytes:
+        """Write runs; of each huge page, whether it is in the staging area."""
         if not runs:
-            return
+            return b""
         size = sum(size for _, size, _ in runs)
         expected = self._expected(source.file)
-        if expected is not None and size * 2 > expected.size_bytes:
-            found = native.fill_checked(tid, _flat(runs), source.fd)
-            check_digest(source.file, replace(expected, digest=found), expected)
+        with_digest = expected is not None and size * 2 > expected.size_bytes
+        ordered = sorted(runs, key=itemgetter(2))
+        with Haste():
+            done = native.fill(tid, _flat(ordered), source.fd, huge=huge, with_digest=with_digest)
+        if expected is not None and with_digest:
+            check_digest(source.file, replace(expected, digest=done.digest), expected)
             self.verified.add(source.file)
-        else:
-            native.fill_runs(tid, _flat(runs), source.fd)
         self.bytes_filled += size
+        return done.places
 
     def _expected(self, name: str) -> FileDigest | None:
         """What is still to be verified of a pages file, when filling can do it in passing."""
@@ -309,21 +305,6 @@ def pages_of(
         else:
             found.append((address, length, offset + address - start))
     return found
-
-
-def split(
-    ranges: Sequence[tuple[int, int]], size_bytes: int
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The first so many bytes of ranges, and the rest."""
-    first, rest = [], []
-    for start, end in ranges:
-        middle = min(start + size_bytes, end)
-        size_bytes -= middle - start
-        if start < middle:
-            first.append((start, middle))
-        if middle < end:
-            rest.append((middle, end))
-    return first, rest
 
 
 def _flat(runs: Sequence[tuple[int, int, int]]) -> "array[int]":

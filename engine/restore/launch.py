@@ -30,7 +30,7 @@ from torpor.engine.options import (
     TakeoverOptions,
     no_progress,
 )
-from torpor.engine.program.ops import Expect, Op, Program
+from torpor.engine.program.ops import Program
 from torpor.engine.restore import (
     backings,
     births,
@@ -48,9 +48,10 @@ from torpor.engine.restore import (
     uring,
 )
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall, step_syscall
-from torpor.engine.restore.contents import MADV_COLLAPSE, Collapse, Contents
+from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
+from torpor.engine.restore.staging import HugePages
 from torpor.engine.restore.work import Work, memory_of
 from torpor.engine.tasks.attributes import PR_SET_PDEATHSIG
 
@@ -343,7 +344,7 @@ class _Restore(Work):
             task.syscall_address = find_syscall(
                 task.pid, moved.target, moved.target + moved.size_bytes
             )
-        self.contents.fill(task.pid, task.image.pid, wanted, self._collapse(task))
+        self.contents.fill(task.pid, task.image.pid, wanted, HugePages(task=task))
         for address, content in plan.patches:
             native.write_memory(task.pid, address, content)
         if moved is None:
@@ -377,35 +378,12 @@ class _Restore(Work):
             a for a in memory.areas if a.start not in starts and a.backing not in area_kinds.SPECIAL
         ]
         drops = self.contents.fill_forked(
-            task.pid, task.image.pid, parent.memory_of.pid, kept, fresh, self._collapse(task)
+            task.pid, task.image.pid, parent.memory_of.pid, kept, fresh, HugePages(task=task)
         )
         task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
         task.areas = tuple(memory.areas)
         task.opened = filled | (parent.opened & starts)
         task.special = parent.special
-
-    def _collapse(self, task: Living) -> Collapse:
-        """MADV_COLLAPSE by the task; where it fails the pages stay small."""
-
-        def collapse(ranges: Sequence[tuple[int, int]]) -> None:
-            task.arena.run(
-                task.pid,
-                Program(
-                    "huge pages",
-                    [
-                        Op(
-                            call="madvise",
-                            args=(start, end - start, MADV_COLLAPSE),
-                            expect=Expect.ANY,
-                            subject=f"{start:x}-{end:x}",
-                        )
-                        for start, end in ranges
-                    ],
-                ),
-                task.image.subject,
-            )
-
-        return collapse
 
     def _filled(self, task: Living) -> set[int]:
         pages = self.contents.of(task.image.pid)

@@ -93,7 +93,7 @@ static int64_t move_page(int pid, int writing, char *local, uint64_t remote, uin
 }
 
 /* Move all bytes of the remote pieces to or from contiguous local room; uses up `remote`. */
-static int move(int pid, int writing, char *local, struct iovec *remote, size_t count)
+int move_memory(int pid, int writing, char *local, struct iovec *remote, size_t count)
 {
 	size_t first = 0;
 
@@ -125,23 +125,18 @@ static int move(int pid, int writing, char *local, struct iovec *remote, size_t 
 	return 0;
 }
 
-int move_memory(int pid, int writing, char *local, struct iovec *remote, size_t count)
-{
-	return move(pid, writing, local, remote, count);
-}
-
 int64_t seam_read_memory(int pid, uint64_t address, void *buffer, size_t size)
 {
 	struct iovec remote = { (void *)address, size };
 
-	return size ? move(pid, 0, buffer, &remote, 1) : 0;
+	return size ? move_memory(pid, 0, buffer, &remote, 1) : 0;
 }
 
 int64_t seam_write_memory(int pid, uint64_t address, const void *buffer, size_t size)
 {
 	struct iovec remote = { (void *)address, size };
 
-	return size ? move(pid, 1, (char *)buffer, &remote, 1) : 0;
+	return size ? move_memory(pid, 1, (char *)buffer, &remote, 1) : 0;
 }
 
 /* The runs that a call was given, and how far its threads are. */
@@ -225,7 +220,7 @@ int read_file(int fd, char *buffer, uint64_t size, uint64_t offset)
 	return 0;
 }
 
-/* As move() does, through /proc/PID/mem. */
+/* As move_memory() does, through /proc/PID/mem. */
 static int read_mem(int mem, char *local, const struct iovec *remote, size_t count)
 {
 	int result = 0;
@@ -261,7 +256,7 @@ static void capture_share(void *argument, unsigned int index)
 
 	(void)index;
 	while (claim(job, &batch)) {
-		int result = move(job->pid, 0, job->buffer + batch.offset, batch.remote,
+		int result = move_memory(job->pid, 0, job->buffer + batch.offset, batch.remote,
 				  batch.count);
 
 		if (result < 0)
@@ -306,146 +301,6 @@ int64_t seam_capture_runs(int pid, const uint64_t *runs, size_t count, void *buf
 			   .piece_size = CAPTURE_PIECE, .buffer = buffer };
 
 	return work(&job, threads, capture_share);
-}
-
-static void fill_share(void *argument, unsigned int index)
-{
-	struct job *job = argument;
-	struct batch batch;
-	char *local = malloc(FILE_PIECE);
-
-	(void)index;
-	if (!local)
-		set_error(job, -ENOMEM);
-	while (local && claim(job, &batch)) {
-		int result = read_file(job->fd, local, batch.bytes, batch.offset);
-
-		if (!result)
-			result = move(job->pid, 1, local, batch.remote, batch.count);
-		if (result < 0)
-			set_error(job, result);
-	}
-	free(local);
-}
-
-int64_t seam_fill_runs(int pid, const uint64_t *runs, size_t count, int fd, unsigned int threads)
-{
-	struct job job = { .pid = pid, .runs = runs, .count = count, .words = 3,
-			   .piece_size = FILE_PIECE, .fd = fd };
-
-	return work(&job, threads, fill_share);
-}
-
-/* The runs' pieces of the file, all of it read once: digested and written. */
-struct checked_fill {
-	int pid, fd;
-	const uint64_t *runs; /* by offset, not overlapping there */
-	size_t count;
-	uint64_t size, *pieces;
-
-	pthread_mutex_t lock;
-	uint64_t next;
-	int error;
-};
-
-/* First run that ends behind `offset`. */
-static size_t first_run(const struct checked_fill *job, uint64_t offset)
-{
-	size_t low = 0, high = job->count;
-
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-		const uint64_t *run = job->runs + 3 * middle;
-
-		if (run[2] + run[1] <= offset)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
-static int write_piece(const struct checked_fill *job, char *local, uint64_t offset, uint64_t size)
-{
-	size_t i = first_run(job, offset);
-	int result = 0;
-
-	while (!result && i < job->count && job->runs[3 * i + 2] < offset + size) {
-		struct batch batch = { .count = 0, .bytes = 0, .offset = offset };
-
-		for (; i < job->count && batch.count < BATCH; i++) {
-			const uint64_t *run = job->runs + 3 * i;
-			uint64_t from = run[2] > offset ? run[2] : offset;
-			uint64_t end = run[2] + run[1];
-
-			if (end > offset + size)
-				end = offset + size;
-			if (from >= end)
-				continue;
-			if (!batch.count)
-				batch.offset = from;
-			if (batch.offset + batch.bytes != from)
-				break;
-			batch.remote[batch.count++] =
-				(struct iovec){ (void *)(run[0] + from - run[2]), end - from };
-			batch.bytes += end - from;
-		}
-		if (batch.count)
-			result = move(job->pid, 1, local + (batch.offset - offset), batch.remote,
-				      batch.count);
-	}
-	return result;
-}
-
-static void checked_fill_share(void *argument, unsigned int index)
-{
-	struct checked_fill *job = argument;
-	char *local = malloc(DIGEST_PIECE);
-	int result = local ? 0 : -ENOMEM;
-
-	(void)index;
-	while (!result) {
-		uint64_t offset, size = DIGEST_PIECE;
-
-		pthread_mutex_lock(&job->lock);
-		offset = job->error ? job->size : job->next;
-		job->next += DIGEST_PIECE;
-		pthread_mutex_unlock(&job->lock);
-		if (offset >= job->size)
-			break;
-		if (size > job->size - offset)
-			size = job->size - offset;
-		result = read_file(job->fd, local, size, offset);
-		if (!result) {
-			job->pieces[offset / DIGEST_PIECE] = seam_xxh64(local, size);
-			result = write_piece(job, local, offset, size);
-		}
-	}
-	if (result < 0) {
-		pthread_mutex_lock(&job->lock);
-		job->error = result;
-		pthread_mutex_unlock(&job->lock);
-	}
-	free(local);
-}
-
-int seam_fill_checked(int pid, const uint64_t *runs, size_t count, int fd, uint64_t size,
-		      unsigned int threads, uint64_t *digest)
-{
-	struct checked_fill job = { .pid = pid, .fd = fd, .runs = runs, .count = count,
-				    .size = size };
-	size_t pieces = (size + DIGEST_PIECE - 1) / DIGEST_PIECE;
-	int result;
-
-	job.pieces = calloc(pieces + 1, sizeof(*job.pieces));
-	if (!job.pieces)
-		return -ENOMEM;
-	pthread_mutex_init(&job.lock, NULL);
-	result = run_threads(threads, checked_fill_share, &job);
-	pthread_mutex_destroy(&job.lock);
-	*digest = seam_xxh64(job.pieces, pieces * sizeof(*job.pieces));
-	free(job.pieces);
-	return result < 0 ? result : job.error;
 }
 
 static void note_different(struct job *job, const struct batch *batch, const char *live,

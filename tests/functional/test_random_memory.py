@@ -12,14 +12,19 @@ import pytest
 from tests.functional.describe import tree
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
-WINDOW, END = 0x1000000000, 0x1000000000 + 40 * 64 * 4096
+WINDOW, END = 0x1000000000, 0x1000000000 + 48 * 512 * 4096
 PAGE = 4096
-SEEDS = range(12)
+CASES = [("memory_random", seed) for seed in range(12)]
+CASES += [("memory_large", seed) for seed in range(6)]
 
 
 def content(root):
     """Task and page → its bytes' hash, None where it cannot be read."""
-    return {(pid, at): _page(pid, at) for pid in tree(root) for at in _addresses(pid)}
+    found = {}
+    for pid in tree(root):
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            found |= {(pid, at): _page(memory.fileno(), at) for at in _addresses(pid)}
+    return found
 
 
 def _addresses(pid):
@@ -30,15 +35,15 @@ def _addresses(pid):
             yield from range(int(start, 16), int(end, 16), PAGE)
 
 
-def _page(pid, at):
-    with suppress(OSError), open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        return hashlib.sha256(os.pread(memory.fileno(), PAGE, at)).hexdigest()
+def _page(memory, at):
+    with suppress(OSError):
+        return hashlib.sha256(os.pread(memory, PAGE, at)).digest()
     return None
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_every_byte(start, seed):
-    live = start("memory_random", str(seed))
+@pytest.mark.parametrize(("workload", "seed"), CASES)
+def test_every_byte(start, workload, seed):
+    live = start(workload, str(seed))
     live.await_ready()
     before, bytes_before = live.look(), content(live.pid)
     assert len(bytes_before) > 100

@@ -108,16 +108,25 @@ int64_t seam_capture_runs(int pid, const uint64_t *runs, size_t count, void *buf
 			  unsigned int threads);
 int64_t seam_capture_forked(int pid, const uint64_t *runs, size_t count, void *buffer,
 			    unsigned int threads);
-int64_t seam_fill_runs(int pid, const uint64_t *runs, size_t count, int fd,
-		       unsigned int threads);
 int64_t seam_compare_runs(int pid, const uint64_t *runs, size_t count, int fd,
 			  uint64_t *different, size_t room);
 int seam_punch(int fd, int64_t offset, int64_t size); /* a hole in a file; its length stays */
 
-/* As fill_runs, for runs in the order of their offsets; the whole file is read, and digested as
- * by seam_digest. */
-int seam_fill_checked(int pid, const uint64_t *runs, size_t count, int fd, uint64_t size,
-		      unsigned int threads, uint64_t *digest);
+/* fill.c: what runs of a file hold, written to memory of a task; returns the bytes of the runs.
+ * The size is that of the file when a digest (see seam_digest) is wanted, else where runs end. */
+struct seam_fill {
+	int pid, fd;
+	const uint64_t *runs; /* triples as above, by offset in the file and not overlapping there */
+	size_t count;
+	const uint64_t *huge; /* triples by address: address, length, address in a staging area */
+	size_t huge_count; /* of these; all numbers are multiples of 2 MiB */
+	unsigned char *places; /* answer for each huge page: 1 in the staging area, 2 in place */
+	uint64_t size;
+	unsigned int threads;
+	int with_digest;
+	uint64_t digest; /* answer */
+};
+int64_t seam_fill(struct seam_fill *asked);
 
 /* digest.c: of a buffer, or of a file when that is NULL. */
 uint64_t seam_xxh64(const void *data, size_t size);

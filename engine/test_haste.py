@@ -4,7 +4,7 @@
 import gc
 import os
 
-from torpor.engine.dump.freeze import FIRST_NICE, Haste
+from torpor.engine.haste import FIRST_NICE, Haste
 
 
 def test_haste_comes_and_goes(monkeypatch):
