@@ -154,6 +154,8 @@ class DumpReport:
     frozen_s: float
     total_s: float
     phases_s: Mapping[str, float]
+    pause_s: Mapping[str, float] = field(default_factory=dict)
+    """``frozen_s`` by step."""
     warnings: tuple[str, ...] = ()
     skipped_bytes: int = 0
     """Memory that an earlier dump has."""

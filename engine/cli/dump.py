@@ -48,6 +48,7 @@ def lines(report: DumpReport, *, left_running: bool) -> list[Line]:
     return [
         line(f"dumped {held} to {report.images_dir} ({size(report.image_bytes)})"),
         line(f"frozen {duration(report.frozen_s)}, {duration(report.total_s)} in all; {fate}"),
+        line(session.pause_line(report.pause_s)),
         line(f"memory: {report.memory_way.value}, {report.memory_reason}"),
         *(line(("warning: ", WARN), text) for text in report.warnings),
     ]

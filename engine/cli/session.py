@@ -59,6 +59,11 @@ def log_phases(verb: str, phases_s: Mapping[str, float], total_s: float) -> None
     log.info("%s: all took %s", verb, duration(total_s))
 
 
+def pause_line(pause_s: Mapping[str, float]) -> str:
+    """`pause: stop 0.2 ms, threads 0.9 ms, ...`."""
+    return "pause: " + ", ".join(f"{name} {duration(s)}" for name, s in pause_s.items())
+
+
 def write_pid(path: Path, pid: int) -> None:
     """A pid file, whole or not there."""
     with translated("write the pid", str(path)):

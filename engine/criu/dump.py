@@ -4,7 +4,7 @@
 from dataclasses import replace
 
 from torpor.engine import logs
-from torpor.engine.cli.session import log_phases
+from torpor.engine.cli.session import log_phases, pause_line
 from torpor.engine.criu import session
 from torpor.engine.criu.asked import dump_options
 from torpor.engine.criu.parse import CommandLine
@@ -92,5 +92,6 @@ def tell(report: DumpReport) -> None:
     log.info("%s, %s, %s, %s dumped, frozen %s", count(report.tasks, "task"),
              count(report.threads, "thread"), count(report.descriptors, "descriptor"),
              size(report.memory_bytes), duration(report.frozen_s))  # fmt: skip
+    log.info("%s", pause_line(report.pause_s))
     if report.skipped_bytes:
         log.info("%s of it are in earlier dumps", size(report.skipped_bytes))

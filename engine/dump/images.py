@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from torpor.engine.dump import pages
-from torpor.engine.dump.report import Phases, stats_of
+from torpor.engine.dump.report import Phases, flat, stats_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.files import table
 from torpor.engine.images.dedup import dedup
@@ -49,6 +49,7 @@ def write_all(
     """The directories of all trees, whole at the end."""
     with phase("write"):
         for dump, out in zip(dumps, images, strict=True):
+            out.extra("dump", "pause_s", flat(phase.pause))
             _write(dump, out)
     with phase("sync"):
         for dump, out in zip(dumps, images, strict=True):

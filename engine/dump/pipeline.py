@@ -5,7 +5,6 @@ Everything that can refuse is asked before the stop where it can be seen from /p
 rest before anything is written; a refusal or an error at any point lets every task run on.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
@@ -53,11 +52,11 @@ def dump_trees(
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
             for dump in dumps:
                 dump.way = cleanup.enter_context(choice.ready(dump.options, held=hold))
-        frozen_at = time.perf_counter()
+        phase.pause_begins()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
         with stopped(trees, Option.SUSPEND_SECCOMP if may_read else 0) as trees_stopped:
-            phase.seconds["stop"] = time.perf_counter() - frozen_at
+            phase.all_stand()
             for dump, stop in zip(dumps, trees_stopped, strict=True):
                 _take(dump, stop, phase, may_read)
                 dump.guard.end()
@@ -69,7 +68,7 @@ def dump_trees(
                     for dump, stop in zip(dumps, trees_stopped, strict=True):
                         dump.lock.release()
                         stop.release()
-            frozen_s = time.perf_counter() - frozen_at
+            frozen_s = phase.pause_ends()
             with phase("check"):
                 for dump in dumps:
                     dump.settle()

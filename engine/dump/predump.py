@@ -5,7 +5,6 @@ The tree stands still while its pages are copied, as in a dump; nothing else of 
 nothing is refused for what else it holds.
 """
 
-import time
 from contextlib import ExitStack
 
 from torpor.engine.dump import beforehand
@@ -31,15 +30,15 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
             dump.parents = parents_of(options, cleanup)
             out = cleanup.enter_context(directory_for(options))
             dump.way = cleanup.enter_context(choice.ready(options, held=False))
-        frozen_at = time.perf_counter()
+        phase.pause_begins()
         with stopped([options]) as (stop,):
-            phase.seconds["stop"] = time.perf_counter() - frozen_at
+            phase.all_stand()
             dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
             with phase("memory"):
                 alive = [c for c in dump.captured if not c.zombie]
                 dump.take(alive)
             stop.release()
-            frozen_s = time.perf_counter() - frozen_at
+            frozen_s = phase.pause_ends()
             with phase("write"):
                 dump.settle()
                 inventory(out)

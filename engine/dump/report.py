@@ -15,12 +15,16 @@ from torpor.engine.options import (
     ProgressFn,
 )
 
+REST = "between the steps"
+
 
 class Phases:
-    """Durations by name, told as progress."""
+    """Durations by name, told as progress; of those within the pause also apart."""
 
     def __init__(self, progress: ProgressFn, timeout_s: float) -> None:
         self.progress, self.seconds = progress, dict[str, float]()
+        self.pause: dict[str, float] = {}
+        self._frozen_at: float | None = None
         self.begin, self.timeout_s = time.perf_counter(), timeout_s
 
     @contextmanager
@@ -38,7 +42,28 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+            self._add(name, time.perf_counter() - begin)
+
+    def pause_begins(self) -> None:
+        """The first task is stopped now."""
+        self._frozen_at = time.perf_counter()
+
+    def all_stand(self) -> None:
+        """The last one is."""
+        assert self._frozen_at is not None
+        self._add("stop", time.perf_counter() - self._frozen_at)
+
+    def pause_ends(self) -> float:
+        """They were let go, or everything of them was taken: how long that was."""
+        assert self._frozen_at is not None
+        frozen_s = time.perf_counter() - self._frozen_at
+        self._frozen_at = None
+        self.pause[REST] = max(frozen_s - sum(self.pause.values()), 0.0)
+        return frozen_s
+
+    def _add(self, name: str, seconds: float) -> None:
+        for found in (self.seconds, *([] if self._frozen_at is None else [self.pause])):
+            found[name] = found.get(name, 0.0) + seconds
 
 
 def stats_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
@@ -69,7 +94,8 @@ def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
         image_bytes=dump.image_bytes,
         frozen_s=frozen_s,
         total_s=time.perf_counter() - phase.begin,
-        phases_s=_flat(phase.seconds),
+        phases_s=flat(phase.seconds),
+        pause_s=flat(phase.pause),
         warnings=tuple(dump.warnings),
         skipped_bytes=dump.taken.size_bytes - dump.written_bytes,
         memory_way=dump.way.kind,
@@ -77,5 +103,6 @@ def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
     )
 
 
-def _flat(seconds: Mapping[str, float]) -> dict[str, float]:
+def flat(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Rounded to microseconds."""
     return {name: round(value, 6) for name, value in seconds.items()}

@@ -90,11 +90,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """How long the dump took, from stats-dump."""
+    """How long the dump took, from stats-dump and what we keep beside it."""
 
     freezing_s: float
     frozen_s: float
     pages_written: int
+    steps_s: Mapping[str, float] = field(default_factory=dict)
+    """Of the time frozen; empty when another program has dumped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

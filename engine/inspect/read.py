@@ -58,12 +58,18 @@ def read(path: Path, *, verify: Verify = Verify.ALL) -> Images:
             verified=_verified(images, verify), tasks=tasks,
             segments=tuple(_segments(images)),
             pause=Pause(freezing_s=stats.freezing_s, frozen_s=stats.frozen_s,
-                        pages_written=stats.pages_written + stats.shared_pages_written)
+                        pages_written=stats.pages_written + stats.shared_pages_written,
+                        steps_s=_steps(images))
             if stats else None,
             namespaces=tuple(_namespaces(images)), hostname=_hostname(images),
             tcp_close=inventory.tcp_close,
             warnings=warnings,
         )  # fmt: skip
+
+
+def _steps(images: ImageDirectory) -> dict[str, float]:
+    found = images.facts.get("dump", {}).get("pause_s") or {}
+    return {str(name): float(seconds) for name, seconds in found.items()}
 
 
 def _origin(images: ImageDirectory, inventory: pb.inventory_entry) -> Origin:

@@ -58,7 +58,8 @@ def _summary(images: Images) -> Iterator[Line]:
                           f"format {images.format_version}, {images.architecture}; "
                           f"{images.verified}")  # fmt: skip
     if images.pause is not None:
-        yield _item("pause", f"{duration(images.pause.frozen_s)} frozen")
+        steps = ", ".join(f"{name} {duration(s)}" for name, s in images.pause.steps_s.items())
+        yield _item("pause", f"{duration(images.pause.frozen_s)} frozen" + (steps and f": {steps}"))
     alive = [t for t in images.tasks if t.state != "zombie"]
     dead = len(images.tasks) - len(alive)
     zombies = f" ({count(dead, 'zombie')})" if dead else ""

@@ -223,6 +223,7 @@ class CheckpointJob:
             "containers": _told(containers, reports, stored),
             "progress": None,
             "pause": format_duration(max(each.frozen_s for each in reports)),
+            "pauseSteps": _steps(reports),
         }
         self._persist(
             fields,
@@ -399,6 +400,11 @@ def runtime_filters(pod: JsonObject, name: str, installed: int) -> int:
     if profile is not None and profile.get("type") == "Unconfined":
         return 0
     return min(1, installed)
+
+
+def _steps(reports: tuple[DumpReport, ...]) -> dict[str, str]:
+    """`status.pauseSteps`: containers are taken one after the other, in one pause."""
+    return {name: format_duration(s) for name, s in reports[-1].pause_s.items()}
 
 
 def _told(

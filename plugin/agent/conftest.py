@@ -124,6 +124,7 @@ class RecordedEngine:
             DumpReport(
                 images_dir=tree.images_dir, tasks=1, threads=1, descriptors=3, memory_bytes=4096,
                 image_bytes=5000, frozen_s=0.0123, total_s=0.1, phases_s={},
+                pause_s={"stop": 0.0003, "threads": 0.012},
             )
             for tree in trees
         )  # fmt: skip

@@ -45,6 +45,7 @@ def test_continue(world):
     status, found = world.conditions(CHECKPOINTS, "cp")
     assert found["Captured"]["status"] == found["Stored"]["status"] == "True"
     assert status["pause"] == "12.3ms"
+    assert status["pauseSteps"] == {"stop": "300us", "threads": "12ms"}
     assert status["sizeBytes"] > 4096
     assert status["containers"][0]["name"] == "app"
     assert status["containers"][0]["imageDigest"].startswith("sha256:")

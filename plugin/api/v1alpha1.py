@@ -120,6 +120,9 @@ class CheckpointStatus:
         "Bytes it added to the store, after compression.", default=None, minimum=0
     )
     pause: str | None = prop("How long the pod stood still.", default=None, **DURATION)
+    pause_steps: dict[str, str] = prop(
+        "The same by step.", factory=dict, maxProperties=32, items={"maxLength": 32}
+    )
     started_at: datetime | None = prop("When the agent began.", default=None)
     completed_at: datetime | None = prop("When the manifest was committed.", default=None)
     manifest_digest: str | None = prop(

@@ -115,6 +115,8 @@ def print_checkpoint(console: Console, item: Checkpoint) -> None:
         f"size {format_size(status.size_bytes)}, "
         f"{format_size(status.stored_bytes)} stored; pause {status.pause or '-'}"
     )
+    if status.pause_steps:
+        tree.add("pause by step: " + ", ".join(f"{n} {s}" for n, s in status.pause_steps.items()))
     if status.manifest_digest:
         tree.add(f"manifest {status.manifest_digest}")
     branch = tree.add("containers")

@@ -133,9 +133,12 @@ def test_left_running_it_counts_on(counter, tmp_path):
     report = json.loads(done.stdout)
     assert (report["tasks"], report["threads"]) == (2, 2)
     assert 0 < report["frozen_s"] < 5
+    assert sum(report["pause_s"].values()) == pytest.approx(report["frozen_s"], abs=1e-4)
+    assert {"stop", "threads", "descriptors", "memory", "let go"} <= report["pause_s"].keys()
     assert report["images_dir"] == str(tmp_path / "images")
     counter.wait_for_more()
     shown = json.loads(run("show", tmp_path / "images", "--json").stdout)
+    assert shown["pause"]["steps_s"] == report["pause_s"]
     assert [task["comm"] for task in shown["tasks"]] == ["sh", "sleep"]
     assert shown["tasks"][0]["args"] == ["sh", f"{tmp_path}/counter.sh"]
     assert shown["origin"]["tool"] == "torpor"
@@ -226,6 +229,8 @@ def test_the_criu_name_dumps_and_restores(counter, tmp_path):
         lines = (images / name).read_text().splitlines()
         assert all(re.match(r"\(\d\d\.\d{6}\) ", text) for text in lines)
         assert not [text for text in lines if "Error" in text]
+    (told,) = re.findall(r"\) pause: (.+)", (images / "dump.log").read_text())
+    assert {"stop", "threads", "memory"} <= {step.split()[0] for step in told.split(", ")}
     counter.wait_for_more()
 
 
