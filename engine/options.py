@@ -53,6 +53,8 @@ class MemoryWay(Enum):
     """As the plan finds it best."""
     FROZEN = "frozen"
     """Copied while the tasks stand still."""
+    SNAPSHOT = "snapshot"
+    """Forked while they stand still, and read from the copies when they run on."""
 
 
 class CgroupMode(Enum):

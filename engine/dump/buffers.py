@@ -6,23 +6,18 @@ pages that are there already, two threads of process_vm_readv take 108 ms a GiB,
 file 530 to 750.
 """
 
-import re
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from torpor.engine import native
+from torpor.engine.dump.ways.room import memory_room
 
 ROUND = 2 << 20
 HEADROOM = 1.05
-UNLIMITED = 1 << 62
 RESERVE = 64 << 20
 """Left alone for everything else that the dump does."""
-V1_FILES = "memory.limit_in_bytes", "memory.usage_in_bytes", "cache"
-V2_FILES = "memory.max", "memory.current", "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,46 +33,6 @@ class Slice:
         return self.buffer.extent(self.start + start, size_bytes)
 
 
-def available_bytes() -> int:
-    """What may be allocated without paging or a memory cgroup's limit."""
-    text = Path("/proc/meminfo").read_text(encoding="ascii")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    rooms = [int(found[1]) << 10] if found else []
-    rooms += [_cgroup_room(path) for path in _cgroups()]
-    return min(rooms, default=UNLIMITED)
-
-
-def _cgroups() -> Iterator[Path]:
-    """Directories of our memory cgroup and of those above it."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, name = line.split(":", 2)
-        roots: tuple[str, ...] = ()
-        if not controllers:
-            roots = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
-        elif "memory" in controllers.split(","):
-            roots = ("/sys/fs/cgroup/memory",)
-        for root in roots:
-            place = Path(root) / name.lstrip("/")
-            yield from (p for p in (place, *place.parents) if p.is_relative_to(root))
-
-
-def _cgroup_room(place: Path) -> int:
-    """Bytes left below a cgroup's limit; page cache makes room when it has to."""
-    for limit, usage, cache in (V2_FILES, V1_FILES):
-        try:
-            most = (place / limit).read_text(encoding="ascii").strip()
-            used = int((place / usage).read_text(encoding="ascii"))
-            stat = (place / "memory.stat").read_text(encoding="ascii")
-        except (OSError, ValueError):
-            continue
-        if most == "max":
-            return UNLIMITED
-        kept = {key: int(value) for key, _, value in (li.partition(" ") for li in stat.split("\n"))
-                if key in (cache, "shmem")}  # fmt: skip
-        return max(int(most) - used + kept.get(cache, 0) - kept.get("shmem", 0), 0)
-    return UNLIMITED
-
-
 class Capture:
     """Buffers of one dump. A context manager: freed at its end."""
 
@@ -91,7 +46,7 @@ class Capture:
         Tasks that share memory count it each, so the number may be far too large.
         """
         wanted = int(size_bytes * HEADROOM) + ROUND
-        self._grow(min(wanted, max(available_bytes() - RESERVE, ROUND)))
+        self._grow(min(wanted, max(memory_room() - RESERVE, ROUND)))
 
     def _grow(self, size_bytes: int) -> None:
         size = (size_bytes + ROUND - 1) // ROUND * ROUND

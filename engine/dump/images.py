@@ -114,13 +114,16 @@ def inventory(
 
 
 def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
-    """Pagemaps, pages and the link to those that have the others."""
+    """Pagemaps, pages and the link to those that have the others; then memory is let go."""
     assert dump.taken is not None
+    assert dump.way is not None
     if dump.parents is not None:
         out.link_parent(dump.options.parent)
-    if dump.options.page_server is not None:
-        out.extra("dump", PAGES_ELSEWHERE, True)
-        pages.send(dump.taken, Client(dump.options.page_server))
-        dump.written_bytes = dump.taken.size_bytes
-        return
-    dump.written_bytes = pages.write(dump.taken, out, dump.parents)
+    with dump.way.reading():
+        if dump.options.page_server is not None:
+            out.extra("dump", PAGES_ELSEWHERE, True)
+            pages.send(dump.taken, Client(dump.options.page_server))
+            dump.written_bytes = dump.taken.size_bytes
+        else:
+            dump.written_bytes = pages.write(dump.taken, out, dump.parents)
+    dump.way.close()

@@ -14,6 +14,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torpor.engine import native
 from torpor.engine.dump import increment
@@ -68,12 +69,8 @@ def take(
     taken = PagesTaken()
     shared: dict[int, list[_Place]] = {shared_id: [] for shared_id in loose}
     for item in captured:
-        part = Part(
-            pid=item.task.pid,
-            areas=scan.wanted(item.areas),
-            forked=any(_has_common_pages(vma) for vma in item.vmas),
-        )
-        taken.segments.append(Segment(name=f"pagemap-{item.capture.ns_pid}", parts=[part]))
+        name = f"pagemap-{item.capture.ns_pid}"
+        taken.segments.append(Segment(name=name, parts=_private_parts(item)))
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
             if area.shared and area.backing is not Backing.FILE_SHARED:
@@ -86,6 +83,15 @@ def take(
         taken.segments.append(Segment(name=f"pagemap-shmem-{shared_id}", parts=parts))
     way.take([part for segment in taken.segments for part in segment.parts])
     return taken
+
+
+def _private_parts(item: Captured) -> list[Part]:
+    """Private memory of a task, cut where a fork begins or ends to carry it."""
+    forked = any(_has_common_pages(vma) for vma in item.vmas)
+    return [
+        Part(pid=item.task.pid, areas=tuple(areas), carried=carried, forked=forked)
+        for carried, areas in groupby(scan.wanted(item.areas), scan.is_carried)
+    ]
 
 
 def _has_common_pages(vma: Vma) -> bool:

@@ -49,6 +49,16 @@ def read_text(pid: int | str, name: str) -> str:
     return read_bytes(pid, name).decode("utf-8", "surrogateescape")
 
 
+def write_text(pid: int, name: str, text: str) -> None:
+    """Write to /proc/PID/NAME."""
+    path = f"/proc/{pid}/{name}"
+    try:
+        with open(path, "wb", buffering=0) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _error(pid, path, error) from None
+
+
 def read_link(pid: int | str, name: str) -> str:
     """Text of the link /proc/PID/NAME.
 

@@ -96,6 +96,12 @@ class Remote:
         remote._base.rip = syscall_address
         return remote
 
+    @property
+    def borrowed(self) -> tuple[int, int]:
+        """(address, bytes) of the task's memory that is in use until the end (safe only)."""
+        region = self._net.region if self._net is not None else None
+        return (region.start, region.size) if region else (self.buffer, 0)
+
     def __enter__(self) -> Self:
         if self._net is not None and self._space is not None:
             self._spread_net(self._net, self._space)

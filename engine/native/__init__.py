@@ -14,6 +14,7 @@ from torpor.engine.native.memory import (
     compare_runs,
     fill,
     read_memory,
+    release_memory,
     scan_pages,
     write_memory,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "read_pages",
     "read_texts",
     "release",
+    "release_memory",
     "remote_calls",
     "robust_list",
     "rseq_config",

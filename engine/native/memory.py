@@ -115,3 +115,10 @@ def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":
 
 def _memory_error(result: int, call: str, pid: int, address: int, size: int) -> Error:
     return error_for(result, call, f"task {pid}, {size} bytes at {address:#x}")
+
+
+def release_memory(pid: int) -> None:
+    """process_mrelease (Linux 5.15): free the private memory of a task that is about to exit."""
+    result = lib.seam_release_memory(pid)
+    if result < 0:
+        raise error_for(result, "process_mrelease", f"task {pid}")

@@ -14,6 +14,8 @@ from torpor.engine.kernel import pagemap
 from torpor.engine.memory.areas import RINGS, Area, Backing
 
 WHOLE = (Backing.VDSO, *RINGS)
+NOT_FORKED = frozenset((10, 18))
+"""MADV_DONTFORK, MADV_WIPEONFORK."""
 
 
 def wanted(found: Sequence[Area]) -> list[Area]:
@@ -23,6 +25,11 @@ def wanted(found: Sequence[Area]) -> list[Area]:
         for a in found
         if not a.shared and not a.droppable and a.backing not in (Backing.VVAR, Backing.VSYSCALL)
     ]
+
+
+def is_carried(area: Area) -> bool:
+    """Whether a fork has its memory too (madvise(2))."""
+    return area.backing not in WHOLE and NOT_FORKED.isdisjoint(area.advice)
 
 
 def private_runs(pid: int, areas: Sequence[Area]) -> "array[int]":

@@ -8,7 +8,8 @@ Whoever writes, sends or compares the pages asks for extents and need not know t
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import TracebackType
@@ -38,6 +39,8 @@ class Part:
     areas: Sequence[Area] = ()
     runs: "array[int]" = field(default_factory=lambda: array("Q"))
     shift: int = 0
+    carried: bool = False
+    """A fork has this memory too."""
     forked: bool = False
     """Others have the same pages copy-on-write."""
     source: Source | None = None
@@ -94,6 +97,11 @@ class Way:
 
     def settle(self) -> None:
         """What may wait until after the thaw."""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While bytes are read; a way may know better why it fails."""
+        yield
 
     def close(self) -> None:
         """Give everything back. Never raises."""

@@ -94,6 +94,7 @@ int seam_robust_list(int tid, uint64_t *head, uint64_t *length);
 int seam_ioprio(int tid);
 int seam_pidfd_open(int pid);
 int seam_pidfd_getfd(int pidfd, int fd);
+int seam_release_memory(int pid);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
 
 /* Options of a socket, given as (level, number): values, and -errno or the size of each. */

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of a stopped task that never runs: made by a fork in it, ended without a trace.
+
+Facts (Linux 6.18):
+- CLONE_PTRACE has the child traced from its first moment by who traces the task, and stopped
+  before its first instruction; it inherits the options of the trace (include/linux/ptrace.h,
+  ptrace_init_task). PTRACE_O_EXITKILL is set on the child alone: the task must outlive us.
+- Should we die before that, the child runs on: its stack pointer is one of its own, from where
+  the gadget's `ret` leads, by rt_sigreturn, to exit_group. Nothing of the workload is executed.
+- A child with exit signal 0 sends no SIGCHLD, and only wait calls with __WALL or __WCLONE see it
+  (kernel/exit.c, eligible_child). It stays a zombie until the task itself waits for it, for
+  which a call is injected. A parent other than the task would be told of it: CLONE_PARENT gives
+  it the exit signal of the task (kernel/fork.c), an orphan gets SIGCHLD (reparent_leader).
+- Who waits is charged with the time and the largest resident set of the child. So the memory is
+  taken off it by process_mrelease (Linux 5.15) in a context of ours, at its exit stop, and its
+  mark of the largest set is reset by clear_refs (fs/proc/task_mmu.c, CLEAR_REFS_MM_HIWATER_RSS).
+- With CLONE_FILES no open file gets another reference; then the child gets an empty table
+  (close_range with CLOSE_RANGE_UNSHARE, Linux 5.9), so that closing still closes.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torpor.engine import native
+from torpor.engine.errors import Error, KernelError, Vanished
+from torpor.engine.kernel import proc, ptrace
+from torpor.engine.kernel.addressspace import AddressSpace
+from torpor.engine.kernel.arch import x86_64 as arch
+from torpor.engine.kernel.maps import parse_maps
+from torpor.engine.kernel.ptrace import Event, Option
+from torpor.engine.kernel.remote import ALL_SIGNALS, BUFFER_SIZE, Remote
+
+CLONE_FILES, CLONE_PTRACE = 0x400, 0x2000
+CLOSE_RANGE_UNSHARE = 2
+WALL = 0x40000000
+LAST_FD = (1 << 32) - 1
+RESET_HIGHEST = "5"
+FIRST_TO_DIE = "1000"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """The child; pids as seen from here, ``ns_pid`` as the task sees it."""
+
+    parent: int
+    pid: int
+    ns_pid: int
+    space: AddressSpace
+    options: int
+    """PTRACE_O_* of both."""
+
+
+def can_fork(space: AddressSpace) -> bool:
+    """Whether the child can be given a way out of its own: its gadget looks at the stack."""
+    return space.gadget.base == "rsp"
+
+
+def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:
+    """Fork a task, all of whose threads are stopped. ``options`` are those it is traced with.
+
+    Raises KernelError when the kernel refuses the fork (EAGAIN, ENOMEM); the task stands as before.
+    """
+    with Remote.safe(tid, space, buffer_size=BUFFER_SIZE) as remote:
+        stack = _way_out(remote, space)
+        number = remote.try_call("clone", CLONE_FILES | CLONE_PTRACE, stack, 0, 0, 0)
+        if number < 0:
+            raise KernelError("clone failed inside the task", errno=-number, subject=f"task {tid}")
+        pid = _child(tid, number)
+        made = Copy(parent=tid, pid=pid, ns_pid=number, space=space, options=options)
+        try:
+            native.wait_stop(pid)
+            native.set_options(pid, options | Option.EXITKILL)
+            with Remote.plain(pid, space.syscall, remote.buffer, BUFFER_SIZE) as inside:
+                inside.call("close_range", 0, LAST_FD, CLOSE_RANGE_UNSHARE)
+        except BaseException:
+            _kill(pid)
+            remote.try_call("wait4", number, 0, WALL, 0)
+            raise
+        region = remote.borrowed
+    native.write_memory(pid, region[0], native.read_memory(tid, *region))
+    return made
+
+
+def offer(made: Copy) -> None:
+    """Have the copy killed before the workload, should memory run out."""
+    with suppress(Error):
+        proc.write_text(made.pid, "oom_score_adj", FIRST_TO_DIE)
+
+
+def end(made: Copy) -> None:
+    """Have the copy gone: `forget` is to come.  Never raises."""
+    with suppress(Error):
+        try:
+            _exit_empty(made)
+        except Error:
+            _kill(made.pid)
+
+
+def forget(parent: int, pid: int, ns_pid: int, options: int) -> None:
+    """Let its parent wait for a copy that has ended: the parent is stopped for that, shortly.
+
+    Raises: Error when the parent cannot be stopped; then a zombie stays with it.
+    """
+    if not is_zombie_of(pid, parent):
+        return
+    space = AddressSpace.find(parent, parse_maps(proc.read_text(parent, "maps")))
+    stopped = ptrace.stop_process(parent, options)
+    try:
+        with Remote.safe(parent, space, buffer_size=0) as remote:
+            remote.try_call("wait4", ns_pid, 0, WALL, 0)
+    finally:
+        ptrace.release_all(stopped)
+
+
+def is_zombie_of(pid: int, parent: int) -> bool:
+    """Whether it waits for that parent: others take what an ended task leaves."""
+    with suppress(Vanished):
+        stat = proc.parse_stat(proc.read_text(pid, "stat"))
+        return stat.state == "Z" and stat.ppid == parent
+    return False
+
+
+def _way_out(remote: Remote, space: AddressSpace) -> int:
+    """What the child does if nobody is there to hold it; returns its stack pointer."""
+    at = remote.buffer + BUFFER_SIZE // 2
+    at += -at % arch.FPSTATE_ALIGN
+    regs = remote.original.copy()
+    regs.rip, regs.rax, regs.rdi = space.syscall, arch.NR["exit_group"], 0
+    regs.orig_rax, regs.rsp = ALL_SIGNALS, at
+    frame = arch.sigframe(regs, ALL_SIGNALS, None, b"", at, return_address=space.after_ret)
+    remote.write(at - len(space.chain), space.chain + frame)
+    return at - len(space.chain) - space.gadget.distance
+
+
+def _child(tid: int, number: int) -> int:
+    """The child whose pid the task sees as ``number``; it is the youngest."""
+    tids = proc.read_text(tid, f"task/{tid}/children").split()
+    for word in reversed(tids):
+        with suppress(Vanished):
+            if proc.parse_status(proc.read_text(word, "status")).ns_pid[-1] == number:
+                return int(word)
+    raise Vanished("has ended at once", subject=f"copy of task {tid}")
+
+
+def _exit_empty(made: Copy) -> None:
+    """Let it come to its exit, free its memory there, and let it end."""
+    native.set_options(made.pid, made.options | Option.EXITKILL | Option.TRACEEXIT)
+    regs = native.get_regs(made.pid)
+    regs.rip, regs.rax, regs.rdi = made.space.syscall, arch.NR["exit_group"], 0
+    regs.orig_rax = ALL_SIGNALS
+    native.set_regs(made.pid, regs)
+    native.cont(made.pid)
+    if ptrace.event_of(native.wait_stop(made.pid)) is not Event.EXIT:
+        _kill(made.pid)
+        return
+    with suppress(Error):
+        native.release_memory(made.pid)
+        proc.write_text(made.pid, "clear_refs", RESET_HIGHEST)
+    native.cont(made.pid)
+    native.wait_end(made.pid)
+
+
+def _kill(pid: int) -> None:
+    with suppress(Error, OSError):
+        native.kill_traced(pid)
+        while os.WIFSTOPPED(native.wait_end(pid)):
+            native.cont(pid, 9)
