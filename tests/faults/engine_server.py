@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dumps on demand, each in a new process that has the engine loaded: one that can be killed.
 
-Reads `PID FOLDER` lines, answers each with `begun PID_OF_THE_ENGINE`, and when that process has
-ended, with `ended WAIT_STATUS`. A dump leaves its tree running. It prints its report as JSON on
-the same pipe before `ended`.
+Reads `PID FOLDER WAY` lines, WAY that of taking memory, answers each with `begun
+PID_OF_THE_ENGINE`, and when that process has ended, with `ended WAIT_STATUS`. A dump leaves its
+tree running. It prints its report as JSON on the same pipe before `ended`.
 """
 
 import json
@@ -13,23 +13,27 @@ from pathlib import Path
 
 from torpor.engine import api
 from torpor.engine.dump import pipeline  # noqa: F401 - so that children need not load it
-from torpor.engine.options import After, DumpOptions
+from torpor.engine.options import After, DumpOptions, MemoryWay
 
 
-def dump(pid, folder):
-    (report,) = api.dump([DumpOptions(pid=pid, images_dir=Path(folder), after=After.CONTINUE)])
+def dump(pid, folder, way):
+    options = DumpOptions(
+        pid=pid, images_dir=Path(folder), after=After.CONTINUE, memory=MemoryWay(way)
+    )
+    (report,) = api.dump([options])
     print(json.dumps({"frozen_s": report.frozen_s, "total_s": report.total_s,
+                      "way": report.memory_way.value,
                       "phases_s": dict(report.phases_s)}), flush=True)  # fmt: skip
 
 
 def main():
     for line in sys.stdin:
-        pid, folder = line.split()
+        pid, folder, way = line.split()
         engine = os.fork()
         if engine == 0:
             status = 1
             try:
-                dump(int(pid), folder)
+                dump(int(pid), folder, way)
                 status = 0
             finally:
                 os._exit(status)

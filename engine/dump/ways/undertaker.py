@@ -8,14 +8,17 @@ has each parent wait for its copy. It is started by exec: a fork of a process wi
 no Python.
 """
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from torpor.engine.errors import Error, Vanished
 from torpor.engine.kernel import fork, proc
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 EXPECT, BURY, DONE = "expect", "bury", "done"
 PATIENCE_S, GLANCE_S = 10.0, 0.002
@@ -27,10 +30,12 @@ class Undertaker:
     """The process, seen from the dump. Nothing happens before `start`."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; it need not be up for what it is told to be kept."""
+        import subprocess  # slow to import, not always needed
+
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
