@@ -9,6 +9,7 @@ tree running. It prints its report as JSON on the same pipe before `ended`.
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from torpor.engine import api
@@ -35,6 +36,8 @@ def main():
             try:
                 dump(int(pid), folder, way)
                 status = 0
+            except BaseException:  # noqa: BLE001 - the parent is told by the status
+                traceback.print_exc()
             finally:
                 os._exit(status)
         print("begun", engine, flush=True)

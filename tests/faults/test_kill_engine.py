@@ -31,6 +31,7 @@ INSTANTS = 250  # at which an engine was still at work
 FROZEN_INSTANTS = 50  # more, chosen within the pause and what leads to it
 COMMANDS = 10
 PATIENCE_S = 5
+UNDERTAKER = "torpor.engine.dump.ways.undertaker"
 SEED = 4
 
 
@@ -247,11 +248,27 @@ def kill_at(server, tree, delay_s):
     with suppress(ProcessLookupError):
         os.kill(engine, signal.SIGKILL)
     _, status = server.end()
+    await_undertaker(tree)
     tree.unharmed()
     for path in tree.folder.glob("*images*"):
         shutil.rmtree(path)
     assert status in (0, signal.SIGKILL), f"a dump failed: wait status {status:#x}"
     return status == signal.SIGKILL
+
+
+def await_undertaker(tree):
+    """Who sees copies to their end is a tracer for a moment."""
+    deadline = time.monotonic() + 2 * PATIENCE_S
+    wanted = f"{UNDERTAKER}\0{tree.pid}\0".encode()
+    while any(wanted in command for command in commands()):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def commands():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_killed_at_any_instant(tree, server):

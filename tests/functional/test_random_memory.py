@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.functional.describe import tree
+from torpor.engine.options import After, MemoryWay
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 WINDOW, END = 0x1000000000, 0x1000000000 + 48 * 512 * 4096
@@ -51,10 +52,28 @@ def test_every_byte(start, workload, seed):
         live.dump(images)
         live.restore(images)
         live.same_as(before)
-        after = content(live.pid)
-        assert after.keys() == bytes_before.keys()
-        differ = [
-            (pid, hex(at)) for (pid, at), was in bytes_before.items() if after[pid, at] != was
-        ]
-        assert not differ
+        same_bytes(live, bytes_before)
     assert live.verdict() == "ok"
+
+
+@pytest.mark.parametrize("seed", range(12, 18))
+@pytest.mark.parametrize("way", [MemoryWay.FROZEN, MemoryWay.SNAPSHOT])
+def test_every_byte_of_a_tree_that_runs_on(start, way, seed):
+    live = start("memory_random", str(seed))
+    live.await_ready()
+    before, bytes_before = live.look(), content(live.pid)
+    live.dump("images", After.CONTINUE, memory=way)
+    assert live.report.memory_way is way
+    live.same_as(before)
+    same_bytes(live, bytes_before)
+    live.end()
+    live.restore("images")
+    live.same_as(before)
+    same_bytes(live, bytes_before)
+    assert live.verdict() == "ok"
+
+
+def same_bytes(live, before):
+    after = content(live.pid)
+    assert after.keys() == before.keys()
+    assert not [(pid, hex(at)) for (pid, at), was in before.items() if after[pid, at] != was]

@@ -48,7 +48,7 @@ class Snapshot(Way):
         self._spaces = spaces
         self._trace = trace
         self._frozen = Frozen(copied_bytes, reason)
-        self._undertaker = Undertaker()
+        self._undertaker = Undertaker(spaces)
         self._copies: dict[int, fork.Copy] = {}
         self._late: dict[int, list[Part]] = {}
         self._files: list[int] = []

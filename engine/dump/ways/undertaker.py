@@ -8,6 +8,7 @@ has each parent wait for its copy. It is started by exec: a fork of a process wi
 no Python.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -29,7 +30,8 @@ EXIT_SIGNAL_AT, START_AT = 35, 19
 class Undertaker:
     """The process, seen from the dump. Nothing happens before `start`."""
 
-    def __init__(self) -> None:
+    def __init__(self, whom: Iterable[int]) -> None:
+        self._whom = whom
         self._process: Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -37,12 +39,13 @@ class Undertaker:
         import subprocess  # slow to import, not always needed
 
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", __name__, *map(str, self._whom)],  # for `ps`
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def expect(self, parent: int, trace: int) -> None:
