@@ -46,7 +46,6 @@ def dump_options(line: CommandLine) -> DumpOptions:
         cgroup_controllers=tuple(line.all("cgroup_dump_controller")),
         parent=line.last("prev_images_dir"),
         dedup=line.flag("auto_dedup"),
-        hold=line.flag("action_script"),
     )
 
 

@@ -8,7 +8,8 @@ from torpor.engine.cli.session import log_phases, pause_line
 from torpor.engine.criu import session
 from torpor.engine.criu.asked import dump_options
 from torpor.engine.criu.parse import CommandLine
-from torpor.engine.criu.scripts import Scripts
+from torpor.engine.criu.scripts import Notify, Scripts
+from torpor.engine.criu.session import Session
 from torpor.engine.errors import Error, Refused
 from torpor.engine.options import DumpOptions, DumpReport, Progress
 from torpor.engine.text import count, duration, size
@@ -26,19 +27,30 @@ def run(line: CommandLine) -> int:
     """Dump one tree."""
     asked = dump_options(line)
     begun = session.begin(line)
-    scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
-                      images_dir=begun.images_dir)  # fmt: skip
-    asked = replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir)
     try:
-        asked = with_server(asked, line)
-        scripts.run("pre-dump", asked.pid)
-        report = _dump(asked, scripts)
+        carry_out(asked, begun)
     except AfterDumpFailed as error:
         session.tell_failure(error, "Dumping FAILED.")
         return SCRIPT_FAILED
     except Error as error:
         session.tell_failure(error, "Dumping FAILED.")
         return 1
+    return 0
+
+
+def carry_out(asked: DumpOptions, begun: Session, notify: Notify | None = None) -> None:
+    """Dump with all that a command line asks for beside.
+
+    Raises: Error; AfterDumpFailed.
+    """
+    line = begun.line
+    scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
+                      images_dir=begun.images_dir, notify=notify)  # fmt: skip
+    asked = with_server(
+        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, hold=scripts.any), line
+    )
+    scripts.run("pre-dump", asked.pid)
+    report = _dump(replace(asked, external=asked.external | scripts.externals()), scripts)
     if line.flag("cpu_cap"):
         from torpor.engine.criu import cpuinfo
 
@@ -49,7 +61,6 @@ def run(line: CommandLine) -> int:
 
         statistics.show_dump(begun.work_dir)
     log.info("Dumping finished successfully")
-    return 0
 
 
 def with_server(asked: DumpOptions, line: CommandLine) -> DumpOptions:
@@ -72,7 +83,7 @@ def _dump(asked: DumpOptions, scripts: Scripts) -> DumpReport:
                 error.what, subject=error.subject, cause=error.cause, remedy=error.remedy
             ) from error
 
-    (report,) = api.dump([asked], commit=commit if scripts.paths else None, progress=told)
+    (report,) = api.dump([asked], commit=commit if scripts.any else None, progress=told)
     return report
 
 

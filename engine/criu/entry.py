@@ -27,6 +27,8 @@ RUN = {
     "lazy-pages": "lazy:run",
     "cpuinfo dump": "cpuinfo:run_dump",
     "cpuinfo check": "cpuinfo:run_check",
+    "service": "service:run",
+    "swrk": "swrk:run",
 }
 """Command → module of this package and function."""
 

@@ -221,8 +221,8 @@ COMMANDS: Mapping[str, str | None] = {
     "lazy-pages": None,
     "page-server": None,
     "dedup": None,
-    "service": "the RPC is not there yet",
-    "swrk": "the RPC is not there yet",
+    "service": None,
+    "swrk": None,
 }
 """Command → None, or why it is refused."""
 

@@ -6,6 +6,7 @@ directory, and exits. As a daemon the pid file has the pid of the one that stays
 """
 
 import os
+import socket
 
 from torpor.engine import logs
 from torpor.engine.criu import network, session
@@ -31,6 +32,11 @@ def run(line: CommandLine) -> int:
     if leave(begun):
         return 0
     tell_ready(line)
+    return serve(begun, connection, listening)
+
+
+def serve(begun: Session, connection: socket.socket | None, listening: socket.socket | None) -> int:
+    """Take the pages of one connection, which is given or awaited; the status of the command."""
     server = Server(begun.images_dir)
     try:
         if connection is None:
@@ -38,7 +44,7 @@ def run(line: CommandLine) -> int:
             connection, peer = listening.accept()
             listening.close()
             log.info("page server: %s connected", peer[0])
-        server.serve(network.secured(connection, line, is_server=True))
+        server.serve(network.secured(connection, begun.line, is_server=True))
     except Error as error:
         session.tell_failure(error, "The page server FAILED.")
         return 1
@@ -53,7 +59,7 @@ def leave(begun: Session) -> bool:
         if pid:
             _write_pid(begun, pid)
             return True
-        os.setsid()
+        session.detach()
         return False
     _write_pid(begun, os.getpid())
     return False

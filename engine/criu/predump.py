@@ -7,7 +7,9 @@ from torpor.engine import logs
 from torpor.engine.criu import dump, session
 from torpor.engine.criu.asked import dump_options
 from torpor.engine.criu.parse import CommandLine
+from torpor.engine.criu.session import Session
 from torpor.engine.errors import Error
+from torpor.engine.options import DumpOptions
 from torpor.engine.text import size
 
 log = logs.logger(__name__)
@@ -17,23 +19,32 @@ def run(line: CommandLine) -> int:
     """Copy the memory of a tree that runs on."""
     asked = dump_options(line)
     begun = session.begin(line)
-    from torpor.engine import api
-
     try:
-        asked = dump.with_server(asked, line)
-        report = api.pre_dump(
-            replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir), progress=dump.told
-        )
+        carry_out(asked, begun)
     except Error as error:
         session.tell_failure(error, "Pre-dumping FAILED.")
         return 1
+    return 0
+
+
+def carry_out(asked: DumpOptions, begun: Session) -> None:
+    """Copy memory with all that a command line asks for beside.
+
+    Raises: Error.
+    """
+    from torpor.engine import api
+
+    line = begun.line
+    asked = dump.with_server(asked, line)
+    report = api.pre_dump(
+        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir), progress=dump.told
+    )
     dump.tell(report)
     if line.flag("display_stats"):
         from torpor.engine.criu import statistics
 
         statistics.show_dump(begun.work_dir)
     log.info("Pre-dumping finished successfully")
-    return 0
 
 
 def run_dedup(line: CommandLine) -> int:

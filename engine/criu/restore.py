@@ -18,7 +18,7 @@ from torpor.engine.criu import session
 from torpor.engine.criu.asked import restore_options
 from torpor.engine.criu.dump import told
 from torpor.engine.criu.parse import BadUsage, CommandLine
-from torpor.engine.criu.scripts import Scripts
+from torpor.engine.criu.scripts import Notify, Scripts
 from torpor.engine.criu.session import Session
 from torpor.engine.errors import Error, Refused
 from torpor.engine.images.failures import translated
@@ -32,13 +32,27 @@ def run(line: CommandLine) -> int:
     _check(line)
     asked = restore_options(line)
     begun = session.begin(line)
-    scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
-                      images_dir=begun.images_dir)  # fmt: skip
     try:
-        report = _restore(asked, begun, scripts)
+        report = carry_out(asked, begun)
     except Error as error:
         session.tell_failure(error, "Restoring FAILED.")
         return 1
+    if line.flag("exec_cmd"):
+        _become(line.program, begun.work_dir)
+    if not line.flag("restore_detached"):
+        wait(report.pid)
+    return 0
+
+
+def carry_out(asked: RestoreOptions, begun: Session, notify: Notify | None = None) -> RestoreReport:
+    """Restore with all that a command line asks for beside; the tree runs on return.
+
+    Raises: Error.
+    """
+    line = begun.line
+    scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
+                      images_dir=begun.images_dir, notify=notify)  # fmt: skip
+    report = _restore(asked, begun, scripts)
     log_phases("restore", report.phases_s, report.total_s)
     for text in report.warnings:
         log.warning("%s", text)
@@ -50,11 +64,7 @@ def run(line: CommandLine) -> int:
         _clear(begun.images_dir)
     log.info("Restore finished successfully. Tasks resumed.")
     scripts.run_leniently("post-resume", report.pid)
-    if line.flag("exec_cmd"):
-        _become(line.program, begun.work_dir)
-    if not line.flag("restore_detached"):
-        wait(report.pid)
-    return 0
+    return report
 
 
 def _check(line: CommandLine) -> None:

@@ -13,7 +13,7 @@ where namespaces of the tree are dumped or made.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from torpor.engine.errors import Refused
 
 log = logs.logger(__name__)
 
+Notify = Callable[[str, int | None], frozenset[str] | None]
+"""Tells a caller of a stage; what it names as external, or None when it gives the command up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scripts:
@@ -31,14 +34,26 @@ class Scripts:
     paths: Sequence[str]
     work_dir: Path
     images_dir: Path
+    notify: Notify | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether anybody wants to know of stages."""
+        return bool(self.paths) or self.notify is not None
+
+    def externals(self) -> frozenset[str]:
+        """What the caller names as external when it is asked (stage query-ext-files of the RPC)."""
+        return self._notify("query-ext-files", None) if self.notify is not None else frozenset()
 
     def run(self, stage: str, root: int | None = None) -> None:
         """Run each for a stage.
 
         Raises: Refused when one of them fails.
         """
-        if self.paths:
+        if self.any:
             log.info("Running %s scripts", stage)
+        if self.notify is not None:
+            self._notify(stage, root)
         failed = [cause for path in self.paths if (cause := self._run_one(path, stage, root))]
         if failed:
             raise Refused("an action script failed", subject=f"stage {stage}",
@@ -50,6 +65,14 @@ class Scripts:
             self.run(stage, root)
         except Refused as error:
             tell_failure(error)
+
+    def _notify(self, stage: str, root: int | None) -> frozenset[str]:
+        assert self.notify is not None
+        named = self.notify(stage, root)
+        if named is None:
+            raise Refused("the caller gave it up", subject=f"stage {stage}",
+                          remedy="have it answer the notification with notify_success")  # fmt: skip
+        return named
 
     def _run_one(self, path: str, stage: str, root: int | None) -> str:
         """Why it failed; empty when it did not."""

@@ -66,6 +66,15 @@ def directory(name: str, what: str) -> Path:
     return path
 
 
+def detach() -> None:
+    """Leave the session and the output of whoever has started us."""
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 def verbosity_of(line: CommandLine) -> int:
     """CRIU's level of the log."""
     text = line.last("verbosity")

@@ -63,11 +63,30 @@ def _document() -> Iterator[str]:
         for option in OPTIONS:
             if option.fate is fate:
                 yield f"| `{option.text}` | {option.why} |"
+    yield from _rpc()
     yield "\n## `check --feature`\n"
     yield "| feature | checked | here |\n|---|---|---|"
     for one in CRIU_FEATURES:
         here = f"not supported: {one.lacking}" if one.lacking else one.use
         yield f"| `{one.name}` | {one.category.value} | {here} |"
+
+
+def _rpc() -> Iterator[str]:
+    from torpor.engine.criu.rpcoptions import OF_NAMESPACES, REFUSED
+
+    yield f"""
+## RPC
+
+`criu swrk FD` and `criu service` answer every request of CRIU {CRIU_VERSION}'s `rpc.proto` but
+one for the caller itself (DUMP without `pid`). Options of a request mean what their namesakes
+above mean, and are done, accepted or refused as they are. A refusal is a response with `success`
+false, `cr_errno` (56, EBADRQC, when it is about the options) and the reason in `cr_errmsg`. A
+caller of `criu service` who is not root is served by a process that has the caller's rights and
+no more.
+
+Of a tree in our own namespaces, and only such a tree is taken, nothing depends on
+{", ".join(f"`{field}`" for field in OF_NAMESPACES)}.
+These are not taken: {"; ".join(f"`{field}` ({why})" for field, why in REFUSED.items())}."""
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ kernel/pid_namespace.c, pidns_for_children_get; v6.18); of a zombie only the lin
 and pid namespace can.
 """
 
-import os
 from contextlib import suppress
 
 from torpor.engine.errors import Vanished
@@ -16,8 +15,8 @@ from torpor.engine.kernel import proc
 def namespaces(pid: int | str) -> dict[str, str]:
     """Text of each link by name (`net` → `net:[4026531840]`); a zombie has few."""
     try:
-        names = os.listdir(f"/proc/{pid}/ns")
-    except (FileNotFoundError, ProcessLookupError):
+        names = proc.list_names(pid, "ns")
+    except Vanished:
         return {}
     found = {}
     for name in names:

@@ -80,9 +80,14 @@ def read_link(pid: int | str, name: str) -> str:
 
 def list_numbers(pid: int | str, name: str) -> list[int]:
     """Entries of a directory under /proc/PID (fd, task) as sorted numbers."""
+    return sorted(map(int, list_names(pid, name)))
+
+
+def list_names(pid: int | str, name: str) -> list[str]:
+    """Entries of a directory under /proc/PID."""
     path = f"/proc/{pid}/{name}"
     try:
-        return sorted(int(entry) for entry in os.listdir(path))
+        return os.listdir(path)
     except (FileNotFoundError, ProcessLookupError):
         raise Vanished("is gone", subject=f"task {pid}", cause=f"no {path}") from None
     except PermissionError as error:

@@ -18,11 +18,16 @@ from random import Random
 
 from tests.fuzz.corpus import Dumped, Image, encoded, tree_archive
 from tests.fuzz.mutate import alter, alter_json, damaged
+from torpor.engine.criu.asked import dump_options, restore_options
+from torpor.engine.criu.parse import parse
+from torpor.engine.criu.rpc import Peer, decode
+from torpor.engine.criu.rpcoptions import words
 from torpor.engine.errors import Bug, Error
 from torpor.engine.images import manifest
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.format import read_entries
 from torpor.engine.images.pages import read_pagemap
+from torpor.engine.images.proto import rpc_pb2
 from torpor.engine.inspect.archive import directory_of
 from torpor.engine.inspect.plan import plan_lines, restore_plan
 from torpor.engine.inspect.read import read
@@ -302,6 +307,26 @@ class Plugin:
                 self.nri._registered(frame)
 
 
+NOBODYS = Peer(pid=1 << 22, uid=0, gid=0)
+"""A caller that has no descriptors."""
+
+
+def rpc(chance: Random) -> bool:
+    """A request of CRIU's RPC, up to what the engine is asked for."""
+    request = rpc_pb2.criu_req(type=rpc_pb2.DUMP)
+    request.opts.images_dir, request.opts.pid = "/images", 1
+    alter(request, chance, [])
+    packet = request.SerializePartialToString()
+    return refused(_answer_rpc, damaged(packet, chance) if chance.random() < 0.5 else packet)
+
+
+def _answer_rpc(packet: bytes) -> None:
+    request = decode(packet)
+    request.opts.ClearField("status_fd")  # it would be opened for writing, and is not there
+    for command, options_of in (("dump", dump_options), ("restore", restore_options)):
+        options_of(parse([*words(command, request.opts, NOBODYS), command]))
+
+
 def smallest(dumped: list[Dumped]) -> list[Dumped]:
     """Some with the least memory, which has to be written for each input."""
     return sorted(dumped, key=lambda one: sum(p.stat().st_size for p in one.path.iterdir()))[:3]
@@ -314,7 +339,7 @@ def all_targets(folder: Path, dumped: list[Dumped]) -> tuple[Target, ...]:
     images, archives = Images(dumped), Archives(folder, dumped)
     plugin = Plugin(store.encode(example()))
     return (
-        Target("image file, bytes", 600, images.framing),
+        Target("image file, bytes", 570, images.framing),
         Target("image directory, load and plan", 50, images.whole),
         Target("image directory, show", 30, images.shown),
         Target("pagemap against pages", 40, images.pagemap),
@@ -325,4 +350,5 @@ def all_targets(folder: Path, dumped: list[Dumped]) -> tuple[Target, ...]:
         Target("manifest of the store", 60, plugin.manifest),
         Target("packets of the hook", 45, plugin.packet),
         Target("wire of ttrpc and NRI", 45, plugin.ttrpc),
+        Target("requests of CRIU's RPC", 30, rpc),
     )
