@@ -13,6 +13,7 @@ occurs in a path or a name, it is written in lower case.
 import logging
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 ROOT = "torpor"
@@ -50,7 +51,8 @@ def stop() -> None:
     """Flush; later lines go nowhere. The stream is closed by whoever opened it."""
     root = logging.getLogger(ROOT)
     for handler in root.handlers:
-        handler.flush()
+        with suppress(OSError):  # a full disk
+            handler.flush()
     root.handlers[:] = [logging.NullHandler()]
 
 

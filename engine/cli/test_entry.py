@@ -26,7 +26,7 @@ HEAVY = (
 ALLOWED = {
     "torpor", "torpor.engine", "torpor.engine.cli", "torpor.engine.cli.entry",
     "torpor.engine.errors", "torpor.engine.version", "torpor.engine.criu",
-    "torpor.engine.criu.entry",
+    "torpor.engine.criu.entry", "torpor.engine.stdio",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from torpor.engine import stdio
 from torpor.engine.errors import Error, out_of_memory
 from torpor.engine.version import CRIU_VERSION, VERSION
 
@@ -35,6 +36,8 @@ RUN = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns 0, or 1 as CRIU does for every failure."""
+    if arguments is None:
+        stdio.complete()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] in (["--version"], ["-V"]):
         return _version()

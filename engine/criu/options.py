@@ -80,8 +80,7 @@ def _size(value: str) -> str | None:
 
 
 def _external(value: str) -> str | None:
-    name = re.fullmatch(r"(tty|file)\[[0-9a-f]+:[0-9a-f]+\]|unix\[\d+\]", value)
-    return None if name else "tty[RDEV:DEV], unix[INODE] or file[MNT_ID:INODE]"
+    return None if EXTERNAL.match(value) else "the name of something external, as KIND[ID]:NAME"
 
 
 def _capabilities(value: str) -> str | None:
@@ -103,12 +102,15 @@ def _fate(fate: Fate) -> Callable[..., Option]:
 
 
 _done, _accepted, _refused = (_fate(fate) for fate in Fate)
+EXTERNAL = re.compile(
+    r"(tty|file)\[[0-9a-f]+:[0-9a-f]+\]$|unix\[\d+\]$|(mnt|dev|net|pid|veth|macvlan)\["
+)
 CAPABILITIES = ("cpu", "fpu", "ins", "all", "none")
 CGROUP_MODES = ("none", "props", "soft", "full", "strict", "ignore", "")
 VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
 LATER = "not yet"
-MOUNTS = "mount namespaces are not restored yet; a container's are made by its runtime"
-NETWORK = "network namespaces are not restored yet; a container's are made by its runtime"
+MOUNTS = "about mounts of the tree's own: a tree of the host has those of its restorer"
+NETWORK = "about a network of the tree's own: a tree of the host has that of its restorer"
 CGROUPS = "which settings there are is known already"
 
 OPTIONS: Sequence[Option] = (
@@ -188,22 +190,24 @@ OPTIONS: Sequence[Option] = (
     _accepted("log-pid", "lines of all tasks are in the one log"),
     _accepted("mntns-compat-mode", "another way to make mounts; torpor makes none"),
     _accepted("cgroup-yard", "groups are reached where they are mounted", takes=VALUE),
-    _accepted("libdir", "where plugins would be; there are none", "L", VALUE),
+    _accepted("libdir", "where plugins would be; there are none, but it must exist", "L", VALUE),
     _accepted("track-mem", "a dump compares pages with those of its parent"),
     _accepted("pre-dump-mode", "pages are copied from outside, while the tree is stopped",
               "", VALUE, _one_of("splice", "read")),
-    _refused("root", MOUNTS, "r", VALUE),
-    _done("external", "tty[RDEV:DEV] or unix[INODE], for which the restore will be given another; "
-          "file[MNT_ID:INODE] is opened by its path", takes=VALUE, wrong=_external),
-    _refused("ext-mount-map", MOUNTS, "M", VALUE),
-    _refused("enable-external-sharing", MOUNTS),
-    _refused("enable-external-masters", MOUNTS),
-    _refused("skip-mnt", MOUNTS, takes=VALUE),
-    _refused("enable-fs", MOUNTS, takes=VALUE),
-    _refused("lsm-mount-context", MOUNTS, takes=VALUE),
-    _refused("empty-ns", NETWORK, takes=VALUE),
-    _refused("veth-pair", NETWORK, takes=VALUE),
-    _refused("join-ns", "enter the namespace before, with nsenter(1)", "J", VALUE),
+    _accepted("root", MOUNTS, "r", VALUE),
+    _done("external", "tty[RDEV:DEV], unix[INODE] or file[MNT_ID:INODE], for which the restore "
+          "will be given another by --inherit-fd; mnt, dev, net, pid, veth and macvlan are taken, but "
+          "a tree of the host has none of its own", takes=VALUE, wrong=_external),
+    _accepted("ext-mount-map", MOUNTS, "M", VALUE),
+    _accepted("enable-external-sharing", MOUNTS),
+    _accepted("enable-external-masters", MOUNTS),
+    _accepted("skip-mnt", MOUNTS, takes=VALUE),
+    _accepted("enable-fs", MOUNTS, takes=VALUE),
+    _accepted("lsm-mount-context", MOUNTS, takes=VALUE),
+    _accepted("empty-ns", NETWORK, "", VALUE, _one_of("net")),
+    _accepted("veth-pair", NETWORK, takes=VALUE),
+    _done("join-ns", "the tree comes back in this namespace: net, uts or ipc, as KIND:PID or "
+          "KIND:FILE", "J", VALUE),
     _refused("cgroup-props", CGROUPS, takes=VALUE),
     _refused("cgroup-props-file", CGROUPS, takes=VALUE),
     _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),

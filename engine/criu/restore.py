@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from torpor.engine import logs
 from torpor.engine.cli.session import log_phases, wait
-from torpor.engine.criu import session
+from torpor.engine.criu import joined, session
 from torpor.engine.criu.asked import restore_options
 from torpor.engine.criu.dump import told
 from torpor.engine.criu.parse import BadUsage, CommandLine
@@ -31,6 +31,7 @@ def run(line: CommandLine) -> int:
     """Restore a tree."""
     _check(line)
     asked = restore_options(line)
+    joined.places(line.all("join_ns"))
     begun = session.begin(line)
     try:
         report = carry_out(asked, begun)
@@ -98,6 +99,7 @@ def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> Restore
             scripts.run(stage, pid)
 
     scripts.run("pre-restore")
+    joined.enter(begun.line.all("join_ns"))
     with ExitStack() as until:
         if begun.line.flag("lazy_pages"):
             from torpor.engine.criu import lazy

@@ -7,6 +7,7 @@ work directory, which is the image directory if not given, and scripts and the c
 """
 
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,26 @@ def begin(line: CommandLine) -> Session:
             os.close(int(number))
         except OSError:  # as criu: it is closed then
             continue
+    _raise_limit()
     images = directory(line.last("images_dir", "."), "image directory")
     work = directory(line.last("work_dir"), "work directory") if line.last("work_dir") else images
+    if line.flag("libdir"):
+        directory(line.last("libdir"), "directory of plugins")
     session = Session(line=line, images_dir=images, work_dir=work)
     _start_log(session)
     return session
 
 
+def _raise_limit() -> None:
+    """As many descriptors as are permitted: each task has several images."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def directory(name: str, what: str) -> Path:
     """An absolute path of a directory, which must be there."""
-    path = Path(name).absolute()
+    with translated("find", f"the {what} {name}"):
+        path = Path(name).absolute()
     if not path.is_dir():
         raise Refused(f"the {what} is not there", subject=name,
                       remedy="make it, or give another")  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from torpor.engine import logs
-from torpor.engine.criu import asked as asking
+from torpor.engine.criu import asked as asking, joined
 from torpor.engine.criu import options, usage
 from torpor.engine.criu.entry import RUN, command, main
 from torpor.engine.criu.options import OPTIONS, Fate, Takes
@@ -96,11 +96,21 @@ def test_flags_can_be_negated_and_words_come_in_any_order():
     assert parse(["restore", "--exec-cmd", "--", "sh", "-R"]).program == ["sh", "-R"]
 
 
-@pytest.mark.parametrize("name", ["tty[8800:1a]", "unix[77]", "file[1b:22]"])
+@pytest.mark.parametrize("name", ["tty[8800:1a]", "unix[77]", "file[1b:22]", "mnt[]:m"])
 def test_what_may_be_external(name):
     assert parse(["dump", "--external", name]).all("external") == [name]
-    with pytest.raises(Refused, match="unix"):
-        parse(["dump", "--external", "mnt[/x]:y"])
+    with pytest.raises(Refused, match="external"):
+        parse(["dump", "--external", "pony[/x]:y"])
+
+
+@pytest.mark.parametrize("text", ["net", "net:", "user:7", "mnt:/proc/self/ns/mnt", "pony:3"])
+def test_what_is_no_namespace_to_join(text):
+    with pytest.raises(Refused, match="join-ns"):
+        joined.places([text])
+
+
+def test_a_namespace_to_join_is_a_pid_or_a_file():
+    assert joined.places(["net:7", "uts:/x"]) == [("net", "/proc/7/ns/net"), ("uts", "/x")]
 
 
 def test_long_names_may_be_cut():

@@ -62,7 +62,10 @@ def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: floa
     if dump.options.dedup and dump.parents is not None:
         with ImageDirectory.open(path, verify=Verify.NOTHING) as images:
             dedup(images)
-    write_stats(dump.options.work_dir or path, stats_of(dump, phase, frozen_s))
+    try:
+        write_stats(dump.options.work_dir or path, stats_of(dump, phase, frozen_s))
+    except Error as error:  # the images are whole
+        dump.warnings.append(f"no statistics: {error}")
     dump.image_bytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
 
 

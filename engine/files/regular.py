@@ -11,11 +11,13 @@ Facts (probed on v6.18):
   another inode or nothing at the path: it has other names (`linked.py`).
 - The size is kept; lseek(fd, size - 1, SEEK_HOLE) fails with ENXIO when the file is shorter.
   Longer is taken: others may have appended. Files of pseudo file systems are not checked.
+- An external file is named `file[MNT_ID:INODE]`, in hexadecimal, and given to the restore.
 - What cannot be set back: atime, read-ahead state, a write lease.
 
 Source: fs/open.c, do_dentry_open; fs/d_path.c (v6.18).
 """
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,14 +67,27 @@ from torpor.engine.kind import (
 from torpor.engine.program.ops import Data, Expect, Op, Slot, place
 
 SEEK_SET, SEEK_HOLE = 0, 4
+EXTERNAL = re.compile(r"file\[[0-9a-f]+:[0-9a-f]+\]")
 STAT_BYTES, MODE_AT, SIZE_AT = 144, 24, 48
 
-LIMITS = (linked.LINKED_ELSEWHERE, UNREACHABLE, ghosts.TOO_LARGE, OWNER_OUTSIDE, DIRECTORY_OWNER)
+NO_REPLACEMENT = Limit(
+    case="no-file",
+    what="the file was declared external and nothing is given in its place",
+    remedy="name a descriptor for it with --inherit-fd fd[N]:file[MNT_ID:INODE]",
+)
+LIMITS = (
+    NO_REPLACEMENT,
+    linked.LINKED_ELSEWHERE,
+    UNREACHABLE,
+    ghosts.TOO_LARGE,
+    OWNER_OUTSIDE,
+    DIRECTORY_OWNER,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regular:
-    """``size`` None: not checked."""
+    """``size`` None: not checked. What is external has a name of its own as path."""
 
     path: str
     flags: int
@@ -82,6 +97,7 @@ class Regular:
     owner: Owner = NOBODY
     ghost: Ghost | None = None
     tmpfile: bool = False
+    external: bool = False
 
 
 class RegularKind(Base[Regular]):
@@ -113,6 +129,9 @@ class RegularKind(Base[Regular]):
             owner=NOBODY if is_path else read_owner(view, context),
             tmpfile=bool(view.flags & O.TMPFILE),
         )
+        key = f"file[{view.mnt_id:x}:{view.st_ino:x}]"
+        if key in context.external:
+            return replace(state, path=key, external=True, tmpfile=False)
         path, is_named = locate(view)
         state = replace(state, path=path)
         if is_named:
@@ -164,6 +183,8 @@ class RegularKind(Base[Regular]):
                                   note="given in its place", expect=Expect.EQUAL,
                                   want=context.fd(file_id)))  # fmt: skip
                     continue
+                if state.external:
+                    raise refuse(NO_REPLACEMENT, what)
                 ops += open_ops(state, context.fd(file_id), mapped(state.path, context), what)
                 if context.check_files:
                     ops += _same(state, context.fd(file_id), what)
@@ -220,13 +241,16 @@ def entry(file_id: FileId, state: Regular) -> Any:  # noqa: ANN401
         message.size = state.size
     if state.mode is not None:
         message.mode = state.mode
+    if state.external:
+        message.ext = True
     return message
 
 
 def parse(file_id: FileId, message: Any, images: ImageSource) -> Regular:  # noqa: ANN401
     """State of a reg_file_entry; ghosts are added by `with_remaps`."""
     extra = images.extra("regular", str(file_id)) or {}
-    path = path_from(message.name, f"files.img, file {file_id}")
+    where = f"files.img, file {file_id}"
+    path = _external_name(message.name, where) if message.ext else path_from(message.name, where)
     is_pseudo = path.startswith(("/sys/", "/proc/"))
     flags = message.flags & ~int(O.CLOEXEC | O.CREAT | O.EXCL | O.NOCTTY | O.TRUNC)
     is_tmpfile = bool(flags & O.TMPFILE)  # CRIU keeps the bit, with O_DIRECTORY
@@ -240,7 +264,15 @@ def parse(file_id: FileId, message: Any, images: ImageSource) -> Regular:  # noq
         size=message.size if message.HasField("size") and not is_pseudo else None,
         owner=decode_owner(message.fown),
         tmpfile=is_tmpfile or bool(extra.get("tmpfile")),
+        external=message.ext,
     )
+
+
+def _external_name(raw: bytes, where: str) -> str:
+    name = raw.decode("utf-8", "surrogateescape")
+    if not EXTERNAL.fullmatch(name):
+        bad_image(f"{name!r} is no name of an external file", where)
+    return name
 
 
 def with_remaps(states: Mapping[FileId, Regular], images: ImageSource) -> dict[FileId, Regular]:
@@ -281,6 +313,8 @@ def ghosted(images: ImageSource) -> set[int]:
 def owner_kind(message: Any) -> str:  # noqa: ANN401
     """Which kind a reg_file_entry belongs to: regular, device or procfs."""
     is_path = message.flags & O.PATH
+    if message.ext:
+        return "regular"
     if file_type(message.mode) in (FileType.CHARACTER, FileType.BLOCK) and not is_path:
         return "device"
     if message.name.startswith(b"/proc/") and file_type(message.mode) != FileType.LINK:

@@ -45,6 +45,17 @@ def describe(states, context):
     return [op.describe() for op in KIND.plan(states, context)]
 
 
+def test_an_external_file_is_given_or_missed():
+    view = RecordedFd(link="/var/log/app", flags=O.WRONLY, pos=7, mnt_id=27, st_ino=0x9C)
+    state = KIND.collect(view, dump_context(external=frozenset({"file[1b:9c]"})))
+    kept, _ = through_images({FileId(1): state})
+    assert kept == {FileId(1): state}
+    given = replace(plan_context(1), inherit={"file[1b:9c]": 9})
+    assert describe(kept, given) == ["dup3(9, 513, 0)  # fd 3 -> file[1b:9c]: given in its place"]
+    with pytest.raises(Refused, match="--inherit-fd"):
+        KIND.plan(kept, plan_context(1))
+
+
 def test_a_named_file_is_opened_and_placed():
     view = RecordedFd(link="/var/log/app", flags=O.WRONLY | O.CLOEXEC, pos=7, st_size=9)
     state = KIND.collect(view, dump_context())

@@ -13,6 +13,7 @@ REMEDIES = {
     errno.EDQUOT: "raise the quota of the file system of the images",
     errno.EROFS: "give a directory on a writable file system",
     errno.ENOENT: "give a path that exists",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOTDIR: "give a directory",
 }
 OTHER = "look what the kernel's log says of that file system"

@@ -140,7 +140,11 @@ DUMPS = [
     "--ghost-limit 2M", "--timeout 5", "--leave-run", "--file-validation filesize",
     "--unprivileged", "-j", "-l", "--link-remap", "--weak-sysctls", "--skip-file-rwx-check",
     "--libdir /tmp", "--evasive-devices", "--tcp-established", "--tcp-close",
-    "--manage-cgroups=none", "--manage-cgroups=ignore",
+    "--manage-cgroups=none", "--manage-cgroups=ignore", "--empty-ns net", "--root /tmp",
+    "--external mnt[/x]:y --external dev[8/1]:d --external net[3]:n --external pid[4]:p",
+    "-M auto --skip-mnt /x --enable-fs all --enable-external-sharing --enable-external-masters",
+    "--veth-pair a=b", "--libdir /nonexistent", "--join-ns net:/proc/self/ns/net", "--log-pid",
+    "--external file[1:2]", "--stream", "--lsm-profile apparmor:x",
 ]  # fmt: skip
 
 
@@ -158,6 +162,9 @@ RESTORES = [
     "-d --display-stats",
     "-d --pidfile p", "--exec-cmd -- sh -c 'exit 4'", "-d --cpu-cap=cpu", "-d -l", "-d --tcp-close",
     "-d --file-validation buildid", "-d --manage-cgroups=ignore", "-d --pidfile tell.sh",
+    "-d --empty-ns net", "-d --root /tmp", "-d --external mnt[x]:/y", "-d -M a:b --skip-mnt /x",
+    "-d --join-ns net:/proc/self/ns/net -J uts:/proc/self/ns/uts", "-d --libdir /nonexistent",
+    "-d -J x", "-d -J net:/nonexistent", "-d --stream", "-d --lsm-profile apparmor:x",
 ]  # fmt: skip
 
 
@@ -298,6 +305,23 @@ def test_which_configuration_counts(both, words):
     same(both, look)
 
 
+@pytest.mark.parametrize("closed", [(0,), (0, 1, 2)])
+def test_standard_descriptors_may_be_closed(both, closed):
+    def look(bench):
+        def shut():
+            for fd in closed:
+                os.close(fd)
+
+        words = ["-D", "img", *SKIP, "-o", "log", "-v4"]
+        first = bench.run("dump", "-t", "PID", *words, preexec_fn=shut)[0]
+        bench.task.wait()
+        second = bench.run("restore", "-d", *words, preexec_fn=shut)[0]
+        held = [os.readlink(f"/proc/{bench.task.pid}/fd/{fd}") for fd in range(3)]
+        return first, second, held, bench.state()
+
+    same(both, look)
+
+
 def replace_task(bench, **more):
     """Another task than the fixture's."""
     bench.task.kill()
@@ -344,6 +368,27 @@ def test_a_file_is_given_by_its_path(both, slash):
             words = ["--inherit-fd", f"fd[{given.fileno()}]:{slash}{str(path)[1:]}"]
             second = bench.run("restore", "-d", "-D", "img", *words, pass_fds=[given.fileno()])[0]
         return first, second, Path(os.readlink(f"/proc/{bench.task.pid}/fd/1")).name
+
+    same(both, look)
+
+
+def test_a_file_is_external(both):
+    def look(bench):
+        path, other = bench.folder / "img" / "old", bench.folder / "img" / "new"
+        with path.open("w") as out:
+            replace_task(bench, stdout=out, stderr=subprocess.DEVNULL)
+            mount = Path(f"/proc/self/fdinfo/{out.fileno()}").read_text().split("mnt_id:")[1]
+        name = f"file[{int(mount.split()[0]):x}:{path.stat().st_ino:x}]"
+        first = bench.run("dump", "-t", "PID", "-D", "img", *SKIP, "--external", name)[0]
+        bench.task.wait()
+        path.unlink()
+        with other.open("w") as given:
+            words = ["--inherit-fd", f"fd[{given.fileno()}]:{name}"]
+            second = bench.run("restore", "-d", "-D", "img", *words, pass_fds=[given.fileno()])[0]
+        held = Path(os.readlink(f"/proc/{bench.task.pid}/fd/1")).name
+        end(bench)
+        third = bench.run("restore", "-d", "-D", "img")[0]
+        return first, second, held, third, bench.state()
 
     same(both, look)
 
