@@ -196,8 +196,8 @@ OPTIONS: Sequence[Option] = (
               "", VALUE, _one_of("splice", "read")),
     _accepted("root", MOUNTS, "r", VALUE),
     _done("external", "tty[RDEV:DEV], unix[INODE] or file[MNT_ID:INODE], for which the restore "
-          "will be given another by --inherit-fd; mnt, dev, net, pid, veth and macvlan are taken, but "
-          "a tree of the host has none of its own", takes=VALUE, wrong=_external),
+          "will be given another by --inherit-fd; mnt, dev, net, pid, veth and macvlan are taken, "
+          "but a tree of the host has none of its own", takes=VALUE, wrong=_external),
     _accepted("ext-mount-map", MOUNTS, "M", VALUE),
     _accepted("enable-external-sharing", MOUNTS),
     _accepted("enable-external-masters", MOUNTS),

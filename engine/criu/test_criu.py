@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from torpor.engine import logs
-from torpor.engine.criu import asked as asking, joined
-from torpor.engine.criu import options, usage
+from torpor.engine.criu import asked as asking
+from torpor.engine.criu import joined, options, usage
 from torpor.engine.criu.entry import RUN, command, main
 from torpor.engine.criu.options import OPTIONS, Fate, Takes
 from torpor.engine.criu.parse import parse

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from torpor.engine.dump import pages
 from torpor.engine.dump.report import Phases, flat, stats_of
 from torpor.engine.dump.treedump import TreeDump
+from torpor.engine.errors import Error
 from torpor.engine.files import table
 from torpor.engine.images.dedup import dedup
 from torpor.engine.images.directory import PAGES_ELSEWHERE, ImageDirectory, Verify
