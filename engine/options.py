@@ -57,6 +57,15 @@ class MemoryWay(Enum):
     """Forked while they stand still, and read from the copies when they run on."""
 
 
+class Lazy(Enum):
+    """Whether large memory is filled when the restored tasks run already."""
+
+    OFF = "off"
+    ON = "on"
+    AUTO = "auto"
+    """When filling it before would take longer than a second."""
+
+
 class CgroupMode(Enum):
     """What a restore does about control groups (`--manage-cgroups`)."""
 
@@ -209,6 +218,8 @@ class RestoreOptions:
     at_stage: Callable[[str, int], None] | None = None
     work_dir: Path | None = None
     """Where statistics go; None: there are none."""
+    lazy: Lazy = Lazy.OFF
+    """Pages that come later are not checked against their digest."""
     check_files: bool = False
     """Open files must have the mode and size that they had, not only be long enough."""
 
@@ -224,3 +235,5 @@ class RestoreReport:
     total_s: float
     phases_s: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    lazy_bytes: int = 0
+    """Memory that is filled while the tasks run."""

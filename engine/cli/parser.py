@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torpor.engine.inherit import parse_inherit
-from torpor.engine.options import MemoryWay
+from torpor.engine.options import Lazy, MemoryWay
 from torpor.engine.text import parse_size
 
 DESCRIPTION = "Checkpoint a tree of processes into image files, and bring it back."
@@ -141,6 +141,14 @@ def _restore(parser: argparse.ArgumentParser) -> None:
         help="return when the tree runs; otherwise wait for its root and exit as it does",
     )
     add("--plan", action="store_true", help="print what would be done, and do nothing")
+    add(
+        "--lazy",
+        nargs="?",
+        const=Lazy.ON.value,
+        default=Lazy.OFF.value,
+        choices=[one.value for one in Lazy],
+        help="fill large memory while the tree runs already; auto: when there is very much of it",
+    )
     add("-j", "--shell-job", action="store_true", help="give the tree this terminal")
     add("--pidfile", type=Path, metavar="FILE", help="write the pid of the root there")
     add(

@@ -8,7 +8,7 @@ from torpor.engine import api
 from torpor.engine.cli import output, session
 from torpor.engine.cli.progress import shown
 from torpor.engine.inspect.lines import WARN, Line, line, plain
-from torpor.engine.options import RestoreOptions, RestoreReport
+from torpor.engine.options import Lazy, RestoreOptions, RestoreReport
 from torpor.engine.text import count, duration, size
 
 
@@ -40,6 +40,7 @@ def asked(options: Namespace) -> RestoreOptions:
     return RestoreOptions(
         images_dir=options.images_dir,
         inherit=dict(options.inherit_fd), shell_job=options.shell_job, timeout_s=options.timeout,
+        lazy=Lazy(options.lazy),
     )  # fmt: skip
 
 
@@ -58,5 +59,12 @@ def lines(report: RestoreReport) -> list[Line]:
             f"{size(report.memory_bytes)} of memory in {duration(report.total_s)}; "
             f"the root is task {report.pid}"
         ),
+        *_later(report),
         *(line(("warning: ", WARN), text) for text in report.warnings),
     ]
+
+
+def _later(report: RestoreReport) -> list[Line]:
+    if not report.lazy_bytes:
+        return []
+    return [line(f"{size(report.lazy_bytes)} more are filled while it runs")]

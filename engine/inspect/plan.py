@@ -24,8 +24,8 @@ from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import backings, build, descriptors, layout, terminals, tree
 from torpor.engine.restore.arena import Arena, find_hole
-from torpor.engine.restore.launch import special_areas
 from torpor.engine.restore.load import Snapshot, load
+from torpor.engine.restore.memories import special_areas
 from torpor.engine.restore.state import current_scheduling
 from torpor.engine.tasks import creds
 from torpor.engine.tasks.model import SHARED, STOPPED, Memory, TaskImage

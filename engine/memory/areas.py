@@ -81,7 +81,7 @@ LIMITS = (
     Limit(
         case="userfaultfd",
         what="memory that is registered with userfaultfd",
-        remedy="close the userfaultfd before the checkpoint",
+        remedy="close the userfaultfd before the checkpoint; a lazy restore has to be complete",
     ),
     Limit(case="shadow-stack", what="a shadow stack", remedy="run without x86 shadow stacks"),
     Limit(case="device", what="memory of a device", remedy="unmap it before the checkpoint"),

@@ -100,6 +100,12 @@ def fill(
     return Filled(size_bytes=result, digest=digest, places=bytes(places))
 
 
+def copy_pages(uffd: int, target: Address, fd: int, offset: int, size: int) -> tuple[int, int]:
+    """Pages of a file by UFFDIO_COPY: bytes that are there now, and why not all (errno)."""
+    error = ffi.new("int *")
+    return int(lib.seam_copy_pages(uffd, target, fd, offset, size, error)), int(error[0])
+
+
 def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":
     """Addresses of pages that differ from the file, in the order of the runs (triples)."""
     words = ffi.from_buffer("uint64_t[]", runs)

@@ -10,7 +10,7 @@ import mmap
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
@@ -140,6 +140,10 @@ class Contents:
             huge.collapse(whole)
         self._write(tid, private, source)
 
+    def write_early(self, tid: int, pid: int, pieces: Sequence[tuple[int, int, int]]) -> None:
+        """Write pieces (address, end, offset) of pages that would have come later."""
+        self._write(tid, [(at, end - at, offset) for at, end, offset in pieces], self.of(pid))
+
     def fill_shared(self, shared_id: int, fd: int) -> None:
         """Write a segment through a descriptor of ours, before anybody maps it."""
         segment, size = self.of_shared(shared_id), os.fstat(fd).st_size
@@ -239,14 +243,14 @@ class Contents:
         expected = self.images.manifest.files.get(name)
         return expected if expected and expected.algorithm == XXH64 else None
 
-    def verify(self) -> None:
-        """Check the digests of pages files that were not checked while they were read.
+    def verify(self, but: Collection[str] = ()) -> None:
+        """Check the digests of pages files, ``but`` for some, that filling has not checked.
 
         Raises: BadImage.
         """
         listed = self.images.manifest.files if self.images.manifest else {}
         for name, expected in sorted(listed.items()):
-            if name.startswith("pages-") and name not in self.verified:
+            if name.startswith("pages-") and name not in {*self.verified, *but}:
                 fd = self.images.open_file(name.removesuffix(".img"))
                 try:
                     check_digest(name, digest(fd, expected.algorithm), expected)

@@ -10,20 +10,18 @@ die with us until then (PTRACE_O_EXITKILL).
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torpor.engine import blobs, native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
-from torpor.engine.kernel import maps, proc, proctexts, rights
+from torpor.engine.kernel import proc, proctexts, rights
 from torpor.engine.memory import areas as area_kinds
-from torpor.engine.memory import vdso
-from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.memory.vdso import Group
 from torpor.engine.options import (
+    Lazy,
     Progress,
     ProgressFn,
     RestoreOptions,
@@ -31,14 +29,14 @@ from torpor.engine.options import (
     TakeoverOptions,
     no_progress,
 )
-from torpor.engine.program.ops import Program
 from torpor.engine.restore import (
     backings,
     births,
     cgroups,
     descriptors,
     groups,
-    layout,
+    lazily,
+    memories,
     pidfds,
     release,
     segments,
@@ -48,17 +46,15 @@ from torpor.engine.restore import (
     tree,
     uring,
 )
-from torpor.engine.restore.arena import Arena, find_hole, find_syscall, step_syscall
+from torpor.engine.restore.arena import Arena, find_syscall, step_syscall
 from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.load import Snapshot, clock_warning, load
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
-from torpor.engine.restore.staging import HugePages
-from torpor.engine.restore.work import Work, memory_of
+from torpor.engine.restore.work import Work
 from torpor.engine.tasks.attributes import PR_SET_PDEATHSIG
 
 CLONE_PARENT = 0x8000
 GAVE_UP = 124
-SCRATCH_BELOW_STACK = 8192
 
 
 def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
@@ -134,6 +130,7 @@ class _Restore(Work):
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
         self.groups = cgroups.Groups()
+        self.lazy = lazily.LazyMemory(wanted=host is not None and self._is_lazy(host.lazy))
         self.suspend_seccomp = False
         self.terminal: int | None = None
         self.deadline = time.perf_counter() + timeout_s
@@ -189,15 +186,19 @@ class _Restore(Work):
             )
             self._build(root)
             with self.phase("verify"):
-                self.contents.verify()
+                self.contents.verify(but=self._lazy_files())
             if self.host is not None and self.host.at_stage is not None:
                 self.host.at_stage("post-restore", pid)
                 self.host.at_stage("pre-resume", pid)
             with self.phase("resume"):
                 release.let_go(
-                    self, leave_stopped=self.host is not None and self.host.leave_stopped
+                    self,
+                    leave_stopped=self.host is not None and self.host.leave_stopped,
+                    last=self._fill_later,
                 )
+                self.lazy.finish()
         except BaseException:
+            self.lazy.close()
             self._give_up(pid, root)
             self.groups.take_away()
             self.contents.verify()  # damaged pages may have led to any error
@@ -210,6 +211,7 @@ class _Restore(Work):
             total_s=time.perf_counter() - begin,
             phases_s=self.phases,
             warnings=tuple(self.warnings),
+            lazy_bytes=self.lazy.size_bytes,
         )
 
     def stats(self, report: RestoreReport) -> RestoreStats:
@@ -252,7 +254,7 @@ class _Restore(Work):
         native.wait_stop(pid)
         native.set_sigmask(pid, HELD_SIGNALS)
         task = Living(image=root, memory_of=root, pid=pid, arena=Arena(base=0), syscall_address=0)
-        task.syscall_address = find_syscall(pid, *special_areas(pid).code)
+        task.syscall_address = find_syscall(pid, *memories.special_areas(pid).code)
         task.tids[root.pid] = pid
         self.living[root.pid] = task
         if self.host is not None:  # traced now: it ends with us by PTRACE_O_EXITKILL
@@ -276,7 +278,7 @@ class _Restore(Work):
 
     def _build(self, root: Living) -> None:
         with self.phase("memory"):
-            self._execute(root, native.get_regs(root.pid).rsp)
+            memories.execute(self, root, native.get_regs(root.pid).rsp)
             if root.image.pgid == root.image.pid != root.image.sid:
                 root.arena.call(root.pid, "setpgid", 0, 0)
         with self.phase("files"):
@@ -287,7 +289,7 @@ class _Restore(Work):
             pidfds.of_ended(self, root)
             self.backings = backings.create(self, root)
         with self.phase("memory"):
-            self._lay_out_executed(root)
+            memories.lay_out_executed(self, root)
         with self.phase("tasks"):
             births.make_all(self)
             segments.doom(self, root)
@@ -305,97 +307,32 @@ class _Restore(Work):
             state.unlock_network(self)
             state.finish_descriptors(self)
             for task in self.alive():
+                self.lazy.prepare(task)
+            for task in self.alive():
                 state.last_state(self, task)
 
-    # ---- memory
-
-    def _execute(self, task: Living, stack: int) -> None:
-        """Exec the old program and map the arena into its fresh address space."""
-        memory = memory_of(task)
-        scratch = (stack - SCRATCH_BELOW_STACK) & -64
-        program = "/proc/self/exe" if memory.exe_file else memory.exe
-        spawn.execute(task.pid, task.syscall_address, scratch, program, task.image.comm)
-        fresh = maps.parse_maps(proc.read_text(task.pid, "maps"))
-        current = special_areas(task.pid)
-        task.syscall_address = find_syscall(task.pid, *current.code)
-        used = [(v.start, v.end) for v in fresh]
-        for other in self.tree.tasks:
-            used += [(a.start, a.end) for a in (other.memory.areas if other.memory else ())]
-        used = [(a, b) for a, b in used if a < area_kinds.TASK_SIZE]
-        task.arena = Arena(base=find_hole(used, Arena(base=0).size_bytes))
-        task.arena.map_into(task.pid, task.syscall_address, task.image.subject)
-
-    def _lay_out_executed(self, task: Living) -> None:
-        memory, current = memory_of(task), special_areas(task.pid)
-        old = vdso.group(memory.areas)
-        code_area = next((a for a in memory.areas if a.backing is Backing.VDSO), None)
-        code = self.contents.area_bytes(task.image.pid, code_area) if code_area else None
-        now = native.read_memory(task.pid, current.code[0], current.code[1] - current.code[0])
-        used = [(a.start, a.end) for a in memory.areas if a.backing is not Backing.VSYSCALL]
-        spare = find_hole([*used, (task.arena.base, task.arena.end)], current.end - current.start)
-        plan = vdso.plan(old, code, current, now, spare)
-        filled = self._filled(task)
-        program = layout.after_exec(task.arena, memory.areas, current, plan, self.backings, filled)
-        task.arena.run(task.pid, program, task.image.subject)
-        if memory.exe_file:
-            backings.set_program(task, self.backings.files[memory.exe_file])
-        task.areas, task.opened, task.special = tuple(memory.areas), filled, old
-        wanted = [
-            a for a in memory.areas if a.backing not in area_kinds.SPECIAL or plan.keep_old_code
-        ]
-        moved = next((m for m in plan.moves if m.source == current.code[0]), None)
-        if moved is not None:
-            task.syscall_address = find_syscall(
-                task.pid, moved.target, moved.target + moved.size_bytes
-            )
-        self.contents.fill(task.pid, task.image.pid, wanted, HugePages(task=task))
-        for address, content in plan.patches:
-            native.write_memory(task.pid, address, content)
-        if moved is None:
-            task.syscall_address = own_syscall(task.pid, memory.areas, task.image.subject)
-
     def give_memory(self, task: Living, maker: Living) -> None:
-        """What a task that was forked by ``maker`` had: from its maker, or from its program."""
-        before = maker.memory_of.memory
-        assert before is not None
-        if layout.forked_from(memory_of(task), before):
-            self._lay_out_forked(task, maker)
-        else:
-            self._execute(task, task.arena.scratch + SCRATCH_BELOW_STACK)
-            self._lay_out_executed(task)
+        """What a task that was just forked by ``maker`` had."""
+        memories.give(self, task, maker)
 
-    def _lay_out_forked(self, task: Living, parent: Living) -> None:
-        memory = memory_of(task)
-        filled = self._filled(task)
-        program, kept = layout.after_fork(
-            memory.areas,
-            parent.areas,
-            vdso.group(parent.areas),
-            vdso.group(memory.areas),
-            self.backings,
-            filled,
-            keep_old_code=False,
-        )
-        task.arena.run(task.pid, program, task.image.subject)
-        starts = {a.start for a in kept}
-        fresh = [
-            a for a in memory.areas if a.start not in starts and a.backing not in area_kinds.SPECIAL
-        ]
-        drops = self.contents.fill_forked(
-            task.pid, task.image.pid, parent.memory_of.pid, kept, fresh, HugePages(task=task)
-        )
-        task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
-        task.areas = tuple(memory.areas)
-        task.opened = filled | (parent.opened & starts)
-        task.special = parent.special
+    def _is_lazy(self, asked: Lazy) -> bool:
+        if asked is not Lazy.AUTO:
+            return asked is Lazy.ON
+        pids = [task.pid for task in self.tree.tasks if task.memory]
+        runs = [one for pid in pids for one in self.contents.of(pid).runs]
+        stored = sum(one.run.size_bytes for one in runs if one.offset is not None)
+        in_memory = lazily.is_in_memory(self.snapshot.images.fd)
+        return lazily.is_worth_it(stored, in_memory=in_memory)
 
-    def _filled(self, task: Living) -> set[int]:
-        pages = self.contents.of(task.image.pid)
-        return {
-            area.start
-            for area in memory_of(task).areas
-            if not area.shared and area.backing is not Backing.VVAR and pages.within(area)
-        }
+    def _lazy_files(self) -> set[str]:
+        """Pages files of which not all is read before the tasks run."""
+        files_ = {self.contents.of(t.image.pid).file for t in self.alive() if t.lazy}
+        if files_ - self.contents.verified:
+            self.warnings.append("memory that is filled lazily is not checked against its digest")
+        return files_
+
+    def _fill_later(self) -> None:
+        self.lazy.begin(self)
 
     # ---- tasks
 
@@ -432,30 +369,3 @@ class _Restore(Work):
 def descriptor_limits(pid: int) -> tuple[int, int]:
     """Soft and hard RLIMIT_NOFILE of a live task."""
     return proctexts.parse_limits(proc.read_text(pid, "limits"))[descriptors.RLIMIT_NOFILE]
-
-
-def special_areas(pid: int) -> Group:
-    """The kernel's own block in a live task."""
-    parts = []
-    for vma in maps.parse_maps(proc.read_text(pid, "maps")):
-        if vma.name == "[vdso]":
-            parts.append((Backing.VDSO.value, vma.start, vma.end))
-        elif vma.name.startswith("[vvar"):
-            parts.append((Backing.VVAR.value, vma.start, vma.end))
-    if not parts:
-        raise Refused("this kernel gives its tasks no vDSO", remedy="boot with vdso=1")
-    parts.sort(key=lambda part: part[1])
-    return Group(start=parts[0][1], end=parts[-1][2], parts=tuple(parts))
-
-
-def own_syscall(pid: int, found: Sequence[Area], subject: str) -> int:
-    """A system call instruction in the code of a task that has unmapped its vDSO."""
-    for area in found:
-        if area.prot & area_kinds.PROT_EXEC and area.backing not in area_kinds.SPECIAL:
-            with suppress(Error):
-                return find_syscall(pid, area.start, area.end)
-    raise Refused(
-        "has no vDSO, and no system call instruction of its own",
-        subject=subject,
-        remedy="leave the vDSO mapped",
-    )

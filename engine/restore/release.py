@@ -12,6 +12,7 @@ Facts (kernel/signal.c, do_signal_stop, ptrace_stop; kernel/ptrace.c, __ptrace_u
 import os
 import struct
 import time
+from collections.abc import Callable
 from signal import SIGCHLD, SIGSTOP
 
 from torpor.engine import native
@@ -29,8 +30,11 @@ P_PID, WSTOPPED, WNOHANG = 1, 2, 1
 LONGEST_STOP_S, GLANCE_S = 2.0, 0.0005
 
 
-def let_go(work: Work, *, leave_stopped: bool) -> None:
-    """Every task goes on where it was, or stands in a job control stop."""
+def let_go(work: Work, *, leave_stopped: bool, last: Callable[[], None]) -> None:
+    """Every task goes on where it was, or stands in a job control stop.
+
+    ``last`` is called when nothing of ours will touch their memory any more.
+    """
     alive = work.alive()
     to_stop = [t for t in alive if leave_stopped or t.image.state == STOPPED]
     for task in reversed(to_stop):  # while their parents can still be asked to wait
@@ -42,6 +46,7 @@ def let_go(work: Work, *, leave_stopped: bool) -> None:
             _leave_arena(task)
         for thread in task.image.threads:
             _set_registers(task.tids[thread.tid], thread)
+    last()
     for task in alive:
         for thread in task.image.threads:
             tid = task.tids[thread.tid]

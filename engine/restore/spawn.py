@@ -70,6 +70,8 @@ class Living:
     areas: tuple[Area, ...] = ()
     special: Group | None = None
     opened: set[int] = field(default_factory=set)
+    lazy: set[int] = field(default_factory=set)
+    """Starts of areas that are filled when it runs."""
     tids: dict[int, int] = field(default_factory=dict)
 
 

@@ -4,6 +4,8 @@
 from torpor.engine.options import ProgressFn
 from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.descriptors import Descriptors
+from torpor.engine.restore.layout import Backings
+from torpor.engine.restore.lazily import LazyMemory
 from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import ChoosePid, Living
 from torpor.engine.tasks.model import Memory, Tree
@@ -22,6 +24,8 @@ class Work:
     choose: ChoosePid | None
     container: bool
     progress: ProgressFn
+    backings: Backings
+    lazy: LazyMemory
 
     def give_memory(self, task: Living, maker: Living) -> None:
         """What a task that was just forked by ``maker`` had."""

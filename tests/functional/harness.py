@@ -24,7 +24,7 @@ from torpor.engine.errors import Error
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import read_inventory
 from torpor.engine.kernel import nftables
-from torpor.engine.options import After, DumpReport
+from torpor.engine.options import After, DumpReport, RestoreReport
 
 PATIENCE_S = 30.0
 SETTLE_S = 0.05
@@ -115,12 +115,22 @@ class Live:
             self.unharmed()
         return images
 
-    def restore(self, name: str = "images", words: Sequence[str] = ()) -> None:
+    def restore(
+        self, name: str = "images", words: Sequence[str] = (), **options: object
+    ) -> RestoreReport:
         """From the directory; its root has its old pid."""
         line = parse(["restore", "-D", str(self.folder / name), *words])
-        report = api.restore(restore_options(line))
+        report = api.restore(replace(restore_options(line), **options))
         assert report.pid == self.pid
         self.unharmed()
+        return report
+
+    def settle_lazily(self) -> None:
+        """Until all of its memory is there."""
+        deadline = time.monotonic() + PATIENCE_S
+        while any(_waits_for_pages(pid) for pid in tree(self.pid)):
+            assert time.monotonic() < deadline, "its memory is never filled"
+            time.sleep(SETTLE_S)
 
     def unharmed(self) -> None:
         """None but those that were before are stopped, none is traced, none has complained."""
@@ -211,3 +221,9 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except OSError:
         return "X"
+
+
+def _waits_for_pages(pid: int) -> bool:
+    """Whether pages of a task come later (`um` in smaps)."""
+    smaps = Path(f"/proc/{pid}/smaps").read_text(errors="replace")
+    return any(" um" in line for line in smaps.splitlines() if line.startswith("VmFlags:"))

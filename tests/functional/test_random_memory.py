@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.functional.describe import tree
-from torpor.engine.options import After, MemoryWay
+from torpor.engine.options import After, Lazy, MemoryWay
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 WINDOW, END = 0x1000000000, 0x1000000000 + 48 * 512 * 4096
-PAGE = 4096
+PAGE, HUGE = 4096, 2 << 20
 CASES = [("memory_random", seed) for seed in range(12)]
 CASES += [("memory_large", seed) for seed in range(6)]
 
@@ -40,6 +40,23 @@ def _page(memory, at):
     with suppress(OSError):
         return hashlib.sha256(os.pread(memory, PAGE, at)).digest()
     return None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_byte_of_what_comes_later(start, seed):
+    live = start("memory_large", str(seed))
+    live.await_ready()
+    before, bytes_before = live.look(), content(live.pid)
+    for images in ("first", "second"):
+        live.dump(images)
+        report = live.restore(images, lazy=Lazy.ON)
+        assert report.lazy_bytes > HUGE
+        early = content(live.pid)  # None for a page that only the task itself may wait for
+        assert all(early[key] in (None, was) for key, was in bytes_before.items())
+        live.settle_lazily()
+        assert content(live.pid) == bytes_before
+        live.same_as(before)
+    assert live.verdict() == "ok"
 
 
 @pytest.mark.parametrize(("workload", "seed"), CASES)

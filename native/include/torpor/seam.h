@@ -129,6 +129,10 @@ struct seam_fill {
 };
 int64_t seam_fill(struct seam_fill *asked);
 
+/* lazy.c: pages of a file by UFFDIO_COPY; bytes that are there now (before, too), and why no more. */
+uint64_t seam_copy_pages(int uffd, uint64_t target, int fd, uint64_t offset, uint64_t size,
+			 int *error);
+
 /* digest.c: of a buffer, or of a file when that is NULL. */
 uint64_t seam_xxh64(const void *data, size_t size);
 int seam_digest(const void *buffer, int fd, uint64_t size, unsigned int threads,

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that go on filling when the restore has returned: one fills, one guards it.
+
+When a userfaultfd's last copy is closed, pages that are still missing are zero pages: a program
+would go on with wrong memory. So the guard has a copy of each; when the one that fills fails or is
+killed, the guard ends the workload, as if it had been killed itself. When the guard is killed the
+other one fills to the end. What ends both at once ends the protection, too.
+"""
+
+import os
+import signal
+import syslog
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from torpor.engine.errors import Error
+from torpor.engine.lazy.serve import Space, serve
+
+NAME = "torpor-lazy"
+FAILED = 1
+
+
+def start(spaces: Sequence[Space], pids: Sequence[int]) -> int:
+    """Fill these address spaces in the background; ``pids`` are the tasks that have them.
+
+    Returns a child that ends at once and is to be waited for. The descriptors of the address
+    spaces are closed here.
+    """
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    kept = [*pidfds, *(fd for space in spaces for fd in (space.fd, space.source))]
+    child = os.fork()
+    if not child:
+        _become_daemon(kept, spaces, pids, pidfds)
+    for fd in {*pidfds, *(space.fd for space in spaces)}:
+        os.close(fd)
+    return child
+
+
+def _become_daemon(
+    kept: Sequence[int], spaces: Sequence[Space], pids: Sequence[int], pidfds: Sequence[int]
+) -> None:
+    """As a child of init, in a session of its own, with nothing open that others wait for."""
+    try:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        os.chdir("/")
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        _close_all_but(kept)
+        Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+        _guard(spaces, pids, pidfds)
+    finally:
+        os._exit(FAILED)
+
+
+def _close_all_but(kept: Sequence[int]) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        if number not in kept:
+            os.dup2(nothing, number)
+    low = 3
+    for fd in sorted({*kept}):
+        os.closerange(low, fd)
+        low = max(low, fd + 1)
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _guard(spaces: Sequence[Space], pids: Sequence[int], pidfds: Sequence[int]) -> None:
+    filler = os.fork()
+    if not filler:
+        os._exit(_fill(spaces))
+    status = os.waitpid(filler, 0)[1]
+    if status:
+        syslog.syslog(syslog.LOG_ERR, f"the memory of task {pids[0]} could not be filled: "
+                      "its tasks are ended")  # fmt: skip
+        _end(pids, pidfds)
+    os._exit(0 if not status else FAILED)
+
+
+def _fill(spaces: Sequence[Space]) -> int:
+    try:
+        serve(spaces)
+    except (Error, OSError) as error:
+        syslog.syslog(syslog.LOG_ERR, f"lazy restore: {error}")
+        return FAILED
+    return 0
+
+
+def _end(pids: Sequence[int], pidfds: Sequence[int]) -> None:
+    """Every task, and what they have forked since."""
+    forked = set[int]()
+    for pid in pids:
+        forked |= _below(pid)
+    for pidfd in pidfds:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    for pid in forked:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _below(pid: int) -> set[int]:
+    found = set[int]()
+    with suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, path.read_text(encoding="ascii").split()):
+                found |= {child} | _below(child)
+    return found

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that is filled while its tasks run: used in every way, and what goes wrong meanwhile."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.functional.harness import PATIENCE_S
+from torpor.engine import api
+from torpor.engine.errors import Refused
+from torpor.engine.lazy.daemon import NAME
+from torpor.engine.options import After, DumpOptions, Lazy
+
+pytestmark = [pytest.mark.functional, pytest.mark.root]
+
+
+@pytest.fixture
+def restored(start):
+    """A workload whose memory is about to be filled, and the guard and the filler of it."""
+
+    def begin():
+        live = start("memory_lazy")
+        live.await_ready()
+        live.dump()
+        others = set(helpers())
+        live.restore(lazy=Lazy.ON)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(found := sorted(set(helpers()) - others, key=lambda one: one[1])) < 2:
+            assert time.monotonic() < deadline
+        (pid, _), (other, above) = found
+        return live, (pid, other) if above == pid else (other, pid)
+
+    return begin
+
+
+def helpers():
+    """Pid and parent of processes that fill."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            text = path.read_text()
+            if f"({NAME})" in text and text.rpartition(")")[2].split()[0] != "Z":
+                yield int(path.parent.name), int(text.rpartition(")")[2].split()[1])
+
+
+def gone(pid):
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
+
+
+def await_gone(pid):
+    deadline = time.monotonic() + PATIENCE_S
+    while not gone(pid):
+        assert time.monotonic() < deadline, f"{pid} is still there"
+        time.sleep(0.01)
+
+
+def test_used_in_every_way(start):
+    live = start("memory_lazy")
+    live.await_ready()
+    live.dump()
+    live.restore(lazy=Lazy.ON)
+    assert live.verdict() == "ok"
+
+
+def test_a_second_dump_is_refused_until_all_is_there(start, tmp_path):
+    live = start("memory_lazy")
+    live.await_ready()
+    live.dump()
+    live.restore(lazy=Lazy.ON)
+    stopped = [pid for pid, _ in helpers()]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(Refused, match="userfaultfd"):
+            api.dump([DumpOptions(pid=live.pid, images_dir=tmp_path / "no", after=After.STOP)])
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    live.settle_lazily()
+    live.dump("second")
+    live.restore("second")
+    assert live.verdict() == "ok"
+
+
+def test_when_the_filler_dies_the_workload_is_ended(restored):
+    live, (guard, filler) = restored()
+    os.kill(filler, signal.SIGKILL)
+    await_gone(guard)
+    await_gone(live.pid)
+
+
+def test_when_the_guard_dies_all_is_filled(restored):
+    live, (guard, filler) = restored()
+    os.kill(guard, signal.SIGKILL)
+    await_gone(filler)
+    live.settle_lazily()
+    assert live.verdict() == "ok"
+
+
+def test_a_pages_file_that_is_cut_short_ends_the_workload(start):
+    live = start("memory_lazy")
+    live.await_ready()
+    images = live.dump()
+    live.restore(lazy=Lazy.ON)
+    for path in images.glob("pages-*.img"):
+        os.truncate(path, 1 << 20)
+    await_gone(live.pid)
