@@ -131,6 +131,9 @@ class FdView(Protocol):
     def peek_messages(self) -> "Sequence[Message]":
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
 
+    def bound_file(self) -> "BoundFile | None":
+        """The file of a unix socket's name; None without one, or without the right to ask."""
+
     def net_table(self, name: str) -> str:
         """Text of a file in /proc/PID/net, empty when there is none."""
 
@@ -192,6 +195,24 @@ class Message:
     fds: int = 0
     rights: tuple[FileId, ...] = ()
     creds: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundFile:
+    """What bind(2) has made for a unix socket.
+
+    ``paths`` are its names by now, inside the task's root, as far as they were found of ``links``;
+    the one that it was made by, or moved to, is the first. When that is gone, ``was`` is what it
+    was last; ``folder`` is the closest directory of that which is there.
+    """
+
+    paths: tuple[str, ...]
+    was: str
+    folder: str
+    mode: int = 0o777
+    uid: int = 0
+    gid: int = 0
+    links: int = 1
 
 
 class Stopped(Enum):
@@ -380,7 +401,8 @@ class PlanContext:
     root: int = 0
     """Pid inside of the task that creates everything, before it forks the others."""
     helpers: set[int] = field(default_factory=set)
-    """Pids of ended tasks that must live while descriptors are created: a kind adds to it."""
+    """Pids that must be taken while descriptors are created, of tasks that have ended or are not
+    there yet; `Op.by` names one. A kind adds to it."""
     tcp_repair: bool = False
     """The root has the rights to restore TCP connections by TCP_REPAIR."""
     tcp_close: bool = False

@@ -18,6 +18,8 @@ ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 PTY = "tests/functional/workloads/devices_pty.c"
 UNIX = "tests/functional/workloads/sockets_unix.py"
 INET = "tests/functional/workloads/sockets_inet.py"
+NAMES = "tests/functional/workloads/sockets_names.py"
+STATES = "tests/functional/workloads/sockets_states.py"
 SCM = "tests/functional/workloads/sockets_scm.py"
 OPTIONS = "tests/functional/workloads/sockets_options.py"
 DATAGRAM = "tests/functional/workloads/sockets_datagram.py"
@@ -59,8 +61,8 @@ KINDS: dict[str, Support] = {
     "pipe": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "fifo": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "unix socket": Support(
-        ours=f"{SAME}; without senders of datagrams",
-        tests=(UNIX, SCM, "tests/functional/test_sockets_unix.py", CATALOGUE),
+        ours=f"{SAME}; without senders of datagrams, credentials, names other than the last",
+        tests=(UNIX, NAMES, STATES, SCM, "tests/functional/test_sockets_unix.py", CATALOGUE),
     ),
     "TCP and UDP socket": Support(
         ours=TESTED, theirs=TESTED,

@@ -82,6 +82,7 @@ class SO(IntEnum):
     LINGER = 13
     REUSEPORT = 15
     PASSCRED = 16
+    PEERCRED = 17
     RCVLOWAT = 18
     RCVTIMEO = 20
     SNDTIMEO = 21
@@ -107,6 +108,7 @@ class SO(IntEnum):
     BUSY_POLL = 46
     MAX_PACING_RATE = 47
     MEMINFO = 55
+    PEERGROUPS = 59
     ZEROCOPY = 60
     TXTIME = 61
     TIMESTAMP_NEW = 63

@@ -19,6 +19,7 @@ from torpor.engine.kind import Message
 
 SOL_SOCKET = 1
 SO_REUSEADDR, SO_LINGER, SO_TYPE, SO_DOMAIN, SO_PEEK_OFF, SO_GET_FILTER = 2, 13, 3, 39, 42, 26
+SO_ACCEPTCONN = 30
 SCM_RIGHTS, SCM_CREDENTIALS = 1, 2
 AF_UNIX, AF_NETLINK = 1, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
@@ -29,7 +30,7 @@ SPLICE_F_NONBLOCK = 2
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 NR_OPENAT2 = 437  # the same number on every architecture
-POLLERR = 8
+POLLERR, POLLRDHUP = 8, 0x2000
 SOCKADDR_ROOM = 128
 CONTROL_ROOM = 4096
 """Holds the most descriptors that one message can carry (SCM_MAX_FD is 253) and more."""
@@ -231,9 +232,12 @@ def peek_messages(fd: int, subject: str, rights: list[list[int]] | None = None) 
     that have descriptors, and where those bytes begin cannot be seen. Descriptors are ours to
     close when ``rights`` is given: a list is added for each message that has some.
     SO_PEEK_OFF belongs to the task: it is set back at once.
-    A message of no bytes behind another one cannot be seen (__skb_try_recv_from_queue, v6.8).
+    A message of no bytes behind another one is seen once only, and not by a later look
+    (__skb_try_recv_from_queue, v6.18).
     """
     kind = _option(fd, SO_TYPE)
+    if _option(fd, SO_ACCEPTCONN):
+        return []  # what waits there are connections
     if poll_events(fd) & POLLERR and kind != SOCK_STREAM:
         return []  # a read would take the pending error away from the task
     if kind == SOCK_DGRAM or _option(fd, SO_DOMAIN) == AF_NETLINK:
@@ -272,7 +276,7 @@ def _peek_from_offset(
         while total is None or done < total:
             room = MESSAGE_ROOM if total is None else total - done
             message = _peek_one(fd, room, subject, rights)
-            if message is None or not (message.data or message.fds or _may_be_empty(fd, found)):
+            if message is None or not (message.data or message.fds or _may_be_empty(fd)):
                 break
             done += len(message.data)
             found.append(message)
@@ -281,9 +285,10 @@ def _peek_from_offset(
     return found
 
 
-def _may_be_empty(fd: int, found: list[Message]) -> bool:
-    """Nothing behind another message is its end, and of a seqpacket the end of file."""
-    return not found and _option(fd, SO_TYPE) == SOCK_DGRAM
+def _may_be_empty(fd: int) -> bool:
+    """Nothing is a message of no bytes, but of what was shut it is the end of file."""
+    kind = _option(fd, SO_TYPE)
+    return kind == SOCK_DGRAM or (kind == SOCK_SEQPACKET and not poll_events(fd) & POLLRDHUP)
 
 
 def _peek_one(

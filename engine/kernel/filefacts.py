@@ -85,33 +85,7 @@ class FileFacts:
 
     def other_name(self, folder: str) -> str | None:
         """Another path of the inode inside the task's root: below ``folder``, then further up."""
-        root = f"/proc/{self.pid}/root"
-        left = [SEARCH_LIMIT]
-        done = ""
-        for top in (folder, *map(str, PurePosixPath(folder).parents)):
-            found = self._search(root, top, done, left)
-            if found is not None or left[0] <= 0:
-                return found
-            done = top
-        return None
-
-    def _search(self, root: str, top: str, done: str, left: list[int]) -> str | None:
-        """Breadth first on one file system; ``done`` was searched before."""
-        queue = deque([top])
-        while queue and left[0] > 0:
-            directory = queue.popleft()
-            with suppress(OSError), os.scandir(root + directory) as entries:
-                for entry in entries:
-                    left[0] -= 1
-                    path = f"{directory.rstrip('/')}/{entry.name}"
-                    status = entry.stat(follow_symlinks=False)
-                    if status.st_dev != self.st_dev or path == done:
-                        continue
-                    if status.st_ino == self.st_ino:
-                        return path
-                    if stat.S_ISDIR(status.st_mode):
-                        queue.append(path)
-        return None
+        return next(names(f"/proc/{self.pid}/root", self.st_dev, self.st_ino, folder), None)
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -148,3 +122,31 @@ def _ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
             raise
         at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, at
+
+
+def names(root: str, device: int, inode: int, folder: str) -> Iterator[str]:
+    """Paths below ``root`` of a file: below ``folder``, then further up, up to a limit."""
+    left, done = [SEARCH_LIMIT], ""
+    for top in (folder, *map(str, PurePosixPath(folder).parents)):
+        yield from _search(root, top, done, left, (device, inode))
+        done = top
+
+
+def _search(
+    root: str, top: str, done: str, left: list[int], wanted: tuple[int, int]
+) -> Iterator[str]:
+    """Breadth first on one file system; ``done`` was searched before."""
+    queue = deque([top])
+    while queue and left[0] > 0:
+        directory = queue.popleft()
+        with suppress(OSError), os.scandir(root + directory) as entries:
+            for entry in entries:
+                left[0] -= 1
+                path = f"{directory.rstrip('/')}/{entry.name}"
+                status = entry.stat(follow_symlinks=False)
+                if status.st_dev != wanted[0] or path == done:
+                    continue
+                if status.st_ino == wanted[1]:
+                    yield path
+                if stat.S_ISDIR(status.st_mode):
+                    queue.append(path)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError, Refused
-from torpor.engine.kernel import bpf, fdcalls, netlink, repair, ttyqueue, watches
+from torpor.engine.kernel import boundfile, bpf, fdcalls, netlink, repair, ttyqueue, watches
 from torpor.engine.kernel.fdtexts import (
     about,
     epoll_targets_of,
@@ -23,7 +23,7 @@ from torpor.engine.kernel.fdtexts import (
 )
 from torpor.engine.kernel.filefacts import FileFacts
 from torpor.engine.kernel.taskfiles import TaskFiles
-from torpor.engine.kind import BpfContent, End, FdView, Message, TcpRepair, TerminalQueue
+from torpor.engine.kind import BoundFile, BpfContent, End, FdView, Message, TcpRepair, TerminalQueue
 
 CONTENT_STEP = 1 << 20
 
@@ -184,6 +184,10 @@ class LiveFd(FileFacts):
         if self._messages is None:
             return fdcalls.peek_messages(self.copy, self.subject)
         return self._messages
+
+    def bound_file(self) -> BoundFile | None:
+        """The file of a unix socket's name; None without one, or without the right to ask."""
+        return boundfile.find(self.copy, self.task.directory("root"))
 
     def net_table(self, name: str) -> str:
         """Text of a file in /proc/PID/net of the holder, empty when there is none."""

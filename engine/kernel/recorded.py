@@ -13,6 +13,7 @@ from typing import Any, cast
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kind import (
     NOTHING_QUEUED,
+    BoundFile,
     BpfContent,
     DumpContext,
     FdView,
@@ -70,6 +71,7 @@ class RecordedFd:
     typed: TerminalQueue = NOTHING_QUEUED
     bpf: BpfContent | None = None
     messages: Sequence[Message] = ()
+    bound: BoundFile | None = None
     net_tables: Mapping[str, str] = field(default_factory=dict)
     flights: Sequence[Sequence[FdView]] = ()
     repair: TcpRepair | None = None
@@ -174,6 +176,10 @@ class RecordedFd:
     def peek_messages(self) -> Sequence[Message]:
         """As recorded."""
         return self.messages
+
+    def bound_file(self) -> BoundFile | None:
+        """As recorded."""
+        return self.bound
 
     def net_table(self, name: str) -> str:
         """As recorded."""

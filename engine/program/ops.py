@@ -68,6 +68,9 @@ class Op:
     ``undo`` takes back what it has made outside of the task (a name, a segment) when the restore
     fails later; it runs only if this one succeeded, which with `Expect.ANY` its slot tells. An
     operation that ``settles`` has taken away all that those before it made for its subject.
+
+    ``by`` is the pid inside of a helper that makes the call in the task's place, with its table of
+    descriptors: the kernel remembers who has made some objects.
     """
 
     call: str
@@ -80,6 +83,7 @@ class Op:
     yields: Slot | None = None
     undo: tuple["Op", ...] = ()
     settles: bool = False
+    by: int = 0
 
     def describe(self) -> str:
         """`openat(AT_FDCWD, '/data/log', 0x1, 0)  fd 7 -> /data/log: open for append`."""
@@ -87,7 +91,8 @@ class Op:
         text = f"{self.call}({args})"
         if self.yields is not None:
             text += f" → {self.yields.name}"
-        tail = ": ".join(part for part in (self.subject, self.note) if part)
+        by = f"by task {self.by}" if self.by else ""
+        tail = ": ".join(part for part in (self.subject, self.note, by) if part)
         return f"{text}  # {tail}" if tail else text
 
 

@@ -8,7 +8,7 @@ as the last thing before the task gets its own registers.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +29,7 @@ STACK_BYTES = 4 * PAGE
 SCRATCH_BYTES = 4 * PAGE
 PROGRAM_BYTES = 1 << 20
 OPS_PER_RUN = 4096
+NO_HELPERS: Mapping[int, int] = {}
 LOWEST = 0x10000000
 PROT_RX, PROT_RW = 5, 3
 MAP_ARENA = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
@@ -159,8 +160,12 @@ class Arena:
             with suppress(Error):
                 self._run_piece(tid, Program("undo", ops), "", dict(values))
 
-    def run(self, tid: int, program: Program, subject: str) -> None:
+    def run(
+        self, tid: int, program: Program, subject: str, helpers: Mapping[int, int] = NO_HELPERS
+    ) -> None:
         """Run a program to its end, in pieces when it is long.
+
+        ``helpers`` (pid inside → pid as seen from here) are forks that run what is theirs.
 
         Raises:
             KernelError: an operation failed; the message names it.
@@ -170,13 +175,17 @@ class Arena:
         size = 0
         for op in program.ops:
             need = sum(len(getattr(a, "content", b"")) + 64 for a in op.args) + 64
-            if piece and (len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2):
-                self._run_piece(tid, Program(program.name, piece), subject, values)
+            full = len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2
+            full &= not op.call.startswith("@")  # reads what the call before it has filled in
+            if piece and (full or piece[0].by != op.by):
+                by = helpers.get(piece[0].by, tid)
+                self._run_piece(by, Program(program.name, piece), subject, values)
                 piece, size = [], 0
             piece.append(op)
             size += need
         if piece:
-            self._run_piece(tid, Program(program.name, piece), subject, values)
+            by = helpers.get(piece[0].by, tid)
+            self._run_piece(by, Program(program.name, piece), subject, values)
 
     def _run_piece(self, tid: int, program: Program, subject: str, values: dict[str, int]) -> None:
         base = self.base + CODE_BYTES

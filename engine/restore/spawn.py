@@ -272,4 +272,5 @@ def _signed(value: int) -> int:
 
 
 FORK_FLAGS = int(SIGCHLD)
+HELPER_FLAGS = FORK_FLAGS | 0x400  # CLONE_FILES
 WALL = 0x40000000

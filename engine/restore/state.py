@@ -16,14 +16,14 @@ from torpor.engine.tasks.attributes import Scheduling
 
 
 def create_descriptors(work: Work, root: Living) -> None:
-    """All of them by the root; meanwhile helpers have the numbers of tasks that have ended."""
+    """All of them by the root; meanwhile helpers have the numbers of tasks that are not there."""
     place, scratch = root.syscall_address, root.arena.scratch
-    helpers = [
-        spawn.fork(root.pid, place, scratch, pid, spawn.FORK_FLAGS, work.choose)
+    helpers = {
+        pid: spawn.fork(root.pid, place, scratch, pid, spawn.HELPER_FLAGS, work.choose)
         for pid in sorted(work.plan.context.helpers)
-    ]
-    root.arena.run(root.pid, work.plan.create, root.image.subject)
-    for helper in helpers:
+    }
+    root.arena.run(root.pid, work.plan.create, root.image.subject, helpers)
+    for helper in helpers.values():
         spawn.end_helper(root, helper)
 
 

@@ -6,7 +6,7 @@ import struct
 from torpor.engine.kernel.abi import IP, IPPROTO, SO, SOL_SOCKET
 from torpor.engine.program.ops import Arg, Data, Expect, Op
 from torpor.engine.sockets.option_tables import ALL, Option
-from torpor.engine.sockets.options import RCVBUF_LOCK, SNDBUF_LOCK, SocketOptions
+from torpor.engine.sockets.options import FRESH_MODE, RCVBUF_LOCK, SNDBUF_LOCK, SocketOptions
 
 
 def set_value(fd: Arg, option: Option, value: int, subject: str) -> Op:
@@ -27,8 +27,9 @@ def set_value(fd: Arg, option: Option, value: int, subject: str) -> Op:
 
 
 def early_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
-    """What must be set before bind(2)."""
-    ops = [
+    """What must be set before bind(2), with owner and mode of the socket."""
+    ops = _node_ops(options, fd, subject)
+    ops += [
         set_value(fd, ALL[level, n], value, subject)
         for level, n, value in options.values
         if ALL[level, n].early
@@ -39,13 +40,23 @@ def early_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
     return ops
 
 
+def _node_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
+    ops = []
+    if options.mode != FRESH_MODE:
+        ops.append(Op(call="fchmod", args=(fd, options.mode), subject=subject))
+    if options.uid or options.gid:
+        ops.append(
+            Op(call="fchown", args=(fd, options.uid, options.gid), subject=subject,
+               note="whose socket it is", expect=Expect.ANY)
+        )  # fmt: skip
+    return ops
+
+
 def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
     """The other options; `buffer_ops` come when nothing is left to be queued."""
-    ops = [
-        set_value(fd, ALL[level, n], value, subject)
-        for level, n, value in options.values
-        if not ALL[level, n].early
-    ]
+    late = [one for one in options.values if not ALL[one[:2]].early]
+    late.sort(key=lambda one: one[:2] == (SOL_SOCKET, SO.PRIORITY))  # IP_TOS sets that as well
+    ops = [set_value(fd, ALL[level, n], value, subject) for level, n, value in late]
     if options.ip_options:
         data = Data(options.ip_options, 4, (), options.ip_options.hex())
         ops.append(

@@ -8,7 +8,6 @@ Facts:
 - More than net.core.{w,r}mem_max takes CAP_NET_ADMIN: SO_SNDBUFFORCE is tried, and what the
   kernel grants without it is kept.
 - A classic filter is read back as it was attached; of an eBPF one nothing can be read.
-- Multicast memberships cannot be listed by socket: they are not seen and not restored.
 
 CRIU: sk_opts_entry of each socket's message. What that cannot say is in torpor.json, section
 `sockets`, key the file's id: `[[level, option, value], ...]`.
@@ -31,6 +30,9 @@ NET_NS_ID = 2
 SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
 IFNAMSIZ = 16
 MOST_IP_OPTIONS = 40
+FRESH_MODE = 0o777
+NODE = (-1, 0)
+"""In place of level and option: mode, owner and group."""
 
 FILTER_UNREADABLE = Limit(
     case="ebpf-filter",
@@ -55,6 +57,10 @@ class SocketOptions:
     """Instructions of a classic filter."""
     ip_options: bytes = b""
     """IP_OPTIONS, as the kernel has compiled them."""
+    mode: int = FRESH_MODE
+    uid: int = 0
+    gid: int = 0
+    """Of the socket itself: whose it is in /proc/net, and what its file gets."""
     values: tuple[tuple[int, int, int], ...] = ()
     """(level, option, value) of each that is not a fresh socket's."""
 
@@ -107,6 +113,9 @@ def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> S
         linger_s=seconds if on else None,
         device=device.rstrip(b"\0").decode("ascii", "replace"),
         filter=attached,
+        mode=view.st_mode & 0o7777,
+        uid=view.st_uid,
+        gid=view.st_gid,
         values=tuple(values),
     )
 
@@ -146,6 +155,9 @@ def keep(images: ImageSink, file_id: FileId, options: SocketOptions) -> None:
     unsaid: list[list[Any]] = [list(v) for v in options.values if not ALL[v[0], v[1]].field]
     if options.ip_options:
         unsaid.append([int(IPPROTO.IP), int(IP.OPTIONS), options.ip_options.hex()])
+    node = (options.mode, options.uid, options.gid)
+    if node != (FRESH_MODE, 0, 0):
+        unsaid.append([*NODE, list(node)])
     if unsaid:
         images.extra(SECTION, str(file_id), unsaid)
 
@@ -161,10 +173,12 @@ def decode(
     for option in COMMON:
         if option.field and message.HasField(option.field):
             found[option.level, option.number] = int(getattr(message, option.field))
-    ip_options = b""
+    ip_options, node = b"", (FRESH_MODE, 0, 0)
     for level, n, value in images.extra(SECTION, str(file_id)) or ():
         if (level, n) == (IPPROTO.IP, IP.OPTIONS):
             ip_options = bytes.fromhex(value)
+        elif (level, n) == NODE:
+            node = (int(value[0]), int(value[1]), int(value[2]))
         elif (level, n) in ALL:
             found[level, n] = int(value)
     values = (
@@ -182,6 +196,9 @@ def decode(
         linger_s=message.so_linger if message.HasField("so_linger") else None,
         device=message.so_bound_dev.rstrip(b"\0").decode("ascii", "replace"),
         filter=struct.pack(f"<{len(message.so_filter)}Q", *message.so_filter),
+        mode=node[0],
+        uid=node[1],
+        gid=node[2],
         values=tuple(values),
     )
 

@@ -15,10 +15,11 @@ from torpor.engine.kernel.recorded import (
     plan_context,
     through_images,
 )
-from torpor.engine.kind import FileId, Holder, Message
+from torpor.engine.kind import BoundFile, FileId, Holder, Message
 from torpor.engine.sockets import unix
 from torpor.engine.sockets.options import SocketOptions
-from torpor.engine.sockets.unix import KIND, UnixState
+from torpor.engine.sockets.unix import KIND
+from torpor.engine.sockets.unix_state import Creator, UnixState
 
 SOL, TYPE, ACCEPTCONN, DOMAIN = 1, 3, 30, 39
 STREAM, DGRAM = 1, 2
@@ -126,7 +127,7 @@ def test_listener_and_accepted_end():
     states, refused = collect(views)
     assert not refused
     assert states[1].listening
-    assert (states[1].backlog, states[1].deleted) == (64, False)
+    assert (states[1].backlog, states[1].place.deleted) == (64, False)
     back, _ = through_images(KIND, states)
     assert back == states
     server, client, accepted = (f"  # fd {n} -> unix:[{n + 4}]" for n in (3, 4, 5))
@@ -155,13 +156,117 @@ def test_listener_and_accepted_end():
 
 def test_file_that_was_replaced_is_a_deleted_name():
     diag = entry(7, kind=DGRAM, state=7, name=b"/run/x\0", vfs=(99, 5))
-    paths = {"/run/x": (5, 100)}
+    paths = {"/run/x": (5, 100), "/run": (5, 1)}
     states, _ = collect([view(7, diag, kind=DGRAM, name=b"/run/x\0", paths=paths)])
-    assert states[1].deleted
-    text = described(KIND, states, plan_context(1))
-    assert "renameat2(-100, '/run/x', -100, '/run/x.torpor-aside', 1)" in text
+    assert states[1].place.deleted
+    assert_made_aside(described(KIND, states, plan_context(1)))
+
+
+def assert_made_aside(text):
+    """Bound in a directory for the purpose as its root, and removed."""
+    lines = [line.partition("  #")[0] for line in text.splitlines() if "Expect" not in line]
+    at = lines.index("chroot('.')")
+    assert lines[at - 1] == "chdir('/run/.torpor-7')"
+    assert lines[at + 1].startswith("bind(513, '/run/x'")
+    assert lines[at + 2].startswith("fchdir($root of /run/.torpor-7")
+    assert "renameat2(-100, '/run/.torpor-7/run/x', -100, '/run/.torpor-7/s', 0)" in lines
     assert "fchmodat" not in text
-    assert text.index("bind(") < text.index("unlinkat(")
+    assert lines[-2:] == [
+        "unlinkat(-100, '/run/.torpor-7/s', 0)", "unlinkat(-100, '/run/.torpor-7', 512)",
+    ]  # fmt: skip
+
+
+def bound_view(name, paths, bound, **more):
+    diag = entry(7, kind=DGRAM, state=7, name=name, vfs=(99, 5))
+    return view(7, diag, kind=DGRAM, name=name, paths=paths, bound=bound, **more)
+
+
+def test_file_that_was_moved_is_moved_again():
+    found = BoundFile(paths=("/run/new", "/run/link"), was="/run/new", folder="/run", links=2)
+    states, _ = collect([bound_view(b"/run/old\0", {}, found)])
+    place = states[1].place
+    assert (place.at, place.links, place.deleted) == ("/run/new", ("/run/link",), False)
+    back, images = through_images(KIND, states)
+    assert back == states
+    assert next(m for m, _ in images.entries("files")).usk.name == b"/run/new\0"
+    text = described(KIND, back, plan_context(1))
+    assert "bind(513, '/run/old'" in text
+    assert "renameat2(-100, '/run/.torpor-7/s', -100, '/run/new', 0)" in text
+    assert "linkat(-100, '/run/new', -100, '/run/link', 0)" in text
+
+
+def test_second_name_of_a_file_that_is_in_its_place():
+    found = BoundFile(paths=("/run/x", "/run/link"), was="/run/x", folder="/run", links=2)
+    states, _ = collect([bound_view(b"/run/x\0", {"/run/x": (5, 99)}, found)])
+    assert (states[1].place.at, states[1].place.links) == ("", ("/run/link",))
+    text = described(KIND, states, plan_context(1))
+    assert "chroot" not in text
+    assert "linkat(-100, '/run/x', -100, '/run/link', 0)" in text
+
+
+def test_relative_name_is_of_the_directory_where_its_file_is():
+    found = BoundFile(paths=("/run/x",), was="/run/x", folder="/run")
+    states, _ = collect([bound_view(b"x\0", {"/run/x": (5, 99)}, found)])
+    assert states[1].place.directory == "/run"
+    back, _ = through_images(KIND, states)
+    assert back == states
+    text = described(KIND, back, plan_context(1))
+    assert text.index("chdir('/run')") < text.index("bind(513, 'x'")
+    assert "fchmodat(-100, '/run/x'" in text
+
+
+def test_relative_name_above_its_directory():
+    found = BoundFile(paths=("/run/up",), was="/run/up", folder="/run")
+    states, _ = collect([bound_view(b"../up\0", {}, found)])
+    text = described(KIND, states, plan_context(1))
+    assert text.index("chdir('/run/.torpor-7/d')") < text.index("bind(513, '../up'")
+    assert "renameat2(-100, '/run/.torpor-7/up', -100, '/run/.torpor-7/s', 0)" in text
+    assert "renameat2(-100, '/run/.torpor-7/s', -100, '/run/up', 0)" in text
+
+
+def test_names_that_are_not_found_are_told():
+    warnings = []
+    found = BoundFile(paths=(), was="/run/x", folder="/run", links=2)
+    collect([bound_view(b"/run/x\0", {}, found)], warn=warnings.append)
+    assert "2 names of its file were not found" in warnings[0]
+
+
+def creator_of(pid, uid, gid):
+    return {(SOL, 17): struct.pack("<iII", pid, uid, gid), (SOL, 59): word(30)}
+
+
+def test_made_by_another_task_and_user():
+    diag = entry(7, state=10, name=b"\0srv")
+    views = [view(7, diag, name=b"\0srv", listening=1, options=creator_of(42, 1000, 1001))]
+    states, _ = collect(views, tasks={41: 1, 42: 2})
+    assert states[1].creator == Creator(pid=2, uid=1000, gid=1001, groups=(30,))
+    back, _ = through_images(KIND, states)
+    assert back == states
+    context = plan_context(1, root=1)
+    lines = described(KIND, back, context).splitlines()
+    assert context.helpers == {2}
+    at = next(i for i, line in enumerate(lines) if line.startswith("listen("))
+    assert [line.partition("(")[0] for line in lines[at - 4 : at + 4]] == [
+        "setgroups", "setresgid", "setresuid", "setfsuid", "listen", "setresuid", "setresgid",
+        "setgroups",
+    ]  # fmt: skip
+    assert all(line.endswith("by task 2") for line in lines[at - 4 : at + 4])
+
+
+def test_credentials_of_a_message():
+    diag = entry(7, peer=8) + entry(8, peer=7)
+    queue = [Message(data=b"hello", creds=(42, 5, 6)), Message(data=b"lost", creds=(99, 0, 0))]
+    warnings = []
+    states, _ = collect(
+        [view(7, diag, peer=b""), view(8, diag, fd=4, peer=b"", messages=queue)],
+        tasks={41: 1, 42: 2}, warn=warnings.append,
+    )  # fmt: skip
+    assert [m.creds for m in states[2].queue] == [(2, 5, 6), (0, 0, 0)]
+    assert "comes back with the root's pid" in warnings[0]
+    back, _ = through_images(KIND, states)
+    assert back == states
+    sent = [x for x in described(KIND, back, plan_context(1, 2, root=1)).splitlines() if "msg" in x]
+    assert [line.endswith("by task 2") for line in sent] == [True, False]
 
 
 @pytest.mark.parametrize(("name", "kept"), [
@@ -236,7 +341,7 @@ def test_descriptors_in_flight_are_sent_again():
     assert [(c.type, [*c.rights]) for c in queued.scm] == [(1, [3])]
     line = next(x for x in described(KIND, back, plan_context(1, 2, 3)).splitlines() if "msg" in x)
     assert line.startswith("sendmsg(513, message of 4 bytes, 0x4040)")
-    assert line.endswith("queued again with 1 descriptors")
+    assert line.endswith("queued again with what it carries")
 
 
 def test_what_is_made_too_late_is_refused_in_flight():
@@ -259,10 +364,17 @@ def test_waiting_clients():
     assert "accept4" not in text
 
 
-def test_one_way_datagrams_to_a_nameless_socket_are_refused():
+def test_one_way_datagrams_to_a_nameless_socket():
     diag = entry(7, kind=DGRAM, peer=8) + entry(8, kind=DGRAM, state=7)
-    _, refused = collect([view(7, diag, kind=DGRAM, peer=b""), view(8, diag, fd=4, kind=DGRAM)])
-    assert [r.what for r in refused] == [unix.NAMELESS_PEER.what]
+    views = [view(8, diag, fd=4, kind=DGRAM), view(7, diag, kind=DGRAM, peer=b"")]
+    states, refused = collect(views)
+    assert not refused
+    text = described(KIND, states, plan_context(1, 2))
+    assert text.startswith("socketpair(1, 2, 0")
+    assert "connect(513, AF_UNSPEC, 2)" in text
+    diag += entry(9, kind=DGRAM, peer=8)
+    _, refused = collect([*views, view(9, diag, fd=5, kind=DGRAM, peer=b"")])
+    assert [r.what for r in refused] == [unix.NAMELESS_PEER.what] * 2
 
 
 def test_relative_name_without_directory_is_refused():

@@ -154,7 +154,7 @@ def test_accepted_without_listener_and_deleted_path(tmp_path: Path) -> None:
         assert not os.path.exists(path) or Path(path).read_text() == "precious"
 
     done = look(unix.KIND, prepare)
-    assert done.states[2].deleted
+    assert done.states[2].place.deleted
     replay(done, check)
     Path(path).write_text("precious")
     replay(done, check)

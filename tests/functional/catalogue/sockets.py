@@ -49,6 +49,76 @@ DATAGRAM = {
 AFTER_FIN = "cannot write again what was never sent before a FIN"
 CHANGES = {" socket option 41, 26$": "IPV6_V6ONLY: bind(2) to an address that is none of IPv4"}
 
+RENAMED = "gives the name as it was given, or as it is by now, but not the one for the other"
+NAMES = {
+    "relative": ("bound and called by a relative name", RENAMED),
+    "relative_elsewhere": ("a relative name, and another working directory now", RENAMED),
+    "relative_same": ("one relative name in two directories", ""),
+    "relative_dots": ("relative names with dots", "refuses them"),
+    "renamed": ("given another name after bind(2)", RENAMED),
+    "renamed_directory": ("its directory was given another name", "cannot bind it"),
+    "linked": ("two names by link(2)", "gives back one"),
+    "linked_moved": ("a name by link(2), the first one gone", "gives back none"),
+    "renamed_over": ("bound beside and renamed over another's name", "gives back none"),
+    "rebound": ("a name that was removed and bound anew", ""),
+    "deleted": ("a name that is gone, connections that live on", "forgets the name"),
+    "deleted_directory": ("its directory is gone too", ""),
+    "relative_deleted": ("a relative name that is gone", RENAMED),
+    "relative_directory_gone": ("a relative name in a directory that is gone", ""),
+    "other_file": ("a regular file has taken the name", ""),
+    "other_directory": ("a directory has taken the name", ""),
+    "longest": ("a name that fills sun_path to its last byte", "cuts it"),
+    "abstract": ("abstract names with NULs and binary ones", ""),
+    "autobound": ("names of the kernel's choice", "forgets some"),
+    "by_symlink": ("bound by a path with a symlink in it", ""),
+    "by_descriptor": ("bound by a path in /proc/self/fd", "cannot bind it"),
+    "mode_and_owner": ("mode and owner of the file, a umask", ""),
+    "descriptor_mode": ("fchmod(2) and fchown(2) of the socket itself", "forgets them"),
+    "other_root": ("bound in another root directory", "binds it elsewhere"),
+    "beside_name": ("clients with names of their own", "forgets one"),
+    "pair_named": ("ends of socketpair(2) that were bound", "forgets the names"),
+    "bound_only": ("bound and nothing else", ""),
+    "opath_left": ("the file of a closed one, open with O_PATH", "refuses it"),
+    "inherited": ("a listener shared by children that accept", ""),
+}
+SPENT = {" fd 1[0-9] info$": "a spent EPOLLONESHOT watches for errors again, as if just added"}
+UNACCEPTED = "data was sent on a unix connection that is not accepted yet"
+STATES = {
+    "backlog": ("clients that wait to be accepted", ""),
+    "backlog_full": ("a full backlog, a task waits in connect(2)", ""),
+    "partial": ("a packet and a stream read in part", ""),
+    "empty_messages": ("datagrams without bytes", "loses them"),
+    "peek_offset": ("SO_PEEK_OFF that has moved on", "forgets it"),
+    "full": ("queues without room, a task waits to write", ""),
+    "roomy": ("buffers far above the limit, and full", ""),
+    "shut": ("shut in every way by either end", ""),
+    "shut_listener": ("a listener that is shut", ""),
+    "to_itself": ("connected to its own name", ""),
+    "in_itself": ("in flight in its own queue", ""),
+    "many_senders": ("datagrams of several senders", "gives all to one"),
+    "sender_gone": ("a datagram of a named sender that is closed", "forgets the sender"),
+    "one_way": ("connected to a nameless receiver", "refuses it"),
+    "pair_gone": ("ends whose other end is closed", ""),
+    "disconnected": ("a datagram socket that was connected before", ""),
+    "peer_credentials": ("SO_PEERCRED of what other users have made", "gives root's"),
+    "peer_pid": ("SO_PEERCRED of a child that has called", "gives the root's pid"),
+    "peer_groups": ("SO_PEERGROUPS", "gives the restorer's"),
+    "message_credentials": ("SCM_CREDENTIALS, of senders and as told", "refuses them"),
+    "living_sender": ("SCM_CREDENTIALS of a living child", "refuses them"),
+    "passing": ("SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD", "forgets some"),
+    "waits": ("tasks that wait in recv and accept, timeouts", ""),
+    "polled": ("an epoll over edges and one shots", ""),
+    "owned": ("signal owners: process, thread, group", ""),
+    "shared": ("an end held by three tasks", ""),
+}  # fmt: skip
+REFUSED = {
+    "backlog_data": ("data of a unix client that waits to be accepted", UNACCEPTED),
+    "backlog_packets": ("packets of a unix client that waits", UNACCEPTED),
+    "backlog_rights": ("a descriptor sent by a unix client that waits", UNACCEPTED),
+    "backlog_gone": ("a unix client that is closed, not accepted yet", "waits to be accepted"),
+    "urgent": ("a byte out of band in a unix stream", "out of band"),
+}
+
 CASES: tuple[Case, ...] = (
     *(
         Case(
@@ -100,6 +170,21 @@ CASES: tuple[Case, ...] = (
     Case(
         state="UDP with a datagram held back", program="sockets_datagram", arguments=("corked",),
         refused="UDP_CORK",
+    ),
+    *(
+        Case(state=f"unix: {text}", program="sockets_names", arguments=(name,), criu=why)
+        for name, (text, why) in NAMES.items()
+    ),
+    *(
+        Case(
+            state=f"unix: {text}", program="sockets_states", arguments=(name,), criu=why,
+            changes=SPENT if name == "polled" else {}, busy=name == "full",
+        )
+        for name, (text, why) in STATES.items()
+    ),
+    *(
+        Case(state=text, program="sockets_states", arguments=(name,), refused=why)
+        for name, (text, why) in REFUSED.items()
     ),
     Case(state="packet sockets with memberships", program="sockets_packet", arguments=("plain",)),
     Case(state="packet sockets with rings", program="sockets_packet", arguments=("rings",)),

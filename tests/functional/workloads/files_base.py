@@ -40,6 +40,15 @@ def call(name, *arguments):
     return result
 
 
+def number(call, *arguments):
+    """Number of the error that a call must end with."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno
+    raise AssertionError(f"{call} does not fail")
+
+
 def child(body):
     """Fork a task that runs ``body`` and ends with what it returns, or 99 when that fails."""
     pid = os.fork()
