@@ -15,6 +15,7 @@ from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
 from torpor.engine.kernel.arch import x86_64 as arch
 
 ALL_SIGNALS = (1 << 64) - 1
+Call = tuple[str, Sequence[int]]
 SLACK = 1024
 """Between the buffer and the frame: what the gadget pops on its way, and the return chain."""
 RSEQ_CS = struct.Struct("<IIQQQ")
@@ -43,10 +44,12 @@ class Facts:
         statuses = proc.read_many([(tid, "status") for tid in tids])
         return [_facts(one, status) for one, status in zip(asked, statuses, strict=True)]
 
-    def room(self, buffer_size: int) -> int:
-        """Bytes of scratch that a net for it takes."""
+    def room(self, buffer_size: int, *, parting: bool = False) -> int:
+        """Bytes of scratch that a net for it takes, with a parting call or without."""
         frame = arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN + len(self.xstate) + 4
         size = MARK_SIZE + buffer_size + SLACK + frame + arch.FPSTATE_ALIGN
+        if parting:
+            size += SLACK + arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN
         return -(-size // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
 
 
@@ -65,36 +68,72 @@ class Net:
     """For calls: the gadget's `ret` finds the chain."""
 
     @classmethod
-    def of(cls, facts: Facts, space: AddressSpace, region: Scratch, buffer_size: int) -> "Net":
-        """Plan it in a region of at least `Facts.room` bytes."""
+    def of(
+        cls,
+        facts: Facts,
+        space: AddressSpace,
+        region: Scratch,
+        buffer_size: int,
+        parting: Call | None = None,
+    ) -> "Net":
+        """Plan it in a region of at least `Facts.room` bytes.
+
+        With a ``parting`` call the task makes it before it goes home, if we die: a frame that
+        leads to the call comes first, and the call's `ret` leads to the frame with its context.
+        """
         buffer = region.start + MARK_SIZE
-        frame_at = -(-(buffer + buffer_size + SLACK) // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
-        frame = arch.sigframe(
+        frame_at = _aligned(buffer + buffer_size + SLACK)
+        head, home = b"", frame_at
+        if parting is not None:
+            home = _aligned(frame_at + arch.SIGFRAME_HEAD.size + SLACK)
+            leaving = _to_chain(_armed(facts, space, home), space, home)
+            leaving.rax, leaving.rdi = arch.syscall_number(parting[0]), parting[1][0]
+            head = arch.sigframe(
+                leaving, ALL_SIGNALS, None, b"", frame_at, return_address=space.after_ret
+            )
+            head += bytes(home - len(space.chain) - frame_at - len(head)) + space.chain
+        content = space.chain + head
+        content += arch.sigframe(
             facts.restart,
             facts.mask,
             None,
             facts.xstate,
-            frame_at,
+            home,
             return_address=space.after_ret,
         )
-        chain_at = frame_at - len(space.chain)
-        armed = facts.original.copy()
-        armed.rip, armed.rax, armed.orig_rax = space.syscall, arch.NR["rt_sigreturn"], ALL_SIGNALS
-        armed.rsp = frame_at + arch.SIGFRAME_RSP_OFFSET
-        base = armed.copy()
-        if space.gadget.base == "rsp":
-            base.rsp = chain_at - space.gadget.distance
-        else:
-            base.rbp = chain_at - space.gadget.distance
-            base.rsp = chain_at - SLACK // 2
+        armed = _armed(facts, space, frame_at)
         return cls(
             region=region,
             buffer=buffer,
-            chain_at=chain_at,
-            content=space.chain + frame,
+            chain_at=frame_at - len(space.chain),
+            content=content,
             armed=armed,
-            base=base,
+            base=_to_chain(armed, space, frame_at),
         )
+
+
+def _aligned(address: int) -> int:
+    return -(-address // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
+
+
+def _armed(facts: Facts, space: AddressSpace, frame_at: int) -> arch.Regs:
+    """Registers that return by a frame."""
+    armed = facts.original.copy()
+    armed.rip, armed.rax, armed.orig_rax = space.syscall, arch.NR["rt_sigreturn"], ALL_SIGNALS
+    armed.rsp = frame_at + arch.SIGFRAME_RSP_OFFSET
+    return armed
+
+
+def _to_chain(regs: arch.Regs, space: AddressSpace, frame_at: int) -> arch.Regs:
+    """The same for a call whose `ret` leads to the chain below a frame."""
+    base = regs.copy()
+    chain_at = frame_at - len(space.chain)
+    if space.gadget.base == "rsp":
+        base.rsp = chain_at - space.gadget.distance
+    else:
+        base.rbp = chain_at - space.gadget.distance
+        base.rsp = chain_at - SLACK // 2
+    return base
 
 
 def _facts(asked: native.ThreadFacts, status: bytes | Error) -> Facts:

@@ -102,19 +102,19 @@ def cut(runs: "array[int]", ranges: Sequence[tuple[int, int]]) -> "array[int]":
 
 def _own_runs(fd: int, start: int, end: int) -> "array[int]":
     absent = OWN_ABSENT | (int(Page.GUARD) if knows_guards() else 0)
-    return _pairs(_scan(fd, start, end, inverted=absent, required=absent, any_of=OWN_PRESENT))
+    return pairs(_scan(fd, start, end, inverted=absent, required=absent, any_of=OWN_PRESENT))
 
 
 def resident_runs(fd: int, start: int, end: int) -> "array[int]":
     """(address, length) pairs of all pages that are there; for shared memory."""
-    return _pairs(_scan(fd, start, end, any_of=Page.PRESENT | Page.SWAPPED))
+    return pairs(_scan(fd, start, end, any_of=Page.PRESENT | Page.SWAPPED))
 
 
 def guard_runs(fd: int, start: int, end: int) -> "array[int]":
     """(address, length) pairs of guard pages; empty where the kernel knows none."""
     if not knows_guards():
         return array("Q")
-    return _pairs(_scan(fd, start, end, required=Page.GUARD))
+    return pairs(_scan(fd, start, end, required=Page.GUARD))
 
 
 @cache
@@ -153,7 +153,7 @@ def _scan(
         raise
 
 
-def _pairs(triples: "array[int]") -> "array[int]":
+def pairs(triples: "array[int]") -> "array[int]":
     """Drop the category, join what only differs in it."""
     pairs = array("Q")
     for i in range(0, len(triples), 3):

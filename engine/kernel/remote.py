@@ -40,14 +40,12 @@ from torpor.engine import native
 from torpor.engine.errors import Bug, KernelError, Vanished
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.arch import x86_64 as arch
-from torpor.engine.kernel.net import Facts, Net
+from torpor.engine.kernel.net import Call, Facts, Net
 
 __all__ = ["AddressSpace", "Remote"]
 
 ALL_SIGNALS = (1 << 64) - 1
 BUFFER_SIZE = 4096
-
-Call = tuple[str, Sequence[int]]
 
 
 class Remote:
@@ -71,14 +69,24 @@ class Remote:
         self._abandoned = False
 
     @classmethod
-    def safe(cls, tid: int, space: AddressSpace, *, buffer_size: int = BUFFER_SIZE) -> Self:
+    def safe(
+        cls,
+        tid: int,
+        space: AddressSpace,
+        *,
+        buffer_size: int = BUFFER_SIZE,
+        parting: Call | None = None,
+    ) -> Self:
         """With the net. All threads of the process must be stopped; one `Remote` at a time.
+
+        ``parting`` is a call of one argument that the task makes by itself if we die: it takes
+        back what a call of ours has made.
 
         Raises Refused for a task that cannot be borrowed; then nothing was touched.
         """
         (facts,) = Facts.of([tid])
-        scratch = space.scratch(facts.room(buffer_size))
-        net = Net.of(facts, space, scratch, buffer_size)
+        scratch = space.scratch(facts.room(buffer_size, parting=parting is not None))
+        net = Net.of(facts, space, scratch, buffer_size, parting)
         remote = cls(tid, buffer=net.buffer, buffer_size=buffer_size)
         remote.original = facts.original
         remote._net, remote._space = net, space

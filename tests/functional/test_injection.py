@@ -11,6 +11,7 @@ import subprocess
 import time
 import traceback
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -176,13 +177,14 @@ def without_bitmap(xstate):
 def attack(pid):
     """In a process of its own: inject for ever, until killed."""
     space = space_of(pid)
+    partings = cycle((None, ("close", (12345,))))
     while True:
         tids = ptrace.stop_process(pid)
         space.forget_scratch()
         for _ in range(2):
             ask_all(tids, space)
         for tid in tids:
-            with Remote.safe(tid, space) as remote:
+            with Remote.safe(tid, space, parting=next(partings)) as remote:
                 for _ in range(3):
                     remote.calls([("getpid", ()), ("clock_gettime", (1, remote.buffer))])
         ptrace.release_all(tids)
