@@ -55,6 +55,8 @@ class MemoryWay(Enum):
     """Copied while the tasks stand still."""
     SNAPSHOT = "snapshot"
     """Forked while they stand still, and read from the copies when they run on."""
+    PRECOPY = "pre-copy"
+    """Copied in rounds while they run, until little is left; that is copied in the stop."""
 
 
 class Lazy(Enum):
@@ -101,6 +103,28 @@ def no_progress(_: Progress) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreCopyRules:
+    """When the rounds of a pre-copy end: by whichever comes first, or when they bring nothing."""
+
+    pause_goal_s: float = 0.001
+    """What was written since the last round would be copied in that time."""
+    max_rounds: int = 8
+    max_copies: float = 4.0
+    """Bytes copied, in comparison with those of the first round."""
+    max_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """A round of a pre-copy: ``dirty_bytes`` were written until its end."""
+
+    number: int
+    copied_bytes: int
+    seconds: float
+    dirty_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DumpOptions:
     """One tree to dump.
 
@@ -144,6 +168,7 @@ class DumpOptions:
     """Connection to a page server that gets the pages."""
     memory: MemoryWay = MemoryWay.AUTO
     """Where it does not fit, the plan takes another and says why (`DumpReport.memory_reason`)."""
+    precopy: PreCopyRules = PreCopyRules()
     dedup: bool = False
     """Take from the parents the pages that this dump has anew."""
 
@@ -173,6 +198,8 @@ class DumpReport:
     memory_way: MemoryWay = MemoryWay.FROZEN
     memory_reason: str = ""
     """Why that way."""
+    rounds: tuple[Round, ...] = ()
+    """Of a pre-copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

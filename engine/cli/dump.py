@@ -7,7 +7,7 @@ from torpor.engine import api
 from torpor.engine.cli import output, session
 from torpor.engine.cli.progress import shown
 from torpor.engine.inspect.lines import WARN, Line, line
-from torpor.engine.options import After, DumpOptions, DumpReport, MemoryWay, TcpPolicy
+from torpor.engine.options import After, DumpOptions, DumpReport, MemoryWay, Round, TcpPolicy
 from torpor.engine.text import count, duration, size
 
 
@@ -38,6 +38,14 @@ def asked(options: Namespace) -> DumpOptions:
     )
 
 
+def round_text(one: Round) -> str:
+    """A round of a pre-copy."""
+    return (
+        f"round {one.number}: {size(one.copied_bytes)} copied in {duration(one.seconds)}, "
+        f"{size(one.dirty_bytes)} written meanwhile"
+    )
+
+
 def lines(report: DumpReport, *, left_running: bool) -> list[Line]:
     """The report for people."""
     held = (
@@ -50,5 +58,6 @@ def lines(report: DumpReport, *, left_running: bool) -> list[Line]:
         line(f"frozen {duration(report.frozen_s)}, {duration(report.total_s)} in all; {fate}"),
         line(session.pause_line(report.pause_s)),
         line(f"memory: {report.memory_way.value}, {report.memory_reason}"),
+        *(line(f"  {text}") for text in map(round_text, report.rounds)),
         *(line(("warning: ", WARN), text) for text in report.warnings),
     ]

@@ -9,7 +9,7 @@ needed to go on: captures are turned into images after the thaw.
 import os
 import signal
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +20,7 @@ from torpor.engine.dump.beforehand import Spaces
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.dump.threads import RawThread
 from torpor.engine.errors import Denied, Error, Refused
-from torpor.engine.kernel import borrow, proc
+from torpor.engine.kernel import borrow, proc, uffd
 from torpor.engine.kernel.borrow import Answer, Call, Question
 from torpor.engine.kernel.maps import Vma, parse_smaps
 from torpor.engine.kernel.proc import Status, parse_status
@@ -109,11 +109,16 @@ Step = Callable[[str], AbstractContextManager[None]]
 
 
 def capture_tasks(
-    tasks: Sequence[StoppedTask], spaces: Spaces, may_read_filters: bool, step: Step
+    tasks: Sequence[StoppedTask],
+    spaces: Spaces,
+    may_read_filters: bool,
+    step: Step,
+    watched: Collection[int] = (),
 ) -> list[Captured]:
     """Capture stopped tasks; the threads of all of them answer side by side.
 
     ``spaces`` were found before they were stopped.
+    ``watched`` are those whose memory we watch: what their areas say of it is none of theirs.
     """
     zombies, begun = {}, []
     with step("texts of /proc"):
@@ -121,7 +126,7 @@ def capture_tasks(
     with step("areas"):
         for task, texts in zip(tasks, found_texts, strict=True):
             if task.tids:
-                begun.append(_begin(task, texts, spaces.get(task.pid)))
+                begun.append(_begin(task, texts, spaces.get(task.pid), task.pid in watched))
             else:
                 zombies[task.pid] = _capture_zombie(task, texts)
     with step("threads"):
@@ -157,8 +162,12 @@ def _without(name: str, error: Error) -> str:
     raise error
 
 
-def _begin(task: StoppedTask, texts: dict[str, str], space: AddressSpace | None) -> _Begun:
+def _begin(
+    task: StoppedTask, texts: dict[str, str], space: AddressSpace | None, watched: bool
+) -> _Begun:
     vmas = parse_smaps(texts["smaps"])
+    if watched:
+        vmas = uffd.unmarked(vmas)
     found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
     status = parse_status(texts["status"])
     changed = status.sig_cgt | status.sig_ign | ALWAYS_ASKED

@@ -10,7 +10,6 @@ Facts (PAGEMAP_SCAN, Linux 6.7, fs/proc/task_mmu.c):
 
 import errno
 import os
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +30,7 @@ from torpor.engine.kernel.maps import Vma
 from torpor.engine.memory import marks
 from torpor.engine.memory.areas import PAGE, Area, Backing
 
-ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
-ALONE = "Shared_Clean:          0 kB", "Shared_Dirty:          0 kB"
-"""Most mappings say so; to look for it is cheap."""
 PIECE_BYTES = 1 << 20
-COMMON = re.compile(r"^Shared_(?:Clean|Dirty): +[1-9]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +82,11 @@ def take(
 
 def _private_parts(item: Captured) -> list[Part]:
     """Private memory of a task, cut where a fork begins or ends to carry it."""
-    forked = any(_has_common_pages(vma) for vma in item.vmas)
+    forked = any(scan.has_common_pages(vma) for vma in item.vmas)
     return [
         Part(pid=item.task.pid, areas=tuple(areas), carried=carried, forked=forked)
         for carried, areas in groupby(scan.wanted(item.areas), scan.is_carried)
     ]
-
-
-def _has_common_pages(vma: Vma) -> bool:
-    """Anonymous pages that are in other tasks too; such pages of files are too few to matter."""
-    return (
-        not (vma.shared or vma.inode)
-        and not (ALONE[0] in vma.details and ALONE[1] in vma.details)
-        and ANONYMOUS.search(vma.details) is not None
-        and COMMON.search(vma.details) is not None
-    )
 
 
 def _loose_part(piece: tuple[int, bytes]) -> Part:
@@ -234,12 +219,17 @@ def _new(segment: Segment, parents: Chain) -> tuple[list[PageRun], "array[int]"]
 
 def _all(segment: Segment) -> tuple[list[PageRun], "array[int]"]:
     """Runs of a pagemap, and where its pages are."""
-    runs = [
-        PageRun(vaddr=part.runs[i] - part.shift, page_count=part.runs[i + 1] // PAGE)
-        for part in segment.parts
-        for i in range(0, len(part.runs), 2)
-    ]
+    runs = [run for part in segment.parts for run in _page_runs(part)]
     extents = array("Q")
     for part in segment.parts:
         extents += part.extents(0, part.size_bytes)
     return runs, extents
+
+
+def _page_runs(part: Part) -> list[PageRun]:
+    found = [
+        PageRun(vaddr=address - part.shift, page_count=size // PAGE, flags=flags)
+        for runs, flags in ((part.runs, PageFlags.PRESENT), (part.elsewhere, PageFlags.PARENT))
+        for address, size in zip(runs[::2], runs[1::2], strict=True)
+    ]
+    return sorted(found, key=lambda run: run.vaddr) if part.elsewhere else found

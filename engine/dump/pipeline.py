@@ -47,15 +47,22 @@ def dump_trees(
             may_read = may_read_filters()
             for dump in dumps:
                 dump.looked_at = preflight(dump.options, may_read)
-                dump.spaces = beforehand.look(list_tasks(dump.options.pid))
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
-            for dump in dumps:
-                dump.way = cleanup.enter_context(choice.ready(dump.options, held=hold))
+        seize = Option.SUSPEND_SECCOMP if may_read else 0
+        with phase("prepare memory"):
+            ways = [
+                cleanup.enter_context(choice.ready(d.options, out, progress, hold, seize))
+                for d, out in zip(dumps, images, strict=True)
+            ]
+            for dump, way in zip(dumps, ways, strict=True):
+                dump.way = way
+                dump.spaces = beforehand.look(list_tasks(dump.options.pid))
+                way.refresh()
         phase.pause_begins()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
-        with stopped(trees, Option.SUSPEND_SECCOMP if may_read else 0) as trees_stopped:
+        with stopped(trees, seize) as trees_stopped:
             phase.all_stand()
             for dump, stop in zip(dumps, trees_stopped, strict=True):
                 _take(dump, stop, phase, may_read)
@@ -109,8 +116,9 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
 
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> None:
     """Everything of one stopped tree."""
+    assert dump.way is not None
     check_newcomers(dump.options, stop.tasks, dump.looked_at, may_read)
-    dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
+    dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase, dump.way.watched)
     alive = [c for c in dump.captured if not c.zombie]
     with phase("descriptors"):
         dump.shared = sharing.find([c.task.pid for c in alive])

@@ -6,6 +6,7 @@ nothing is refused for what else it holds.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 from torpor.engine.dump import beforehand
 from torpor.engine.dump.capture import capture_tasks
@@ -15,7 +16,7 @@ from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
-from torpor.engine.options import DumpOptions, DumpReport, ProgressFn
+from torpor.engine.options import DumpOptions, DumpReport, MemoryWay, ProgressFn
 
 
 def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
@@ -29,7 +30,9 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
             dump.spaces = beforehand.look(list_tasks(options.pid))
             dump.parents = parents_of(options, cleanup)
             out = cleanup.enter_context(directory_for(options))
-            dump.way = cleanup.enter_context(choice.ready(options, held=False))
+            dump.way = cleanup.enter_context(
+                choice.ready(replace(options, memory=MemoryWay.FROZEN), out, progress, False, 0)
+            )
         phase.pause_begins()
         with stopped([options]) as (stop,):
             phase.all_stand()

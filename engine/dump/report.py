@@ -100,6 +100,7 @@ def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
         skipped_bytes=dump.taken.size_bytes - dump.written_bytes,
         memory_way=dump.way.kind,
         memory_reason=dump.way.reason,
+        rounds=tuple(dump.way.rounds),
     )
 
 

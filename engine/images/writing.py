@@ -11,6 +11,7 @@ cleared by the next one.
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -57,8 +58,14 @@ class NewImageDirectory:
         self._facts: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._finished = False
+        self._inside: list[str] = []
         self._replaced = -1
         """Directory of the images that will be replaced."""
+
+    @property
+    def place(self) -> Path:
+        """Where it is being written."""
+        return self._place
 
     @classmethod
     def create(cls, path: Path, *, replace: bool = False) -> Self:
@@ -145,6 +152,11 @@ class NewImageDirectory:
         with translated("link", PARENT):
             os.symlink(target, PARENT, dir_fd=self.fd)
 
+    def inside(self, name: str) -> "NewImageDirectory":
+        """Images of a directory inside, which go when these are given up."""
+        self._inside.append(name)
+        return NewImageDirectory.create(self.place / name)
+
     def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
         """Keep a JSON value for torpor.json."""
         self._facts.setdefault(section, {})[key] = value
@@ -191,6 +203,8 @@ class NewImageDirectory:
             with suppress(OSError):  # a full disk takes no buffer; each is closed nevertheless
                 stream.close()
         self._streams.clear()
+        for name in self._inside:
+            shutil.rmtree(self.place / name, ignore_errors=True)
         with suppress(OSError):
             _clear(self.fd)
             if self._place != self.path:

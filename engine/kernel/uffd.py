@@ -10,12 +10,14 @@ Facts (fs/userfaultfd.c, fs/proc/task_mmu.c; probed on v6.18):
   a copy (pidfd_getfd) registers and scans from outside. The task has the descriptor for some
   microseconds; if we die just then, the task closes it on its way home (`Remote.safe`, parting).
 - When the last copy is closed, by death too, areas are unregistered, protections taken off, and
-  areas that were split by the registration are joined. That holds the address space's lock for 50
-  ms a GiB of 4 KiB pages, so `release` does it in pieces.
-- A registered area says `uw` in smaps. It grows with mremap and the stack, and its parts keep the
-  registration through mprotect. Moved by mremap, in a fork's child, after exec, mapped anew at the
-  same place: not registered. brk makes a new area behind a registered one. A second userfaultfd
-  gets EBUSY.
+  areas join as before. That holds the address space's lock for 50 ms a GiB of 4 KiB pages, and who
+  faults waits for it. To unregister in pieces would be kinder, but splits areas meanwhile, and an
+  mremap across two areas fails (EFAULT). For the same reason areas are registered whole, while the
+  task stands still: one that has just grown would be split.
+- A registered area says `uw` in smaps; a scan with PM_SCAN_CHECK_WPASYNC gives EPERM elsewhere. It
+  grows with mremap and the stack, and its parts keep the registration through mprotect. Moved by
+  mremap, in a fork's child, after exec, mapped anew at the same place: not registered. brk makes a
+  new area behind a registered one. A second userfaultfd gets EBUSY.
 - What is not there is not protected; once it is there it counts as written. So does a page that
   was protected and is gone (MADV_DONTNEED).
 - A scan that has to tell pages of files from others takes 30 ms a GiB, one that only asks what was
@@ -47,14 +49,13 @@ UFFD_API = 0xAA
 UFFD_USER_MODE_ONLY = 1
 WP_UNPOPULATED, WP_ASYNC = 1 << 13, 1 << 15
 REGISTER_MODE_WP = 2
-UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-API, REGISTER, RANGE = struct.Struct("<QQQ"), struct.Struct("<QQQQ"), struct.Struct("<QQ")
+UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+API, REGISTER = struct.Struct("<QQQ"), struct.Struct("<QQQQ")
 FLAG = "uw"
 """In VmFlags."""
 TAKEN = frozenset({"um", "uw", "ui"})
-RELEASE_BYTES = 8 << 20
-"""Unregistered in one go: some 0.4 ms."""
-HUGE = 2 << 20
+USUAL = ("[heap]", "[stack", "[anon:")
+Span = tuple[int, int]
 STOP_PATIENCE_S = 1.0
 O_DIRECT = 0o40000
 FLAGS = re.compile(rb"^flags:\s+(\d+)", re.MULTILINE)
@@ -65,23 +66,25 @@ RING_AREAS = ("/[aio]", "anon_inode:[io_uring]")
 
 @dataclass(slots=True, kw_only=True)
 class Watch:
-    """The writes to one address space are watched. `close` undoes it."""
+    """The writes to the private anonymous memory of one process are watched, until `close`."""
 
     pid: int
-    fd: int
-    ranges: list[tuple[int, int]] = field(default_factory=list)
-    """What was registered; parts may be gone."""
+    seize: int
+    """PTRACE_O_* options for its moments of rest."""
+    fd: int = -1
+    areas: list[Span] = field(default_factory=list)
+    """What is watched, as it was when `cover` looked last."""
 
     @classmethod
     def open(cls, pid: int, seize: int = 0) -> Self:
-        """Begin; the process stands still for a moment. ``seize`` are PTRACE_O_* options.
+        """Begin; the process stands still for a moment. Nothing is watched yet, see `cover`.
 
         Raises:
             Refused: it cannot be borrowed, or its seccomp filter or a security module forbids it.
             Unavailable: the kernel cannot.
             Vanished: it is gone.
         """
-        watch = cls(pid=pid, fd=_made_inside(pid, seize))
+        watch = cls(pid=pid, seize=seize, fd=_made_inside(pid, seize))
         try:
             fcntl.ioctl(watch.fd, UFFDIO_API, API.pack(UFFD_API, WP_ASYNC | WP_UNPOPULATED, 0))
         except OSError as error:
@@ -94,50 +97,62 @@ class Watch:
             ) from error
         return watch
 
-    def cover(self, start: int, end: int) -> bool:
-        """Register an area; whether it can be."""
-        try:
-            request = REGISTER.pack(start, end - start, REGISTER_MODE_WP, 0)
-            fcntl.ioctl(self.fd, UFFDIO_REGISTER, request)
-        except OSError:
-            return False
-        self.ranges.append((start, end))
-        return True
-
-    def release(self) -> None:
-        """Undo it all, and let the task at its memory in between."""
-        for start, end in self.ranges:
-            at = start
-            while at < end:
-                upto = min((at + RELEASE_BYTES) // HUGE * HUGE, end)
-                with suppress(OSError):
-                    fcntl.ioctl(self.fd, UFFDIO_UNREGISTER, RANGE.pack(at, upto - at))
-                at = upto
-        self.close()
+    def cover(self) -> list[Span]:
+        """Watch every area that can be and is not yet: those. The process stands still for it."""
+        fresh, areas = [], []
+        with _at_rest(self.pid, self.seize), _pagemap(self.pid) as fd:
+            for vma in maps.parse_maps(proc.read_text(self.pid, "maps")):
+                area = vma.start, vma.end
+                if not may_be_watched(vma):
+                    continue
+                if is_covered(fd, vma.start):
+                    areas.append(area)
+                elif self._register(*area):
+                    fresh.append(area)
+        self.areas = sorted(areas + fresh)
+        return fresh
 
     def close(self) -> None:
-        """Undo it at once. May be called again."""
+        """Undo it all. May be called again."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1
-        self.ranges.clear()
+
+    def _register(self, start: int, end: int) -> bool:
+        request = REGISTER.pack(start, end - start, REGISTER_MODE_WP, 0)
+        try:
+            fcntl.ioctl(self.fd, UFFDIO_REGISTER, request)
+        except OSError:  # of a kind that cannot be, or another one's
+            return False
+        return True
 
 
-def can_be_watched(vma: Vma) -> bool:
-    """A private anonymous area that nobody else watches."""
-    return (
-        vma.inode == 0
-        and not vma.shared
-        and not vma.name.startswith(("[v", "anon_inode:"))
-        and "mw" in vma.vm_flags
-        and not vma.vm_flags & TAKEN
-        and not vma.vm_flags & {"dp", "pf", "mm", "ht", "io"}
-    )
+def may_be_watched(vma: Vma) -> bool:
+    """A private anonymous area, as far as maps tells."""
+    is_special = vma.name.startswith("[") and not vma.name.startswith(USUAL)
+    return vma.inode == 0 and not vma.shared and not is_special and not vma.name.startswith("anon_")
 
 
-def is_watched(vma: Vma) -> bool:
-    """Whether some userfaultfd watches its writes."""
-    return FLAG in vma.vm_flags
+def is_covered(fd: int, address: int) -> bool:
+    """Whether the area with an address is watched; ``fd`` is a pagemap."""
+    try:
+        stale_runs(fd, address, address + pagemap.PAGE_SIZE)
+    except LookupError:
+        return False
+    return True
+
+
+def has_own(vmas: Sequence[Vma]) -> bool:
+    """Whether a process that nobody watches uses userfaultfd itself."""
+    return any(vma.vm_flags & TAKEN for vma in vmas)
+
+
+def unmarked(vmas: Sequence[Vma]) -> list[Vma]:
+    """The same as if nobody watched."""
+    return [
+        vma._replace(vm_flags=vma.vm_flags - {FLAG}) if FLAG in vma.vm_flags else vma
+        for vma in vmas
+    ]
 
 
 def all_runs(fd: int, start: int, end: int) -> "array[int]":
@@ -226,27 +241,43 @@ def written_behind(pid: int, vmas: Sequence[Vma]) -> str:
     return ""
 
 
-def _made_inside(pid: int, seize: int) -> int:
-    """Our copy of a userfaultfd that the process has made, and has no more."""
-    vmas = maps.parse_maps(proc.read_text(pid, "maps"))
-    space = AddressSpace.find(pid, vmas)
-    pidfd = native.pidfd_open(pid)
-    tids: list[int] = []
+@contextmanager
+def _at_rest(pid: int, seize: int) -> Iterator[int]:
+    """The process stands still; one of its threads."""
+    tids = ptrace.stop_process(pid, seize, STOP_PATIENCE_S)
     try:
-        tids = ptrace.stop_process(pid, seize, STOP_PATIENCE_S)
-        numbers = set(proc.list_numbers(pid, "fd"))
-        free = next(n for n in range(len(numbers) + 1) if n not in numbers)
-        flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
-        with Remote.safe(tids[0], space, parting=("close", (free,))) as remote:
-            number = remote.try_call("userfaultfd", flags)
-            if number < 0:
-                raise _refused(pid, -number)
-            try:
-                return native.pidfd_getfd(pidfd, number)
-            finally:
-                remote.call("close", number)
+        yield tids[0]
     finally:
         ptrace.release_all(tids)
+
+
+@contextmanager
+def _pagemap(pid: int) -> Iterator[int]:
+    fd = pagemap.open_pagemap(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _made_inside(pid: int, seize: int) -> int:
+    """Our copy of a userfaultfd that the process has made, and has no more."""
+    space = AddressSpace.find(pid, maps.parse_maps(proc.read_text(pid, "maps")))
+    pidfd = native.pidfd_open(pid)
+    try:
+        with _at_rest(pid, seize) as tid:
+            numbers = set(proc.list_numbers(pid, "fd"))
+            free = next(n for n in range(len(numbers) + 1) if n not in numbers)
+            flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+            with Remote.safe(tid, space, parting=("close", (free,))) as remote:
+                number = remote.try_call("userfaultfd", flags)
+                if number < 0:
+                    raise _refused(pid, -number)
+                try:
+                    return native.pidfd_getfd(pidfd, number)
+                finally:
+                    remote.call("close", number)
+    finally:
         os.close(pidfd)
 
 

@@ -31,15 +31,26 @@ def of_bytes(data: bytes, start: int, size: int) -> "array[int]":
     return array("Q", [IN_MEMORY, address + start, size])
 
 
-def write_pages(extents: "array[int]", fd: int, progress: "PagesProgress", threads: int = 2) -> str:
+def write_pages(
+    extents: "array[int]",
+    fd: int,
+    progress: "PagesProgress",
+    threads: int = 2,
+    *,
+    lenient: bool = False,
+) -> str:
     """Write all to a new file and return its digest, see `digest_file`.
+
+    ``lenient`` has zeros for pages that a task has no more.
 
     Raises KernelError when the file cannot be written, Vanished when bytes cannot be read.
     """
     digest, failed = ffi.new("uint64_t *"), ffi.new("int *")
     rows = ffi.from_buffer("struct seam_extent[]", extents)
     count = len(extents) // 3
-    result = lib.seam_write_pages(rows, count, fd, threads, digest, progress.written, failed)
+    result = lib.seam_write_pages(
+        rows, count, fd, threads, lenient, digest, progress.written, failed
+    )
     if result < 0:
         raise error_for(result, "pwrite", f"{count} extents") if failed[0] else _gone(result)
     return f"{digest[0]:016x}"

@@ -23,6 +23,7 @@ enum origin { IN_MEMORY, IN_TASK, IN_FILE };
 struct pages {
 	const struct seam_extent *extents;
 	size_t count;
+	int lenient; /* what cannot be read of a task is zeros */
 	uint64_t *starts; /* of each extent, and of what is behind the last */
 };
 
@@ -91,6 +92,28 @@ static int gather_from_task(const struct pages *pages, size_t *i, uint64_t offse
 	return move_memory(pid, 0, local, remote, count);
 }
 
+/* Page by page, zeros for those that are gone. */
+static void gather_what_is_there(const struct pages *pages, uint64_t offset, uint64_t size,
+				 char *local)
+{
+	uint64_t done;
+
+	for (done = 0; done < size; done += PAGE) {
+		uint64_t step = size - done < PAGE ? size - done : PAGE;
+		size_t i = extent_at(pages, offset + done);
+		struct seam_extent part = part_at(pages, i, offset + done, step);
+		int result;
+
+		if (part.origin == IN_TASK)
+			result = gather_from_task(pages, &i, offset + done, step, local + done,
+						  &step);
+		else
+			result = read_file(part.number, local + done, step, part.address);
+		if (result < 0)
+			memset(local + done, 0, step);
+	}
+}
+
 /* Copy bytes from an offset on; all of them must be there. */
 static int gather(const struct pages *pages, uint64_t offset, uint64_t size, char *local)
 {
@@ -113,7 +136,9 @@ static int gather(const struct pages *pages, uint64_t offset, uint64_t size, cha
 		default:
 			result = gather_from_task(pages, &i, offset, size, local, &done);
 		}
-		if (result < 0)
+		if (result < 0 && pages->lenient)
+			gather_what_is_there(pages, offset, done, local);
+		else if (result < 0)
 			return result;
 		local += done;
 		offset += done;
@@ -216,9 +241,10 @@ static void write_share(void *argument, unsigned int index)
 }
 
 int seam_write_pages(const struct seam_extent *extents, size_t count, int fd,
-		     unsigned int threads, uint64_t *digest, uint64_t *written, int *failed_call)
+		     unsigned int threads, int lenient, uint64_t *digest, uint64_t *written,
+		     int *failed_call)
 {
-	struct write_job job = { .fd = fd, .written = written };
+	struct write_job job = { .fd = fd, .written = written, .pages.lenient = lenient };
 	size_t pieces;
 	int result = open_pages(&job.pages, extents, count);
 
@@ -244,7 +270,7 @@ int seam_write_pages(const struct seam_extent *extents, size_t count, int fd,
 int seam_read_pages(const struct seam_extent *extents, size_t count, uint64_t offset,
 		    uint64_t size, char *room)
 {
-	struct pages pages;
+	struct pages pages = { .lenient = 0 };
 	int result = open_pages(&pages, extents, count);
 
 	if (result < 0)
@@ -282,7 +308,7 @@ static int compare(const struct pages *pages, int fd, const uint64_t *run, char 
 int seam_same_pages(const struct seam_extent *extents, size_t count, int fd, const uint64_t *runs,
 		    size_t run_count, unsigned char *same)
 {
-	struct pages pages;
+	struct pages pages = { .lenient = 0 };
 	int result = open_pages(&pages, extents, count);
 	char *room;
 	size_t i;

@@ -15,6 +15,7 @@ from torpor.engine.kernel.remote import AddressSpace, Remote
 pytestmark = [pytest.mark.root, pytest.mark.functional]
 
 PAGE = 4096
+FLAG = uffd.FLAG
 WRITER = Path(__file__).parent / "injection" / "writer.py"
 
 
@@ -58,7 +59,7 @@ def writer():
 @pytest.fixture
 def watched(writer):
     watch = uffd.Watch.open(writer.pid)
-    assert watch.cover(writer.start, writer.end)
+    assert (writer.start, writer.end) in watch.cover()
     fd = pagemap.open_pagemap(writer.pid)
     yield writer, watch, fd
     os.close(fd)
@@ -92,19 +93,19 @@ def test_what_was_written(watched):
 
 def test_nothing_is_left(writer):
     before = writer.outside()
-    for way in (uffd.Watch.release, uffd.Watch.close):
-        watch = uffd.Watch.open(writer.pid)
-        assert watch.cover(writer.start, writer.end)
-        fd = pagemap.open_pagemap(writer.pid)
-        writer.say("write 1 2 3")
+    watch = uffd.Watch.open(writer.pid)
+    assert watch.cover()
+    assert not watch.cover()
+    fd = pagemap.open_pagemap(writer.pid)
+    writer.say("write 1 2 3")
+    uffd.all_runs(fd, writer.start, writer.end)
+    assert all(FLAG in vma.vm_flags for vma in writer.room())
+    watch.close()
+    assert writer.outside() == before
+    with pytest.raises(LookupError):
         uffd.all_runs(fd, writer.start, writer.end)
-        assert all(uffd.is_watched(vma) for vma in writer.room())
-        way(watch)
-        assert writer.outside() == before
-        with pytest.raises(LookupError):
-            uffd.all_runs(fd, writer.start, writer.end)
-        os.close(fd)
-        assert writer.say("check") == "ok\n"
+    os.close(fd)
+    assert writer.say("check") == "ok\n"
 
 
 def test_moved_forked_and_mapped_anew_are_not_watched(watched):
@@ -119,10 +120,10 @@ def test_moved_forked_and_mapped_anew_are_not_watched(watched):
     os.kill(child, signal.SIGKILL)
     assert pages(uffd.written_runs(fd, writer.start, writer.end, protect=False), writer.start) == []
     start, end = (int(word) for word in writer.say("move").split())
-    assert not any(uffd.is_watched(v) for v in writer.vmas())
-    with pytest.raises(LookupError):
-        uffd.stale_runs(fd, start, end)
-    assert watch.cover(start, end)
+    assert not any(FLAG in v.vm_flags for v in writer.vmas() if v.start == start)
+    assert not uffd.is_covered(fd, start)
+    assert (start, end) in watch.cover()
+    assert uffd.is_covered(fd, start)
     assert pages(uffd.all_runs(fd, start, end), start) == [1, 2]
     assert writer.say("check") == "ok\n"
 
@@ -133,7 +134,7 @@ def test_protection_changes_and_splits(watched):
     uffd.all_runs(fd, writer.start, writer.end)
     writer.say("protect 2")
     assert len(writer.room()) == 3
-    assert all(uffd.is_watched(v) for v in writer.room())
+    assert all(FLAG in v.vm_flags for v in writer.room())
     assert not uffd.written_runs(fd, writer.start, writer.end, protect=True)
     writer.say("unprotect 2")
     writer.say("write 2")
@@ -142,20 +143,23 @@ def test_protection_changes_and_splits(watched):
 
 
 def test_what_cannot_be_watched(writer):
-    names = {v.name: uffd.can_be_watched(v) for v in writer.vmas()}
-    assert names["[heap]"]
-    assert names["[stack]"]
-    assert not names["[vdso]"]
-    assert not any(uffd.can_be_watched(v) for v in writer.vmas() if v.inode or v.shared)
+    watch = uffd.Watch.open(writer.pid)
+    watch.cover()
+    watched = [vma for vma in writer.vmas() if FLAG in vma.vm_flags]
+    assert {"[heap]", "[stack]"} <= {vma.name for vma in watched}
+    assert not [vma for vma in watched if vma.inode or vma.shared or vma.name.startswith("[v")]
+    left = [vma for vma in writer.vmas() if uffd.may_be_watched(vma) and vma not in watched]
+    assert not [vma for vma in left if "dp" not in vma.vm_flags]
+    watch.close()
 
 
-def test_a_second_one_is_told_busy(watched):
+def test_a_second_one_gets_nothing(watched):
     writer, _, _ = watched
+    assert uffd.has_own(writer.vmas())
     other = uffd.Watch.open(writer.pid)
-    assert not other.cover(writer.start, writer.end)
-    assert not any(uffd.can_be_watched(v) for v in writer.room())
+    assert other.cover() == []
     other.close()
-    assert all(uffd.is_watched(v) for v in writer.room())
+    assert all(FLAG in v.vm_flags for v in writer.room())
 
 
 def test_devices_behind_our_back(writer, tmp_path):

@@ -3,24 +3,28 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torpor.engine.dump.freeze import list_tasks
 from torpor.engine.dump.preflight import may_read_filters
 from torpor.engine.dump.ways import obstacles, scan
+from torpor.engine.dump.ways.filing import Filing
 from torpor.engine.dump.ways.frozen import Frozen
 from torpor.engine.dump.ways.held import Held
+from torpor.engine.dump.ways.precopy import PreCopy
+from torpor.engine.dump.ways.rounds import Rounds
 from torpor.engine.dump.ways.snapshot import Snapshot
 from torpor.engine.dump.ways.way import Way
 from torpor.engine.errors import Error, Vanished
+from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.maps import parse_smaps
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kernel.ptrace import Option
 from torpor.engine.memory import areas
-from torpor.engine.options import DumpOptions, MemoryWay
+from torpor.engine.options import DumpOptions, MemoryWay, ProgressFn
 from torpor.engine.text import size
 
 FEWEST_BYTES, FEWEST_OF_TASK = 16 << 20, 4 << 20
@@ -58,10 +62,12 @@ class Choice:
 
 def choose(options: DumpOptions, *, held: bool) -> Choice:
     """Look at a tree that runs, or at one that will be stopped."""
-    if held:
+    if held and options.memory is not MemoryWay.PRECOPY:
         return Choice(way=MemoryWay.FROZEN, reason=HELD, held=True)
     sizes = {task.pid: _sizes(task.pid) for task in list_tasks(options.pid) if task.tids}
     total = sum(one.own + one.shared for one in sizes.values())
+    if options.memory is MemoryWay.PRECOPY:
+        return Choice(way=MemoryWay.PRECOPY, reason="asked for", copied_bytes=total, held=held)
     if options.memory is MemoryWay.FROZEN:
         return Choice(way=MemoryWay.FROZEN, reason="asked for", copied_bytes=total)
     asked = options.memory is MemoryWay.SNAPSHOT
@@ -123,15 +129,40 @@ class _Forks:
         self.spaces[pid] = space
 
 
-def ready(options: DumpOptions, *, held: bool) -> Way:
-    """The way that was chosen, prepared for the stop."""
-    way = _way_of(choose(options, held=held))
+def ready(
+    options: DumpOptions,
+    images: NewImageDirectory,
+    progress: ProgressFn,
+    held: bool,
+    seize: int,
+) -> Way:
+    """The way that was chosen, prepared for the stop. ``seize`` are PTRACE_O_* options."""
+    choice = choose(options, held=held)
+    if choice.way is MemoryWay.PRECOPY:
+        way = _precopy(options, images, progress, choice, seize)
+    else:
+        way = _way_of(choice)
     try:
         way.prepare()
     except BaseException:
         way.close()
         raise
     return way
+
+
+def _precopy(
+    options: DumpOptions,
+    images: NewImageDirectory,
+    progress: ProgressFn,
+    choice: Choice,
+    seize: int,
+) -> Way:
+    def rest(size_bytes: int) -> Way:
+        return _way_of(replace(choice, way=MemoryWay.FROZEN, copied_bytes=size_bytes))
+
+    bases = choice.held and not (options.parent or options.replace or options.page_server)
+    rounds = Rounds(root=options.pid, filing=Filing(images, bases=bases), seize=seize)
+    return PreCopy(rounds, options.precopy, rest, choice.copied_bytes, progress, held=choice.held)
 
 
 def _way_of(choice: Choice) -> Way:

@@ -7,15 +7,21 @@ The vDSO is kept whole: its code tells a restore whether the kernel is the same.
 """
 
 import os
+import re
 from array import array
 from collections.abc import Sequence
 
 from torpor.engine.kernel import pagemap
+from torpor.engine.kernel.maps import Vma
 from torpor.engine.memory.areas import RINGS, Area, Backing
 
 WHOLE = (Backing.VDSO, *RINGS)
 NOT_FORKED = frozenset((10, 18))
 """MADV_DONTFORK, MADV_WIPEONFORK."""
+ANONYMOUS = re.compile(r"^Anonymous: +[1-9]", re.MULTILINE)
+ALONE = "Shared_Clean:          0 kB", "Shared_Dirty:          0 kB"
+"""Most mappings say so; to look for it is cheap."""
+COMMON = re.compile(r"^Shared_(?:Clean|Dirty): +[1-9]", re.MULTILINE)
 
 
 def wanted(found: Sequence[Area]) -> list[Area]:
@@ -45,3 +51,13 @@ def private_runs(pid: int, areas: Sequence[Area]) -> "array[int]":
         return runs
     pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])
     return array("Q", [word for pair in pairs for word in pair])
+
+
+def has_common_pages(vma: Vma) -> bool:
+    """Anonymous pages that are in other tasks too; such pages of files are too few to matter."""
+    return (
+        not (vma.shared or vma.inode)
+        and not (ALONE[0] in vma.details and ALONE[1] in vma.details)
+        and ANONYMOUS.search(vma.details) is not None
+        and COMMON.search(vma.details) is not None
+    )

@@ -8,7 +8,7 @@ Whoever writes, sends or compares the pages asks for extents and need not know t
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -18,7 +18,7 @@ from typing import Protocol, Self
 from torpor.engine import native
 from torpor.engine.dump.ways import scan
 from torpor.engine.memory.areas import Area
-from torpor.engine.options import MemoryWay
+from torpor.engine.options import MemoryWay, Round
 
 
 class Source(Protocol):
@@ -44,10 +44,12 @@ class Part:
     forked: bool = False
     """Others have the same pages copy-on-write."""
     source: Source | None = None
+    elsewhere: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Further runs, whose bytes the parent of the images has already."""
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all runs."""
+        """Bytes of the runs that have a source."""
         return sum(self.runs[1::2])
 
     def scan(self, pid: int) -> None:
@@ -73,7 +75,7 @@ class Segment:
     @property
     def size_bytes(self) -> int:
         """Bytes of all parts."""
-        return sum(part.size_bytes for part in self.parts)
+        return sum(part.size_bytes + sum(part.elsewhere[1::2]) for part in self.parts)
 
 
 class Way:
@@ -87,9 +89,16 @@ class Way:
     kind: MemoryWay
     reason: str
     """Why it was chosen, for the user."""
+    rounds: Sequence[Round] = ()
+    """Of a pre-copy."""
+    watched: Collection[int] = ()
+    """Tasks whose areas say that a userfaultfd watches them, and it is ours."""
 
     def prepare(self) -> None:
         """What may take its time while the tree runs."""
+
+    def refresh(self) -> None:
+        """The same, right before the stop, once all trees are prepared; takes little time."""
 
     def take(self, parts: Sequence[Part]) -> None:
         """Have the bytes, or a hold on them; parts that have a source are left alone."""
