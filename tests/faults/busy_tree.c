@@ -25,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMBERS = 4, PERIOD_NS = 3000000, ALARM_US = 4700, PAUSE_NS = 100000 };
+enum { MEMBERS = 4, BALLAST = 512, PERIOD_NS = 3000000, ALARM_US = 4700, PAUSE_NS = 100000 };
 static const uint64_t LAST = UINT64_MAX;
 
 /* The test reads the first three rows. */
@@ -42,6 +42,7 @@ struct status {
 static struct status *shared;
 static char folder[4096];
 static int me;
+static volatile uint64_t ballast[BALLAST][4096 / sizeof(uint64_t)];
 static volatile int thread_stops;
 static volatile uint64_t periods;
 static volatile uint64_t alarms;
@@ -128,10 +129,23 @@ static void check_timer(uint64_t begin)
 	wrong("timer ticked %lu times in %lu periods", periods, expected);
 }
 
+/* Each page says when it was written last. */
+static void tread(uint64_t step)
+{
+	uint64_t last = step > BALLAST ? step - BALLAST : 0;
+	volatile uint64_t *page = ballast[step % BALLAST];
+
+	if (page[0] != last || page[7] != last)
+		wrong("a page says %lu, written was %lu", page[0], last);
+	page[0] = page[7] = step;
+}
+
 static void *count(void *nothing)
 {
 	uint64_t own = 0;
 
+	for (int i = 0; i < BALLAST; i++)
+		ballast[i][1] = 1; /* there from the start */
 	while (!thread_stops) {
 		if (pthread_mutex_lock(&shared->lock))
 			wrong("mutex: %s", strerror(errno));
@@ -140,6 +154,7 @@ static void *count(void *nothing)
 			wrong("thread counted %lu, memory says %lu", own, shared->counted[me]);
 		shared->counted[me] = ++own;
 		pthread_mutex_unlock(&shared->lock);
+		tread(own);
 		usleep(200);
 	}
 	return nothing;

@@ -24,6 +24,7 @@ def dump(pid, folder, way):
     (report,) = api.dump([options])
     print(json.dumps({"frozen_s": report.frozen_s, "total_s": report.total_s,
                       "way": report.memory_way.value,
+                      "copied": sum(one.copied_bytes for one in report.rounds),
                       "phases_s": dict(report.phases_s)}), flush=True)  # fmt: skip
 
 

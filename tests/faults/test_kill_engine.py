@@ -70,6 +70,7 @@ class BusyTree:
         said: dict[str, object] = {"children": children(self.pid)}
         for pid in self.pids:
             said[f"{pid} areas"] = areas(pid)
+            said[f"{pid} watched"] = watched(pid)
             said[f"{pid} descriptors"] = descriptors(pid)
             for tid in sorted(os.listdir(f"/proc/{pid}/task")):
                 said[f"{pid}/{tid}"] = thread(pid, tid)
@@ -153,6 +154,12 @@ def areas(pid: int) -> list[str]:
     return lines
 
 
+def watched(pid: int) -> list[str]:
+    """Areas whose writes a userfaultfd tracks."""
+    flags = re.findall(r"^VmFlags: (.*)$", Path(f"/proc/{pid}/smaps").read_text(), re.M)
+    return [line for line in flags if {"um", "uw", "ui"} & set(line.split())]
+
+
 def descriptors(pid: int) -> dict[str, str]:
     found = {}
     for number in os.listdir(f"/proc/{pid}/fd"):
@@ -214,7 +221,7 @@ def tree(tmp_path):
     one.end()
 
 
-@pytest.fixture(params=["auto", "snapshot"])
+@pytest.fixture(params=["auto", "snapshot", "pre-copy"])
 def server(request):
     one = Server(request.param)
     yield one
@@ -232,6 +239,7 @@ def whole_dumps(server, tree):
         assert report is not None, status
         assert status == 0
         assert report["way"] == {"auto": "frozen"}.get(server.way, server.way)
+        assert (report["copied"] > 0) is (server.way == "pre-copy")
         totals.append(time.monotonic() - begin)
         before_s = report["phases_s"]["look"] + report["phases_s"]["prepare memory"]
         looks.append(before_s)

@@ -13,7 +13,7 @@ from torpor.engine.errors import KernelError
 from torpor.engine.options import After, DumpOptions, MemoryWay
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
-WAYS = (MemoryWay.FROZEN, MemoryWay.SNAPSHOT)
+WAYS = (MemoryWay.FROZEN, MemoryWay.SNAPSHOT, MemoryWay.PRECOPY)
 SEEDS = range(4)
 MEMORY, PIDS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")
 
