@@ -21,7 +21,8 @@ from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.dump.threads import RawThread
 from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import borrow, proc, uffd
-from torpor.engine.kernel.borrow import Answer, Call, Question
+from torpor.engine.kernel.borrow import Answer, Question
+from torpor.engine.kernel.chain import Call
 from torpor.engine.kernel.maps import Vma, parse_smaps
 from torpor.engine.kernel.proc import Status, parse_status
 from torpor.engine.kernel.proctexts import parse_timers

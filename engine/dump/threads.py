@@ -16,7 +16,8 @@ from torpor.engine import native
 from torpor.engine.capture import ThreadCapture
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.addressspace import AddressSpace
-from torpor.engine.kernel.borrow import Answer, Call
+from torpor.engine.kernel.borrow import Answer
+from torpor.engine.kernel.chain import Call
 from torpor.engine.kernel.remote import Remote
 from torpor.engine.tasks import settings
 from torpor.engine.tasks.attributes import SCHED_ATTR

@@ -16,6 +16,7 @@ from torpor.engine.errors import Bug, Error, KernelError, Refused, Vanished
 from torpor.engine.kernel import maps, proc
 from torpor.engine.kernel.arch import x86_64 as arch
 from torpor.engine.kernel.arch.code import POP_RAX_RET, Gadget, find_gadgets
+from torpor.engine.kernel.chain import Pieces, find_pieces
 
 CHUNK = 1 << 20
 OVERLAP = 128
@@ -62,6 +63,8 @@ class AddressSpace:
     """Word that follows the chain: where the frame's own return address leads."""
     chain: bytes
     """Words below the frame that the gadget's `ret` goes through first; mostly none."""
+    pieces: Pieces | None
+    """For many calls in one go; None where its libraries have not all of them."""
     _proof: tuple[tuple[int, bytes], ...]
     _stack: tuple[int, int] | None
     """Of the initial stack; None when it is not mapped any more."""
@@ -87,7 +90,9 @@ class AddressSpace:
         at, raw, found = _first(pid, "gadget", sorted(code, key=_vdso_first), _gadget_in)
         if not isinstance(found, Gadget):
             raise Bug("a gadget search gave something else")
-        back, proof = _way_back(pid, sorted(code, key=_libc_first), at)
+        code.sort(key=_libc_first)
+        back, proof = _way_back(pid, code, at)
+        pieces = find_pieces(pid, code)
         stack = next(((v.start, v.end) for v in vmas if v.name == "[stack]"), None)
         return cls(
             pid=pid,
@@ -95,7 +100,8 @@ class AddressSpace:
             syscall=at,
             after_ret=back[-1],
             chain=b"".join(struct.pack("<Q", word) for word in back[:-1]),
-            _proof=((at, raw), *proof),
+            pieces=pieces,
+            _proof=((at, raw), *proof, *(pieces.proof if pieces else ())),
             _stack=stack,
         )
 

@@ -3,17 +3,20 @@
 
 Of one call to the next a thread has to be woken and waited for twice, which is most of what a
 call costs. Here all threads of a wave make their first call, then all their second one, and so
-on; each has a net of its own. Nets of one process lie side by side at the bottom of its stack,
+on; each has a net of its own. Where that can be, a thread makes all of them in a chain, which is
+one step (`kernel.chain`). Nets of one process lie side by side at the bottom of its stack,
 each with its mark, as those of engines that died do (`AddressSpace.scratch`).
 """
 
+import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torpor.engine import native
 from torpor.engine.kernel.addressspace import AddressSpace, Scratch
 from torpor.engine.kernel.arch import x86_64 as arch
+from torpor.engine.kernel.chain import WORD, Call, Chain
 from torpor.engine.kernel.net import Facts, Net
 from torpor.engine.native import Borrowing
 
@@ -21,7 +24,7 @@ FEWEST, MOST = 8, 24
 """Nets in one process: as many as fit below its stack pointers, and at least a few."""
 WAVE = 64
 
-Call = tuple[str, Sequence[int]]
+Calls = Callable[[int], Sequence[Call]]
 Item = TypeVar("Item")
 
 
@@ -30,7 +33,7 @@ class Question:
     """Calls for one thread, made once the address of its buffer is known."""
 
     tid: int
-    calls: Callable[[int], Sequence[Call]]
+    calls: Calls
     answer_bytes: int
     """Of the buffer; it is as long, and read once the calls are done."""
 
@@ -42,8 +45,29 @@ class Asked:
     space: AddressSpace
     questions: Sequence[Question]
     facts: Sequence[Facts]
-    rooms: Sequence[int]
+    chains: dict[tuple[Calls, int], Chain] = field(default_factory=dict)
+    """By the calls and the signal."""
+    rooms: list[int] = field(default_factory=list)
     """Bytes of scratch that each net takes."""
+
+    def __post_init__(self) -> None:
+        for i, (fact, question) in enumerate(zip(self.facts, self.questions, strict=True)):
+            key = question.calls, fact.signal
+            if self.space.pieces is not None and fact.signal and key not in self.chains:
+                self.chains[key] = Chain.of(self.space.pieces, *key)
+            self.rooms.append(fact.room(self.buffer_bytes(i)))
+
+    def in_chain(self, facts: Facts) -> bool:
+        """Whether a thread can make all its calls in one go."""
+        return self.space.pieces is not None and facts.signal != 0
+
+    def buffer_bytes(self, number: int) -> int:
+        """What a net must have room for, beside the frame."""
+        question, fact = self.questions[number], self.facts[number]
+        if not self.in_chain(fact):
+            return question.answer_bytes
+        chain = self.chains[question.calls, fact.signal]
+        return question.answer_bytes + WORD * chain.count + chain.size
 
     @property
     def side_by_side(self) -> int:
@@ -76,8 +100,10 @@ def ask(processes: Sequence[tuple[AddressSpace, Sequence[Question]]]) -> list[li
             asked[number].space.verify()
             spread += [(number, *one) for one in _place(asked[number], first, last)]
         done = native.borrow_all([borrowing for _, _, borrowing in spread])
-        for (number, facts, _), (results, buffer) in zip(spread, done, strict=True):
-            answers[number].append(Answer(facts=facts, results=results, buffer=buffer))
+        for (number, facts, borrowing), (results, buffer) in zip(spread, done, strict=True):
+            question = asked[number].questions[len(answers[number])]
+            told = _split(buffer, question) if borrowing.signal else (results, buffer)
+            answers[number].append(Answer(facts=facts, results=told[0], buffer=told[1]))
     return answers
 
 
@@ -86,8 +112,7 @@ def _asked(processes: Sequence[tuple[AddressSpace, Sequence[Question]]]) -> list
     found = []
     for space, questions in processes:
         mine = [next(facts) for _ in questions]
-        rooms = [f.room(q.answer_bytes) for f, q in zip(mine, questions, strict=True)]
-        found.append(Asked(space=space, questions=questions, facts=mine, rooms=rooms))
+        found.append(Asked(space=space, questions=questions, facts=mine))
     return found
 
 
@@ -118,13 +143,46 @@ def _place(asked: Asked, first: int, last: int) -> list[tuple[Facts, Borrowing]]
     found = []
     for i, room in enumerate(rooms, first):
         fact, question = asked.facts[i], asked.questions[i]
-        net = Net.of(fact, asked.space, Scratch(at, room), question.answer_bytes)
-        found.append((fact, _borrowing(fact, net, question)))
+        net = Net.of(fact, asked.space, Scratch(at, room), asked.buffer_bytes(i))
+        borrowing = (
+            _chained(fact, net, asked, question)
+            if asked.in_chain(fact)
+            else _one_by_one(fact, net, question)
+        )
+        found.append((fact, borrowing))
         at += room
     return found
 
 
-def _borrowing(facts: Facts, net: Net, question: Question) -> Borrowing:
+def _chained(facts: Facts, net: Net, asked: Asked, question: Question) -> Borrowing:
+    """All calls in a chain. Results come before the answers, in one buffer."""
+    assert asked.space.pieces is not None
+    chain = asked.chains[question.calls, facts.signal]
+    words, mark, base = chain.content(net.buffer, facts.inside), net.region.mark, net.armed.copy()
+    base.rip = asked.space.pieces.pop_rdi
+    start = net.chain_at - chain.size
+    return Borrowing(
+        tid=facts.tid,
+        region=net.region.start,
+        content=mark + bytes(start - net.region.start - len(mark)) + words + net.content,
+        armed=net.armed,
+        base=base,
+        original=facts.original,
+        mask=facts.mask,
+        calls=(),
+        answer_at=net.buffer,
+        answer_size=WORD * chain.count + question.answer_bytes,
+        signal=facts.signal,
+        passes=chain.passes(start, net.buffer),
+    )
+
+
+def _split(buffer: bytes, question: Question) -> tuple[list[int], bytes]:
+    size = len(buffer) - question.answer_bytes
+    return list(struct.unpack_from(f"<{size // WORD}q", buffer)), buffer[size:]
+
+
+def _one_by_one(facts: Facts, net: Net, question: Question) -> Borrowing:
     mark = net.region.mark
     content = mark + bytes(net.chain_at - net.region.start - len(mark)) + net.content
     calls = [

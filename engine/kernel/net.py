@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torpor.engine import native
 from torpor.engine.errors import Error, Refused
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import chain, proc
 from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
 from torpor.engine.kernel.arch import x86_64 as arch
 
@@ -36,6 +36,8 @@ class Facts:
     """Its text of /proc."""
     asked: native.ThreadFacts
     """Everything else that was asked together with it."""
+    signal: int
+    """One that it would not notice, or 0; see `kernel.chain`."""
 
     @classmethod
     def of(cls, tids: Sequence[int]) -> "list[Facts]":
@@ -43,6 +45,11 @@ class Facts:
         asked = native.ask_facts(tids)
         statuses = proc.read_many([(tid, "status") for tid in tids])
         return [_facts(one, status) for one, status in zip(asked, statuses, strict=True)]
+
+    @property
+    def inside(self) -> tuple[int, int]:
+        """(process, thread) as the thread itself sees them."""
+        return proc.innermost_ids(self.status)
 
     def room(self, buffer_size: int, *, parting: bool = False) -> int:
         """Bytes of scratch that a net for it takes, with a parting call or without."""
@@ -150,6 +157,7 @@ def _facts(asked: native.ThreadFacts, status: bytes | Error) -> Facts:
         xstate=asked.xstate,
         status=status,
         asked=asked,
+        signal=chain.signal_for(status),
     )
 
 

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Vanished
 
-_SIGNAL_MASKS = re.compile(rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)$", re.MULTILINE)
+_SIGNAL_MASKS = re.compile(
+    rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)\nSigIgn:\s*\w+\nSigCgt:\s*(\w+)$",
+    re.MULTILINE,
+)
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
+_NS_TGID = re.compile(rb"^NStgid:.*?(\d+)$", re.MULTILINE)
 _NS_PID = re.compile(rb"^NSpid:.*?(\d+)$", re.MULTILINE)
 _SECCOMP = re.compile(rb"^Seccomp:\s*(\d+)$", re.MULTILINE)
 _NAME_ESCAPE = re.compile(rb"\\([n\\])")
@@ -290,17 +294,29 @@ def parse_status(text: str) -> Status:
 
 def deliverable_signals(status: bytes) -> int:
     """Mask of signals which are pending and not blocked, from a status text."""
+    pending, blocked, _ = signal_masks(status)
+    return pending & ~blocked
+
+
+def signal_masks(status: bytes) -> tuple[int, int, int]:
+    """Masks of signals which are pending, blocked, and caught, from a status text."""
     found = _SIGNAL_MASKS.search(status)
     if found is None:
-        return 0
-    private, shared, blocked = (int(mask, 16) for mask in found.groups())
-    return (private | shared) & ~blocked
+        return 0, 0, 0
+    private, shared, blocked, caught = (int(mask, 16) for mask in found.groups())
+    return private | shared, blocked, caught
 
 
 def thread_name(status: bytes) -> bytes:
     """The name of the thread, from a status text (proc_task_name escapes newline and backslash)."""
     found = _NAME.search(status)
     return _NAME_ESCAPE.sub(lambda m: b"\n" if m[1] == b"n" else b"\\", found[1] if found else b"")
+
+
+def innermost_ids(status: bytes) -> tuple[int, int]:
+    """Last numbers of NStgid and NSpid, from a status text. Linux 4.1."""
+    found = _NS_TGID.search(status)
+    return int(found[1]) if found else 0, innermost_pid(status)
 
 
 def innermost_pid(status: bytes) -> int:

@@ -25,6 +25,10 @@ class Borrowing:
     calls: Sequence[Sequence[int]]
     answer_at: Address
     answer_size: int
+    signal: int = 0
+    """Ends each of the passes; see `kernel.chain`."""
+    passes: Sequence[int] = ()
+    """Four words each."""
 
 
 def remote_calls(
@@ -91,6 +95,8 @@ def _fill_row(row: Any, task: Borrowing) -> list[Any]:  # noqa: ANN401
     row.calls = calls = ffi.from_buffer("uint64_t[]", words)
     row.call_count = len(task.calls)
     row.results = results = ffi.new("int64_t[]", max(len(task.calls), 1))
+    row.signal, row.pass_count = task.signal, len(task.passes) // 4
+    row.passes = passes = ffi.from_buffer("uint64_t[]", array("Q", task.passes))
     row.answer_at, row.answer_size = task.answer_at, task.answer_size
     row.answer = answer = ffi.new("char[]", max(task.answer_size, 1))
-    return [content, saved, armed, base, original, calls, results, answer]
+    return [content, saved, armed, base, original, calls, results, passes, answer]

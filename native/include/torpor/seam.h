@@ -81,6 +81,9 @@ struct seam_borrow {
 	const uint64_t *calls; /* 7 words each */
 	size_t call_count;
 	int64_t *results;
+	int signal; /* not 0: no calls one by one, but passes to this signal (kernel/chain.py) */
+	const uint64_t *passes; /* 4 words each: rsp, rsp at the end, r10, r8 */
+	size_t pass_count;
 	uint64_t answer_at; /* memory of the task that is read after the calls */
 	size_t answer_size;
 	char *answer;
