@@ -51,8 +51,9 @@ faults-all: dev  ## every operation of a restore, every call of a dump made to f
 	TORPOR_FAULTS=all $(BIN)/python tools/run_tests.py faults tests/faults
 
 .PHONY: bench
-bench: dev  ## ratios against Debian's criu, measured in one run
+bench: dev engine  ## ratios against Debian's criu, measured in one run
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/commands.py
 
 .PHONY: image
 image: dev  ## build/torpor-image.tar, an OCI archive for `ctr images import`

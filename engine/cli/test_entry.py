@@ -71,6 +71,24 @@ def test_what_a_command_of_criu_does_not_load(command, tmp_path):
     assert [one for one in NOT_FOR_A_DUMP if one in names] == []
 
 
+NEVER = ("asyncio", "concurrent.futures", "multiprocessing", "kubernetes", "grpc", "http",
+         "urllib.request", "unittest", "pydoc", "importlib.metadata", "importlib.resources",
+         "tempfile", "email", "rich")  # fmt: skip
+"""What no command that a runtime waits for needs."""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("cli", ["--version"]), ("cli", ["check", "--json"]), ("criu", ["check"]),
+     ("criu", ["check", "--all"]), ("criu", ["cpuinfo", "check"]), ("criu", ["swrk", "999"]),
+     ("criu", ["dump", "-t", "4194303", "-v0"]), ("criu", ["restore", "-v0"])],
+)  # fmt: skip
+def test_what_no_command_loads(module, words, tmp_path):
+    place = ["-D", str(tmp_path)] if module == "criu" else []
+    names = loaded(module, *words, *place)
+    assert [one for one in NEVER if one in names] == []
+
+
 def test_version_is_that_of_the_package():
     project = Path(__file__).parents[2] / "pyproject.toml"
     assert tomllib.loads(project.read_text())["project"]["version"] == version.VERSION

@@ -75,11 +75,13 @@ def _mnt_id() -> None:
 
 def _locks() -> None:
     import fcntl
-    import tempfile
 
-    with tempfile.TemporaryFile() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _field_of_fdinfo(file.fileno(), "lock")
+    fd = os.memfd_create("torpor-check", os.MFD_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _field_of_fdinfo(fd, "lock")
+    finally:
+        os.close(fd)
 
 
 def _timerfd() -> None:
