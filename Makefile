@@ -73,12 +73,13 @@ build/bin/torpor: $(NATIVE) $(PROTOS) $(shell find engine -name '*.py') requirem
 	@build/engine/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/build.txt
 	@build/engine/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	@$(PYTHON) tools/launchers.py build/engine build/bin
+	@build/engine/bin/python -I tools/completion.py build/completion
 	@touch $@; echo "build/bin/torpor and build/bin/criu are ready"
 
 .PHONY: install
 PREFIX ?= /usr/local
 install: engine  ## to PREFIX (and DESTDIR); CRIU=1 gives the name criu as well
-	$(PYTHON) tools/install.py build/engine --prefix $(PREFIX) --destdir "$(DESTDIR)" $(if $(CRIU),--criu)
+	$(PYTHON) tools/install.py build/engine --completion build/completion --prefix $(PREFIX) --destdir "$(DESTDIR)" $(if $(CRIU),--criu)
 
 .PHONY: dev
 dev: $(VENV)/.ready build/typing/torpor/__init__.py  ## virtual environment with everything, editable

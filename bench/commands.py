@@ -4,9 +4,9 @@
     commands.py [--rounds N] [--json FILE]
 
 Three ways in turn: Debian's `criu`, the installed `build/bin/criu` (`make engine`), and requests
-to a `criu service` of ours; options and images (on tmpfs) are the same. The time is that of a caller,
-from the start of the command, or the connect, to its end. Processor time is beside it: with other
-jobs around, or few processors, it says more. Medians; the first round is dropped.
+to a `criu service` of ours; options and images (on tmpfs) are the same. The time is that of a
+caller, from the start of the command, or the connect, to its end. Processor time is beside it:
+with other jobs around, or few processors, it says more. Medians; the first round is dropped.
 """
 
 import argparse

@@ -31,6 +31,7 @@ UNUSED = frozenset({
 })  # fmt: skip
 """Imported by others and seldom used: their code runs when something of them is."""
 OBJECTS_BEFORE_COLLECTION = 100_000
+HIGH_DESCRIPTOR = 1000
 
 
 class Bundle:
@@ -119,7 +120,7 @@ def use_bundle(path: str) -> bool:
     from importlib.machinery import ModuleSpec  # not by the bundle, which needs it
 
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = _out_of_the_way(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         return False
     head = int.from_bytes(os.pread(file, 4, 0), "little")
@@ -133,6 +134,19 @@ def use_bundle(path: str) -> bool:
 
     setattr(dataclasses, "exec", bundle.execute)  # noqa: B010 - no attribute that mypy knows
     return True
+
+
+def _out_of_the_way(file: int) -> int:
+    """A descriptor that no number of a command line (`--inherit-fd fd[3]:...`) means by chance."""
+    import fcntl
+    import os
+
+    try:
+        moved = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR)
+    except OSError:  # the limit of open files is lower
+        return file
+    os.close(file)
+    return moved
 
 
 def run(name: str) -> "NoReturn":

@@ -17,11 +17,11 @@ from torpor.engine import start
 assert start.use_bundle({bundle!r}) is {used}
 """
 LOADED = """
-import json, torpor.engine.dump.pipeline as pipeline, dataclasses, inspect
+import json, os, torpor.engine.dump.pipeline as pipeline, dataclasses, inspect
 told = {
     "loader": type(pipeline.__loader__).__name__, "file": pipeline.__file__,
     "code": pipeline.dump_trees.__code__.co_filename, "executed": "signature" in vars(inspect),
-    "compiled": compiled,
+    "compiled": compiled, "low": os.path.exists("/proc/self/fd/3"),
 }
 told["signature"] = str(inspect.signature(pipeline.dump_trees))
 print(json.dumps(told))
@@ -68,6 +68,7 @@ def test_modules_and_methods_come_from_the_bundle(site):
     assert told["file"] == f"{site}/torpor/engine/dump/pipeline.py"
     assert told["code"] == "torpor/engine/dump/pipeline.py"
     assert told["compiled"] == 0
+    assert not told["low"]
 
 
 def test_what_is_seldom_used_works_when_it_is(site):

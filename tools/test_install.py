@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from tools.install import install
+from tools.install import complete, install
 
 
 @pytest.fixture
@@ -24,6 +24,17 @@ def test_the_name_of_criu_is_taken_only_when_asked(venv, tmp_path):
     assert f"{prefix}/lib/torpor/bin/python" in script.partition("-IS")[0]
     assert f"{prefix}/lib/torpor/lib/python3" in script
     assert sorted(p.name for p in (prefix / "lib" / "torpor" / "lib").iterdir()) == ["torpor"]
+
+
+def test_completions_go_where_shells_look(tmp_path):
+    for name in ("bash/torpor", "bash/criu", "zsh/_torpor", "zsh/_criu"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    complete(tmp_path, tmp_path / "usr", ["torpor"])
+    share = tmp_path / "usr" / "share"
+    assert (share / "bash-completion" / "completions" / "torpor").read_text() == "bash/torpor"
+    assert (share / "zsh" / "site-functions" / "_torpor").read_text() == "zsh/_torpor"
+    assert sorted(p.name for p in share.rglob("*") if p.is_file()) == ["_torpor", "torpor"]
 
 
 def test_another_program_is_never_replaced(venv, tmp_path):

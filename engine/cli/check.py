@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from torpor.engine.cli import output
+from torpor.engine.criu.features import CRIU_FEATURES, CriuFeature, missing
 from torpor.engine.errors import Unavailable
 from torpor.engine.inspect.lines import BAD, DIM, GOOD, HEADING, WARN, Line, line
 from torpor.engine.kernel import rights
@@ -28,6 +29,10 @@ def run(options: Namespace) -> int:
             "capabilities": sorted(rights.effective()),
             "rungs": {str(rung): whole(findings, rung) for rung in RUNGS},
             "features": findings,
+            "criu_features": [
+                {"name": one.name, "supported": not why, "cause": why}
+                for one, why in criu_features()
+            ],
         })  # fmt: skip
     else:
         output.emit_lines(lines(findings))
@@ -52,12 +57,26 @@ def lines(findings: Sequence[Finding]) -> Iterator[Line]:
             yield line((f"   tried {mine[0].tried_with}", DIM))
         for one in mine:
             yield from _finding(one)
+    yield from _by_name()
     yield line()
     reached = [rung for rung in RUNGS if whole(findings, rung)]
     if reached:
         yield line(f"Everything that torpor needs works up to rung {reached[-1]}.")
     else:
         yield line(("torpor cannot work here: see what is missing under 1.", BAD))
+
+
+def criu_features() -> Sequence[tuple[CriuFeature, str]]:
+    """What `criu check` knows by name, and why it is not supported; tried with all our rights."""
+    return [(one, missing(one)) for one in CRIU_FEATURES]
+
+
+def _by_name() -> Iterator[Line]:
+    yield line()
+    yield line(("What `criu check` asks for by name", HEADING))
+    for one, why in criu_features():
+        word, style = ("no", WARN) if why else ("yes", GOOD)
+        yield line("   ", (f"{word:<8}", style), f"{one.name:<28}", (why or one.use, DIM))
 
 
 def _finding(one: Finding) -> Iterator[Line]:

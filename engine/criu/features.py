@@ -189,7 +189,7 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
     CriuFeature(name="external_net_ns", lacking=NETWORK),
     CriuFeature(name="clone3_set_tid", use="old pids", torpor="clone3 with set_tid"),
     CriuFeature(name="newifindex", lacking=NETWORK),
-    CriuFeature(name="nftables", use="the same", probe=_nftables, category=NAMED),
+    CriuFeature(name="nftables", use="rules that hold packets", probe=_nftables, category=NAMED),
     CriuFeature(name="has_ipt_legacy", lacking=LOCK, category=NAMED),
     CriuFeature(name="pidfd_store",
                 lacking="tasks of an earlier dump are told apart by their start"),

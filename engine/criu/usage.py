@@ -28,6 +28,11 @@ Differences to know:
   other files stay. If a dump fails, nothing is left of it.
 - `restore` without `-d` passes SIGTERM, SIGINT, SIGHUP and SIGQUIT on to the root while it waits.
 - The log's lines are torpor's own; their shape, and the word `Error` for errors only, are CRIU's.
+
+Exit status, as CRIU's: 0 when it is done, of `check` when nothing is missing; 1 when not, with the
+reason in the log or on stderr; 255 when a script of the stage post-dump failed (the tasks run on),
+for `exec` and `show`, and of `swrk` for what is no request. A `restore` without `-d` ends with 0
+however the root ended; with `--exec-cmd` it is the command's.
 """
 
 
