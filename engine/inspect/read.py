@@ -47,6 +47,7 @@ def read(path: Path, *, verify: Verify = Verify.ALL) -> Images:
         with readable(manifest.NAME):
             origin = _origin(images, inventory)
             warnings = tuple(map(str, images.facts.get("dump", {}).get("warnings") or ()))
+            steps = _steps(images)
         reader = _Reader(images)
         references.check(images, reader.source)
         tasks = tuple(reader.tasks())
@@ -59,7 +60,7 @@ def read(path: Path, *, verify: Verify = Verify.ALL) -> Images:
             segments=tuple(_segments(images)),
             pause=Pause(freezing_s=stats.freezing_s, frozen_s=stats.frozen_s,
                         pages_written=stats.pages_written + stats.shared_pages_written,
-                        steps_s=_steps(images))
+                        steps_s=steps)
             if stats else None,
             namespaces=tuple(_namespaces(images)), hostname=_hostname(images),
             tcp_close=inventory.tcp_close,

@@ -5,6 +5,8 @@ import pytest
 
 from torpor.engine import text
 from torpor.engine.errors import BadImage
+from torpor.engine.images import manifest
+from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import write_inventory
 from torpor.engine.images.pages import PageFlags, PageRun, write_pages
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -161,8 +163,6 @@ def test_the_tree_shows_who_is_whose_child(directory):
 
 def test_an_argument_area_that_is_not_stored_is_not_invented(tmp_path, directory):
     entry = pb.mm_entry(mm_arg_start=0x11000, mm_arg_end=0x11010)
-    from torpor.engine.images.directory import ImageDirectory
-
     with ImageDirectory.open(directory) as images:
         pagemap = memory.pagemap_of(images, 41)
         assert memory.arguments(images, entry, pagemap) is None
@@ -240,3 +240,13 @@ def test_small_texts():
     assert plain(line("a\nb", ("\x1b[0m", "bold"))) == r"a\nb\x1b[0m"
     with pytest.raises(ValueError, match="size"):
         text.parse_size("-1")
+
+
+@pytest.mark.parametrize("odd", [{"stop": {}}, {"stop": "x"}, [1], 7])
+def test_odd_durations_are_a_bad_image(directory, odd):
+    path = directory / "torpor.json"
+    known = manifest.decode(path.read_bytes())
+    known.facts["dump"]["pause_s"] = odd
+    path.write_bytes(manifest.encode(known))
+    with pytest.raises(BadImage, match="values that no task"):
+        read(directory, verify=Verify.NOTHING)
