@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, innermost
 from torpor.engine.dump import threads
-from torpor.engine.dump.beforehand import Spaces
+from torpor.engine.dump.beforehand import Looked, Spaces
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.dump.threads import RawThread
 from torpor.engine.errors import Denied, Error, Refused
@@ -123,7 +123,7 @@ def capture_tasks(
     """
     zombies, begun = {}, []
     with step("texts of /proc"):
-        found_texts = _texts(tasks)
+        found_texts = _texts(tasks, spaces)
     with step("areas"):
         for task, texts in zip(tasks, found_texts, strict=True):
             if task.tids:
@@ -141,17 +141,28 @@ def capture_tasks(
     return [zombies.get(task.pid) or found[task.pid] for task in tasks]
 
 
-def _texts(tasks: Sequence[StoppedTask]) -> list[dict[str, str]]:
+def _texts(tasks: Sequence[StoppedTask], spaces: Spaces) -> list[dict[str, str]]:
     """TEXTS of each task. Raises for what must be there."""
-    wanted = [(task.pid, name) for task in tasks for name in TEXTS]
+    large = {pid for pid, looked in spaces.items() if looked.maps}
+    wanted = [
+        (task.pid, "maps" if name == "smaps" and task.pid in large else name)
+        for task in tasks
+        for name in TEXTS
+    ]
     found = [
         text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else _without(name, text)
         for (_, name), text in zip(wanted, proc.read_many(wanted), strict=True)
     ]
     size = len(TEXTS)
-    return [
+    texts = [
         dict(zip(TEXTS, found[at : at + size], strict=True)) for at in range(0, len(found), size)
     ]
+    for task, one in zip(tasks, texts, strict=True):
+        if task.pid in large:
+            looked = spaces[task.pid]
+            is_known = looked.knows(one["smaps"], one["status"])
+            one["smaps"] = looked.smaps if is_known else proc.read_text(task.pid, "smaps")
+    return texts
 
 
 def _without(name: str, error: Error) -> str:
@@ -164,8 +175,9 @@ def _without(name: str, error: Error) -> str:
 
 
 def _begin(
-    task: StoppedTask, texts: dict[str, str], space: AddressSpace | None, watched: bool
+    task: StoppedTask, texts: dict[str, str], looked: Looked | None, watched: bool
 ) -> _Begun:
+    space = looked.space if looked else None
     vmas = parse_smaps(texts["smaps"])
     if watched:
         vmas = uffd.unmarked(vmas)

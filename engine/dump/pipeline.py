@@ -78,6 +78,7 @@ def dump_trees(
             frozen_s = phase.pause_ends()
             with phase("check"):
                 for dump in dumps:
+                    beforehand.verify(dump.spaces, dump.smaps)
                     dump.settle()
                     _check(dump)
             write_all(dumps, images, phase, frozen_s)

@@ -54,6 +54,11 @@ class TreeDump:
     def __post_init__(self) -> None:
         self.lock = Lock(nftables.table_name(self.run_id))
 
+    @property
+    def smaps(self) -> dict[int, str]:
+        """What was captured of each task's areas."""
+        return {c.task.pid: c.capture.texts["smaps"] for c in self.captured if not c.zombie}
+
     def take(self, alive: Sequence[Captured]) -> None:
         """Have the memory of stopped tasks."""
         assert self.way is not None
