@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from tests.fixtures import trees
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.maps import parse_smaps
-from torpor.engine.memory import areas, mapping
-from torpor.engine.memory.areas import PENDING, Area, Backing, MappedFiles, MemfdInode
+from torpor.engine.memory import areaimages, areas, mapping
+from torpor.engine.memory.areaimages import MappedFiles, MemfdInode
+from torpor.engine.memory.areas import PENDING, Area, Backing
 from torpor.engine.program.ops import Slot
 
 FIXTURES = Path(__file__).resolve().parents[2] / "tests/fixtures/smaps"
@@ -85,8 +86,8 @@ def through_image(area, files=None):
     entry, file_id = pb.vma_entry(), 0
     if files is None:
         files, file_id = MappedFiles(paths={5: area.path}), 5 if area.path else 0
-    areas.encode(area, entry, file_id=file_id, heap=(0, 0), stack=0)
-    return areas.decode(pb.vma_entry.FromString(entry.SerializeToString()), files)
+    areaimages.encode(area, entry, file_id=file_id, heap=(0, 0), stack=0)
+    return areaimages.decode(pb.vma_entry.FromString(entry.SerializeToString()), files)
 
 
 @settings(max_examples=60)
@@ -126,7 +127,7 @@ def test_files_without_a_name():
 def test_heap_and_stack_are_marked():
     area = Area(start=0x5000, end=0x8000, prot=3, backing=Backing.ANON)
     entry = pb.vma_entry()
-    areas.encode(area, entry, file_id=0, heap=(0x5000, 0x7010), stack=0x7F00)
+    areaimages.encode(area, entry, file_id=0, heap=(0x5000, 0x7010), stack=0x7F00)
     assert entry.status == areas.REGULAR | areas.ANON_PRIVATE | areas.HEAP | areas.STACK
     assert entry.flags == areas.MAP_PRIVATE | areas.MAP_ANONYMOUS
 

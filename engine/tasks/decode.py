@@ -11,8 +11,8 @@ from torpor.engine.errors import BadImage
 from torpor.engine.images.failures import readable
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSource
-from torpor.engine.memory import areas, marks
-from torpor.engine.memory.areas import MappedFiles, MemfdInode
+from torpor.engine.memory import areaimages, marks
+from torpor.engine.memory.areaimages import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.cgroups import OWN_SET
@@ -259,7 +259,7 @@ class _TaskReader:
     def memory(self, thp_flags: int) -> Memory:
         entry = self.one(f"mm-{self.entry.pid}")
         found = [
-            areas.decode(vma, self.files) for vma in entry.vmas if not vma.status & marks.GUARD
+            areaimages.decode(vma, self.files) for vma in entry.vmas if not vma.status & marks.GUARD
         ]
         auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
         return Memory(

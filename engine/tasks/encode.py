@@ -14,7 +14,7 @@ from typing import Any
 
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink
-from torpor.engine.memory import aio, areas, marks
+from torpor.engine.memory import aio, areaimages, areas, marks
 from torpor.engine.tasks import creds, registers, signals, timers
 from torpor.engine.tasks.model import STOPPED, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.registers import Component
@@ -247,11 +247,11 @@ def _encode_memory(
         setattr(entry, field_name, getattr(memory, name))
     words = memoryview(memory.auxv[: len(memory.auxv) & ~7]).cast("Q")
     entry.mm_saved_auxv.extend(words[: len(words) - 2 if len(words) > MAX_AUXV else None])
-    for area in areas.data_joined(memory.areas):
+    for area in areaimages.data_joined(memory.areas):
         file_id = 0
         if area.path and not area.file_id:
             file_id = paths.id(area.path, areas.O_RDWR if area.writable_file else 0, images)
-        areas.encode(
+        areaimages.encode(
             area,
             entry.vmas.add(),
             file_id=file_id,
