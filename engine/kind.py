@@ -68,6 +68,7 @@ class FdView(Protocol):
     st_nlink: int
     st_uid: int
     st_gid: int
+    st_blksize: int
 
     @property
     def fs_magic(self) -> int:

@@ -34,7 +34,7 @@ def test_a_stale_page_is_noticed(tmp_path, monkeypatch, capsys):
     written = stale.read_text()
     assert written.startswith("by hand\n")
     assert written.endswith("by hand too\n")
-    assert "`hugetlb`" in written
+    assert "`shadow-stack`" in written
     assert "\nold\n" not in written
 
 

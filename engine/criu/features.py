@@ -200,7 +200,7 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
                 probe=_nftables),
     CriuFeature(name="sockopt_buf_lock", use="locked sizes of socket buffers",
                 probe=lambda: _option(socket.SOL_SOCKET, SO_BUF_LOCK)),
-    CriuFeature(name="memfd_hugetlb", lacking="memfds of huge pages are refused",
+    CriuFeature(name="memfd_hugetlb", use="memfds of reserved huge pages",
                 probe=_memfd_hugetlb),
     CriuFeature(name="move_mount_set_group", lacking=MOUNTS),
     CriuFeature(name="openat2", use="open paths safely", probe=_openat2),

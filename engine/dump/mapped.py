@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torpor.engine.dump.capture import Captured
-from torpor.engine.files.memfd import gaps, unmapped_content
+from torpor.engine.files.memfd import gaps, huge_content, unmapped_content
 from torpor.engine.kernel.fdview import MappedFd, Views
 from torpor.engine.kernel.maps import DELETED, Vma
 from torpor.engine.kind import FileId
@@ -74,7 +74,7 @@ def number(found: Sequence[Mapped], ids: Sequence[FileId]) -> None:
 def unattached(
     captured: Sequence[Captured], views: Views
 ) -> dict[int, Sequence[tuple[int, bytes]]]:
-    """Content of System V segments where no task has them attached any more."""
+    """Content of System V segments where no task has them attached, or may read it there."""
     found: dict[int, Sequence[tuple[int, bytes]]] = {}
     places: dict[int, list[tuple[int, Area]]] = {}
     for item in captured:
@@ -84,11 +84,13 @@ def unattached(
     sizes = {n: sysv.parse(n, raw).size_bytes for c in captured for n, raw in c.segments.items()}
     for number, all_of_it in places.items():
         shown = [(area.offset, area.offset + area.size_bytes) for _, area in all_of_it]
-        if gaps(shown, sizes[number]):
-            pid, area = all_of_it[0]
+        pid, area = all_of_it[0]
+        if area.huge_shift or gaps(shown, sizes[number]):
             link = f"map_files/{area.start:x}-{area.end:x}"
             view = views.mapped(pid, link, writable=False)
-            found[area.pages_id] = unmapped_content(view, shown)
+            is_huge = bool(area.huge_shift)
+            content = huge_content(view) if is_huge else unmapped_content(view, shown)
+            found[area.pages_id] = content
     return found
 
 

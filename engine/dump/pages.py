@@ -68,7 +68,7 @@ def take(
         taken.segments.append(Segment(name=name, parts=_private_parts(item)))
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
-            if area.shared and area.backing is not Backing.FILE_SHARED:
+            if area.shared and area.backing is not Backing.FILE_SHARED and not area.huge_shift:
                 guarded = any(at < area.end and area.start < end for at, end in item.guards)
                 place = _Place(pid=item.task.pid, area=area, guarded=guarded)
                 shared.setdefault(area.pages_id, []).append(place)

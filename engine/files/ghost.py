@@ -24,6 +24,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from torpor.engine.files.common import FileType, bad_image, file_type, path_bytes
+from torpor.engine.files.magics import HUGETLBFS_MAGIC
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import DumpContext, FdView, ImageSink, ImageSource, Limit, refuse
 
@@ -39,6 +40,11 @@ TOO_LARGE = Limit(
     case="ghost-too-large",
     what="an unlinked file is larger than the limit for ghosts",
     remedy="raise --ghost-limit, or have the program close or truncate the file",
+)
+HUGE_GHOST = Limit(
+    case="unlinked-huge-pages",
+    what="an unlinked file of hugetlbfs, which cannot be written",
+    remedy="use a memfd (MFD_HUGETLB) or anonymous memory (MAP_HUGETLB)",
 )
 
 
@@ -100,6 +106,8 @@ def _read(view: FdView, context: DumpContext, path: str, number: int) -> Ghost:
 
 
 def _content(view: FdView, context: DumpContext) -> tuple[tuple[int, bytes], ...]:
+    if view.fs_magic == HUGETLBFS_MAGIC:
+        raise refuse(HUGE_GHOST, view.subject)
     ranges = view.data_ranges()
     total = sum(end - start for start, end in ranges)
     if total > context.ghost_limit_bytes:

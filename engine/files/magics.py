@@ -18,6 +18,7 @@ PSEUDO_MAGICS = frozenset(
     }
 )
 MQUEUE_MAGIC = 0x19800202
+HUGETLBFS_MAGIC = 0x958458F6
 FOREIGN_MAGICS = frozenset(
     {
         PROC_MAGIC,

@@ -11,6 +11,10 @@ Facts (probed on v6.18):
 - The mode is 0777, or 0666 with MFD_NOEXEC_SEAL.
 - The content is kept as memory (pagemap-shmem-INODE), whether it is mapped or not; the restore
   writes it through a descriptor of its own before anything is mapped, and adds the seals.
+- One of huge pages (MFD_HUGETLB) is of hugetlbfs, whose block size is that of its pages. It can be
+  read but not written, tells no holes, and a read through a mapping would take a page for a
+  hole; so it is read from the file, and written through a mapping. Shared anonymous memory of
+  huge pages is the same by another name.
 - What cannot be set back: the inode number.
 
 Source: mm/memfd.c, memfd_add_seals (v6.18).
@@ -36,6 +40,7 @@ from torpor.engine.files.common import (
     subject,
 )
 from torpor.engine.files.ghost import DELETED
+from torpor.engine.files.magics import HUGETLBFS_MAGIC
 from torpor.engine.files.regular import is_memfd
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
@@ -48,23 +53,17 @@ from torpor.engine.kind import (
     LateOp,
     Limit,
     PlanContext,
-    refuse,
 )
 from torpor.engine.program.ops import Data, Expect, Op, Slot, move, place
 
 PREFIX = "/memfd:"
-HUGETLBFS_MAGIC = 0x958458F6
-MFD_ALLOW_SEALING = 2
+MFD_ALLOW_SEALING, MFD_HUGETLB = 2, 4
+HUGE_SHIFT_AT, USUAL_HUGE_SHIFT = 26, 21
 KNOWN_SEALS = 0x3F
 FUTURE_WRITE = 0x10
 USUAL_MODE = 0o777
 
-HUGE = Limit(
-    case="memfd-hugetlb",
-    what="a memfd of reserved huge pages (MFD_HUGETLB)",
-    remedy="use transparent huge pages instead",
-)
-LIMITS = (HUGE, OWNER_OUTSIDE)
+LIMITS = (OWNER_OUTSIDE,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +80,8 @@ class Memfd:
     uid: int
     gid: int
     owner: Owner = NOBODY
+    huge_shift: int = 0
+    """Of reserved huge pages: 21 for those of 2 MiB; 0 for usual pages."""
 
 
 class MemfdKind(Base[Memfd]):
@@ -96,15 +97,18 @@ class MemfdKind(Base[Memfd]):
 
     def collect(self, view: FdView, context: DumpContext) -> Memfd:
         """Read attributes, and what of the content no mapping shows, once for each memfd."""
-        if view.fs_magic == HUGETLBFS_MAGIC:
-            raise refuse(HUGE, view.subject)
+        is_huge = view.fs_magic == HUGETLBFS_MAGIC
         if view.st_ino not in context.loose:
-            context.loose[view.st_ino] = unmapped_content(view, context.mapped.get(view.st_ino, ()))
+            context.loose[view.st_ino] = (
+                huge_content(view) if is_huge
+                else unmapped_content(view, context.mapped.get(view.st_ino, ()))
+            )  # fmt: skip
         return Memfd(
             inode_id=view.st_ino, name=view.link.removeprefix(PREFIX).removesuffix(DELETED),
             flags=view.flags & ~int(O.CLOEXEC), pos=view.pos, size=view.st_size,
             seals=view.fcntl(F.GET_SEALS), mode=view.st_mode & 0o7777, uid=view.st_uid,
             gid=view.st_gid, owner=read_owner(view, context),
+            huge_shift=view.st_blksize.bit_length() - 1 if is_huge else 0,
         )  # fmt: skip
 
     def encode(self, states: Mapping[FileId, Memfd], images: ImageSink) -> None:
@@ -124,6 +128,8 @@ class MemfdKind(Base[Memfd]):
                 size=state.size, shmid=state.inode_id & 0xFFFFFFFF, seals=state.seals,
                 inode_id=state.inode_id, mode=state.mode,
             )  # fmt: skip
+            if state.huge_shift:
+                inode.hugetlb_flag = huge_flags(state.huge_shift)
             images.add("memfd", inode)
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Memfd]:
@@ -132,13 +138,14 @@ class MemfdKind(Base[Memfd]):
         states = {}
         for file_id, entry in images.files("MEMFD"):
             inode = inodes.get(entry.inode_id)
-            if inode is None or inode.seals & ~KNOWN_SEALS or inode.hugetlb_flag:
+            if inode is None or inode.seals & ~KNOWN_SEALS:
                 bad_image("a memfd without an inode that fits", f"files.img, file {file_id}")
             states[file_id] = Memfd(
                 inode_id=inode.shmid, name=inode.name.decode("utf-8", "surrogateescape"),
                 flags=entry.flags & ~int(O.CLOEXEC), pos=entry.pos, size=inode.size,
                 seals=inode.seals, mode=inode.mode if inode.HasField("mode") else USUAL_MODE,
                 uid=inode.uid, gid=inode.gid, owner=decode_owner(entry.fown),
+                huge_shift=_huge_shift(inode.hugetlb_flag),
             )  # fmt: skip
         return states
 
@@ -152,6 +159,25 @@ class MemfdKind(Base[Memfd]):
     def late(self, states: Mapping[FileId, Memfd], context: PlanContext) -> Sequence[LateOp]:
         """Signal owners."""
         return late_owners({i: s.owner for i, s in created(states, context).items()}, context)
+
+
+def huge_flags(huge_shift: int) -> int:
+    """Of memfd_create, for pages of a size."""
+    return MFD_HUGETLB | huge_shift << HUGE_SHIFT_AT if huge_shift else 0
+
+
+def _huge_shift(flags: int) -> int:
+    return (flags >> HUGE_SHIFT_AT or USUAL_HUGE_SHIFT) if flags & MFD_HUGETLB else 0
+
+
+def huge_content(view: FdView) -> list[tuple[int, bytes]]:
+    """(offset, bytes) of the pages that are not zero."""
+    found = []
+    for at in range(0, view.st_size, view.st_blksize):
+        page = view.read_range(at, view.st_blksize)
+        if page.count(0) != len(page):
+            found.append((at, page))
+    return found
 
 
 def unmapped_content(view: FdView, mapped: Sequence[tuple[int, int]]) -> list[tuple[int, bytes]]:
@@ -187,8 +213,9 @@ def _plan_inode(openings: Mapping[FileId, Memfd], context: PlanContext) -> list[
     spare, what = context.spare_fd, subject(context, file_id, PREFIX + state.name)
     name = Data.path(state.name)
     made = Slot(f"memfd{state.inode_id}")
+    flags = MFD_ALLOW_SEALING | huge_flags(state.huge_shift)
     ops = [
-        Op(call="memfd_create", args=(name, MFD_ALLOW_SEALING), subject=what, yields=made),
+        Op(call="memfd_create", args=(name, flags), subject=what, yields=made),
         *move(made, spare, subject=what),
     ]
     if state.size:

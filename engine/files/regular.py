@@ -68,6 +68,7 @@ from torpor.engine.program.ops import Data, Expect, Op, Slot, place
 
 SEEK_SET, SEEK_HOLE = 0, 4
 EXTERNAL = re.compile(r"file\[[0-9a-f]+:[0-9a-f]+\]")
+MEMFD_LINKS = ("/memfd:", "/anon_hugepage (deleted)")
 STAT_BYTES, MODE_AT, SIZE_AT = 144, 24, 48
 
 NO_REPLACEMENT = Limit(
@@ -80,6 +81,7 @@ LIMITS = (
     linked.LINKED_ELSEWHERE,
     UNREACHABLE,
     ghosts.TOO_LARGE,
+    ghosts.HUGE_GHOST,
     OWNER_OUTSIDE,
     DIRECTORY_OWNER,
 )
@@ -207,8 +209,8 @@ def _given(state: Regular, context: PlanContext) -> int | None:
 
 
 def is_memfd(view: FdView) -> bool:
-    """Whether a descriptor was made by memfd_create(2)."""
-    return view.link.startswith("/memfd:") and view.link.endswith(DELETED) and not view.st_nlink
+    """Whether a descriptor was made by memfd_create(2), or leads to shared huge pages."""
+    return view.link.startswith(MEMFD_LINKS) and view.link.endswith(DELETED) and not view.st_nlink
 
 
 def _encode_ghost(ghost: Ghost, images: ImageSink) -> None:

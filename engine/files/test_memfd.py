@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from torpor.engine.errors import BadImage, Refused
+from torpor.engine.errors import BadImage
 from torpor.engine.files import regular
 from torpor.engine.files.common import O
-from torpor.engine.files.memfd import HUGETLBFS_MAGIC, KIND
+from torpor.engine.files.magics import HUGETLBFS_MAGIC
+from torpor.engine.files.memfd import KIND
 from torpor.engine.kernel.recorded import (
     RecordedFd,
     described,
@@ -64,9 +65,26 @@ def test_what_nobody_maps_is_read(mapped, loose):
     assert context.loose == {77: loose}
 
 
-def test_limits():
-    with pytest.raises(Refused):
-        collect(view(fs_magic=HUGETLBFS_MAGIC))
+def test_huge_pages():
+    """Read from the file, page by page; zeros are not kept, and nothing is left to a mapping."""
+    pages = bytes(8192) + b"x" * 4096
+    one = view(fs_magic=HUGETLBFS_MAGIC, st_blksize=4096, st_size=12288, content=pages)
+    context = dump_context(mapped={77: [(0, 12288)]})
+    states = collect(one, context=context)
+    assert context.loose == {77: [(8192, b"x" * 4096)]}
+    assert states[1].huge_shift == 12
+    back, images = through_images(KIND, states)
+    assert back == states
+    assert [m.hugetlb_flag for m, _ in images.entries("memfd")] == [4 | 12 << 26]
+    assert calls(states)[0] == f"memfd_create('nä', {hex(6 | 12 << 26)}) → memfd77"
+
+
+def test_shared_anonymous_memory_of_huge_pages():
+    one = view(fs_magic=HUGETLBFS_MAGIC, st_blksize=2 << 20, st_size=0)
+    one.link = "/anon_hugepage (deleted)"
+    assert KIND.matches(one)
+    assert not regular.KIND.matches(one)
+    assert collect(one)[1].name == "/anon_hugepage"
 
 
 def test_an_inode_that_is_not_there():

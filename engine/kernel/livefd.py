@@ -33,8 +33,8 @@ class LiveFd(FileFacts):
 
     __slots__ = (
         "_copy", "_magic", "_messages", "fd", "flags", "info", "link", "mnt_id", "ns_pid",
-        "pid", "pos", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_rdev", "st_size",
-        "st_uid", "task",
+        "pid", "pos", "st_blksize", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_rdev",
+        "st_size", "st_uid", "task",
     )  # fmt: skip
 
     def __init__(self, task: TaskFiles, fd: int, fdinfo: bytes | None = None) -> None:
@@ -61,7 +61,7 @@ class LiveFd(FileFacts):
     def _take(self, status: os.stat_result) -> None:
         self.st_mode, self.st_dev, self.st_ino = status.st_mode, status.st_dev, status.st_ino
         self.st_rdev, self.st_size, self.st_nlink = status.st_rdev, status.st_size, status.st_nlink
-        self.st_uid, self.st_gid = status.st_uid, status.st_gid
+        self.st_uid, self.st_gid, self.st_blksize = status.st_uid, status.st_gid, status.st_blksize
 
     @property
     def subject(self) -> str:

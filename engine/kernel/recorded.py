@@ -49,6 +49,7 @@ class RecordedFd:
     st_nlink: int = 1
     st_uid: int = 0
     st_gid: int = 0
+    st_blksize: int = 4096
     fs_magic: int = 0xEF53
 
     description: object = None

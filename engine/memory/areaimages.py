@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torpor.engine.memory.areas import (
+    HUGE_SHIFT_AT,
+    HUGE_SHIFT_BITS,
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
     MAP_GROWSDOWN,
+    MAP_HUGETLB,
     MAP_LOCKED,
     MAP_NORESERVE,
     MAP_SHARED,
@@ -25,12 +28,14 @@ from torpor.engine.memory.areas import (
     THROUGH,
     Area,
     Backing,
+    huge_flags,
     sharing_flags,
 )
 
 REGULAR, STACK, VSYSCALL, VDSO, HEAP = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
 FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 1 << 6, 1 << 7, 1 << 8, 1 << 9
 SYSVIPC, VVAR, AIORING, MEMFD = 1 << 10, 1 << 12, 1 << 13, 1 << 14
+USUAL_HUGE_SHIFT = 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +102,7 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
         flags |= MAP_LOCKED
     if area.noreserve:
         flags |= MAP_NORESERVE
-    entry.flags = flags
+    entry.flags = flags | huge_flags(area.huge_shift)
     status = _STATUS[area.backing]
     if area.path.startswith(MEMFD_PREFIX) and area.file_id:
         status |= MEMFD
@@ -160,5 +165,12 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         noreserve=bool(entry.flags & MAP_NORESERVE),
         writable_file=backing in THROUGH and entry.fdflags & 3 == O_RDWR,
         droppable=bool(entry.flags & MAP_DROPPABLE) and backing is Backing.ANON,
+        huge_shift=_huge_shift(entry.flags) if backing not in RINGS else 0,
         advice=tuple(n for n in range(64) if entry.madv >> n & 1),
     )
+
+
+def _huge_shift(flags: int) -> int:
+    if not flags & MAP_HUGETLB:
+        return 0
+    return flags >> HUGE_SHIFT_AT & HUGE_SHIFT_BITS or USUAL_HUGE_SHIFT

@@ -16,11 +16,14 @@ Facts:
 - What has no path (shared anonymous memory, memfds, deleted files) can be opened by the link in
   /proc/PID/map_files, with CAP_CHECKPOINT_RESTORE; so a dump treats such a file like one that a
   descriptor leads to (``file_id``), and a restore makes it once and has every task map it.
+- Memory of reserved huge pages (`ht`) has KernelPageSize. Anonymous one shows as `/anon_hugepage
+  (deleted)` and has an inode; when it is shared, it is to all but its name a memfd (MFD_HUGETLB).
+  The file of one may be read, not written, and tells no holes (fs/hugetlbfs/inode.c; v6.18).
 - MAP_GROWSDOWN must be given again, or the area is not marked `gd` and does not grow.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache, lru_cache
 from typing import Any
@@ -33,10 +36,12 @@ PAGE = 4096
 PENDING = -1
 SYSV_PAGES = 1 << 40
 MEMFD_PREFIX = "/memfd:"
+ANON_HUGE = "/anon_hugepage"
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
 MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE = 0x100, 0x2000, 0x4000
 MAP_DROPPABLE = 0x8
+MAP_HUGETLB, HUGE_SHIFT_AT, HUGE_SHIFT_BITS = 0x40000, 26, 63
 O_RDONLY, O_RDWR, O_CLOEXEC = 0, 2, 0o2000000
 AT_FDCWD = (1 << 64) - 100
 MADV_BY_FLAG = {"rr": 1, "sr": 2, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
@@ -70,11 +75,6 @@ SPECIAL_NAMES = ("[vdso]", "[vvar", "[vsyscall]")
 
 LIMITS = (
     Limit(
-        case="hugetlb",
-        what="memory of reserved huge pages (MAP_HUGETLB)",
-        remedy="use transparent huge pages instead",
-    ),
-    Limit(
         case="userfaultfd",
         what="memory that is registered with userfaultfd",
         remedy="close the userfaultfd before the checkpoint; a lazy restore has to be complete",
@@ -89,7 +89,6 @@ LIMITS = (
 )
 _BY_CASE = {limit.case: limit for limit in LIMITS}
 _FLAG_CASES = {
-    "ht": "hugetlb",
     "um": "userfaultfd",
     "uw": "userfaultfd",
     "ui": "userfaultfd",
@@ -120,6 +119,8 @@ class Area:
     noreserve: bool = False
     writable_file: bool = False
     droppable: bool = False
+    huge_shift: int = 0
+    """Of reserved huge pages: 21 for those of 2 MiB; 0 for usual pages."""
     advice: tuple[int, ...] = ()
 
     @property
@@ -131,6 +132,11 @@ class Area:
     def shared(self) -> bool:
         """Writes are seen by others."""
         return self.backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.FILE_SHARED)
+
+    @property
+    def is_plain(self) -> bool:
+        """Private memory of its own, of usual pages."""
+        return self.backing is Backing.ANON and not self.huge_shift
 
     @property
     def pages_id(self) -> int:
@@ -158,6 +164,7 @@ class Area:
             "grows_down",
             "writable_file",
             "droppable",
+            "huge_shift",
         )
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
@@ -167,7 +174,8 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
     areas, refused = [], []
     for vma in vmas:
         try:
-            areas.append(_collect_one(*vma[:-1]))
+            area = _collect_one(*vma[:-1])
+            areas.append(_of_huge_pages(area, vma) if "ht" in vma.vm_flags else area)
         except Refused as error:
             where = f"{subject}, {vma.start:x}-{vma.end:x} {vma.prot} {vma.name}".rstrip()
             error.subject = where
@@ -203,6 +211,10 @@ def _collect_one(*line: Any) -> Area:  # noqa: ANN401 - all of a Vma but the det
     )
 
 
+def _of_huge_pages(area: Area, vma: Vma) -> Area:
+    return replace(area, huge_shift=(vma.sizes_kb["KernelPageSize"] << 10).bit_length() - 1)
+
+
 @cache
 def _case(flags: frozenset[str]) -> Limit | None:
     """What forbids to take areas with these flags; there are few different sets of them."""
@@ -224,6 +236,8 @@ def _backing(vma: Vma) -> Backing:
     for prefix, special in _BY_NAME.items():
         if name.startswith(prefix):
             return special
+    if name == ANON_HUGE + DELETED:
+        return Backing.MEMFD if shared else Backing.ANON
     if vma.inode == 0:
         return Backing.SHARED if shared else Backing.ANON
     if name.startswith(("/dev/zero (deleted)", "[anon_shmem:")):
@@ -251,3 +265,8 @@ def sharing_flags(area: Area) -> int:
     if area.droppable:
         return MAP_DROPPABLE
     return MAP_SHARED if area.shared else MAP_PRIVATE
+
+
+def huge_flags(huge_shift: int) -> int:
+    """MAP_HUGETLB (or MFD_HUGETLB, less that bit) and the size of the pages."""
+    return MAP_HUGETLB | huge_shift << HUGE_SHIFT_AT if huge_shift else 0

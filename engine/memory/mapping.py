@@ -18,10 +18,13 @@ from torpor.engine.memory.areas import (
     SPECIAL,
     Area,
     Backing,
+    huge_flags,
     sharing_flags,
 )
 from torpor.engine.memory.marks import Marks
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot
+
+HUGE_REMEDY = "reserve as many huge pages as the program had (sysctl vm.nr_hugepages)"
 
 
 def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
@@ -36,6 +39,8 @@ def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
         flags |= MAP_NORESERVE
     if filled:
         prot |= PROT_WRITE
+    if flags & MAP_ANONYMOUS:
+        flags |= huge_flags(area.huge_shift)
     return Op(
         call="mmap",
         args=(
@@ -49,6 +54,7 @@ def plan_map(area: Area, fd: Arg, *, filled: bool) -> Op:
         subject=area.subject,
         expect=Expect.EQUAL,
         want=area.start,
+        remedy=HUGE_REMEDY if area.huge_shift else "",
     )
 
 

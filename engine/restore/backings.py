@@ -15,17 +15,28 @@ Facts (probed on v6.18):
 
 import errno
 import fcntl
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from torpor.engine import native
-from torpor.engine.errors import KernelError
+from torpor.engine.errors import BadImage, KernelError
 from torpor.engine.files.common import O
 from torpor.engine.files.memfd import FUTURE_WRITE, Memfd
 from torpor.engine.kernel import maps, proc
-from torpor.engine.memory.areas import AT_FDCWD, PROT_READ, PROT_WRITE, TASK_SIZE
+from torpor.engine.memory.areas import (
+    ANON_HUGE,
+    AT_FDCWD,
+    HUGE_SHIFT_AT,
+    MAP_NORESERVE,
+    PROT_READ,
+    PROT_WRITE,
+    TASK_SIZE,
+    huge_flags,
+)
+from torpor.engine.memory.mapping import HUGE_REMEDY
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot, move
 from torpor.engine.restore import build, segments
 from torpor.engine.restore.arena import Arena, find_hole
@@ -35,7 +46,7 @@ from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.work import Work, memory_of
 
-F_ADD_SEALS = 1033
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 MAP_SHARED_ANONYMOUS = 0x21 | 0x10 | 0x4000  # MAP_FIXED, MAP_NORESERVE
 O_RDWR = 2
 NO_WAY_BACK = (errno.EPERM, errno.EACCES, errno.ENOENT)
@@ -47,11 +58,13 @@ HUGE = 2 << 20
 def create(work: Work, root: Living) -> Backings:
     """Make and fill everything; what the tasks map it by."""
     for inode, (fd, state) in memfds(work).items():
-        _fill(work, root, inode, fd, state.seals if not state.seals & FUTURE_WRITE else 0)
+        if state.huge_shift:
+            _take_huge(work, root, inode, state)
+        _fill(work, root, inode, fd, state)
     for number, size in shared_segments(work.tree).items():
         fd = work.plan.segments[number]
         _make_segment(root, fd, -(-size // 4096) * 4096)
-        _fill(work, root, number, fd, 0)
+        _fill(work, root, number, fd, None)
     segments.create(work, root)
     return of_plan(work.snapshot, work.plan)
 
@@ -115,17 +128,42 @@ def memfds(work: Work) -> Mapping[int, tuple[int, Memfd]]:
 
 
 def _make_segment(root: Living, fd: int, size: int) -> None:
-    try:
-        root.arena.run(root.pid, _anonymous(root, fd, size), root.image.subject)
-    except KernelError as error:
-        if error.errno not in NO_WAY_BACK:
-            raise
+    if not _took_anonymous(root, (fd,), size, 0):
         root.arena.run(root.pid, _named(fd, size), root.image.subject)
 
 
-def _anonymous(root: Living, fd: int, size: int) -> Program:
+def _take_huge(work: Work, root: Living, inode: int, state: Memfd) -> None:
+    """Have shared anonymous memory of huge pages by its own name, where that may be."""
+    if state.name == ANON_HUGE:
+        _took_anonymous(root, _numbers(work, inode), state.size, huge_flags(state.huge_shift))
+
+
+def _numbers(work: Work, inode: int) -> list[int]:
+    """Service descriptors of a memfd's descriptions."""
+    return [
+        work.plan.context.fd(number)
+        for kind, states in work.snapshot.states
+        if kind.name == "memfd"
+        for number, state in states.items()
+        if state.inode_id == inode
+    ]
+
+
+def _took_anonymous(root: Living, fds: Sequence[int], size: int, flags: int) -> bool:
+    try:
+        root.arena.run(root.pid, _anonymous(root, fds, size, flags), root.image.subject)
+    except KernelError as error:
+        if error.errno not in NO_WAY_BACK:
+            raise
+        return False
+    return True
+
+
+def _anonymous(root: Living, fds: Sequence[int], size: int, flags: int) -> Program:
     used = [(v.start, v.end) for v in maps.parse_maps(proc.read_text(root.pid, "maps"))]
-    at = find_hole([*used, (root.arena.base, root.arena.end)], size)
+    room = size + (HUGE if not flags else 1 << (flags >> HUGE_SHIFT_AT))
+    hole = find_hole([*used, (root.arena.base, root.arena.end)], room)
+    at = -(-hole // (room - size)) * (room - size)
     link = f"/proc/self/map_files/{at:x}-{at + size:x}"
     opened, subject = Slot("segment"), "shared anonymous memory"
     return Program(
@@ -133,10 +171,11 @@ def _anonymous(root: Living, fd: int, size: int) -> Program:
         [
             Op(
                 call="mmap",
-                args=(at, size, PROT_READ | PROT_WRITE, MAP_SHARED_ANONYMOUS, NO_FD, 0),
+                args=(at, size, PROT_READ | PROT_WRITE, MAP_SHARED_ANONYMOUS | flags, NO_FD, 0),
                 subject=subject,
                 expect=Expect.EQUAL,
                 want=at,
+                remedy=HUGE_REMEDY if flags else "",
             ),
             Op(
                 call="openat",
@@ -144,7 +183,11 @@ def _anonymous(root: Living, fd: int, size: int) -> Program:
                 subject=subject,
                 yields=opened,
             ),
-            *move(opened, fd, subject=subject),
+            *(
+                Op(call="dup3", args=(opened, fd, 0), subject=subject, expect=Expect.EQUAL, want=fd)
+                for fd in fds
+            ),
+            Op(call="close", args=(opened,), subject=subject),
             Op(call="munmap", args=(at, size), subject=subject),
         ],
     )
@@ -168,16 +211,51 @@ def _named(fd: int, size: int) -> Program:
     )
 
 
-def _fill(work: Work, root: Living, shared_id: int, fd: int, seals: int) -> None:
+def _fill(work: Work, root: Living, shared_id: int, fd: int, memfd: Memfd | None) -> None:
+    seals = memfd.seals if memfd is not None and not memfd.seals & FUTURE_WRITE else 0
     if not work.contents.of_shared(shared_id).runs and not seals:
         return
     own = _open(root.pid, fd)
     try:
-        work.contents.fill_shared(shared_id, own)
-        if seals:
+        if memfd is not None and memfd.huge_shift:
+            _fill_huge(work, shared_id, own)
+        else:
+            work.contents.fill_shared(shared_id, own)
+        if seals and seals != fcntl.fcntl(own, F_GET_SEALS):
             fcntl.fcntl(own, F_ADD_SEALS, seals)
     finally:
         os.close(own)
+
+
+def _fill_huge(work: Work, shared_id: int, fd: int) -> None:
+    """Through a mapping: such a file cannot be written."""
+    pages, size = work.contents.of_shared(shared_id), os.fstat(fd).st_size
+    with mmap.mmap(fd, size, flags=mmap.MAP_SHARED | MAP_NORESERVE) as room:
+        for at, length, offset in pages.between(0, size):
+            with memoryview(room)[at : at + length] as piece:
+                filled = _read_all(pages.fd, piece, offset)
+            if not filled:
+                raise KernelError(
+                    "huge pages cannot be had", errno=errno.ENOMEM, subject=f"memory {shared_id}",
+                    remedy=HUGE_REMEDY,
+                )  # fmt: skip
+            work.contents.bytes_filled += length
+
+
+def _read_all(fd: int, room: memoryview, offset: int) -> bool:
+    """Whether the kernel found memory for what it read; a page that is not there is EFAULT."""
+    done = 0
+    while done < len(room):
+        try:
+            got = os.preadv(fd, [room[done:]], offset + done)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            return False
+        if not got:
+            raise BadImage("a pages file is shorter than its pagemap says")
+        done += got
+    return True
 
 
 def _open(pid: int, fd: int) -> int:

@@ -195,7 +195,7 @@ class Contents:
         """Where runs fill huge pages whole, and nothing is against them."""
         whole = []
         for area in wanted:
-            if area.backing is not Backing.ANON or MADV_NOHUGEPAGE in area.advice:
+            if not area.is_plain or MADV_NOHUGEPAGE in area.advice:
                 continue
             if area.prot | PROT_WRITE != PROT_READ | PROT_WRITE:  # that of a staging area
                 continue

@@ -116,7 +116,7 @@ class LazyMemory:
 def may_wait(area: Area) -> bool:
     """Whether the pages of an area can come later."""
     return (
-        area.backing is Backing.ANON
+        area.is_plain
         and area.prot & (PROT_READ | PROT_WRITE) == PROT_READ | PROT_WRITE
         and not (area.locked or area.droppable or area.grows_down)
         and MADV_WIPEONFORK not in area.advice

@@ -18,7 +18,8 @@ from torpor.engine import native
 from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kernel import sysvipc
 from torpor.engine.memory import semaphores
-from torpor.engine.memory.areas import SYSV_PAGES
+from torpor.engine.memory.areas import MAP_HUGETLB, SYSV_PAGES, Backing, huge_flags
+from torpor.engine.memory.mapping import HUGE_REMEDY
 from torpor.engine.memory.sysv import (
     IPC_CREAT,
     IPC_EXCL,
@@ -37,14 +38,21 @@ from torpor.engine.restore.work import Work
 
 REMEDY = "restore in a fresh pod or ipc namespace"
 MOST_TRIES = 50_000
+SHM_HUGETLB = 0o4000
 REMOVE = Op(call="shmctl", args=(RESULT, IPC_RMID, 0), expect=Expect.ANY)
 NEXT_ID = "/proc/sys/kernel/shm_next_id"
 
 
 def create(work: Work, root: Living) -> None:
     """Make every segment with its old id, in the order of the ids, and fill it."""
+    of_huge_pages = {
+        area.shared_id: area.huge_shift
+        for task in work.tree.tasks
+        for area in (task.memory.areas if task.memory else ())
+        if area.backing is Backing.SYSV
+    }
     for segment in sorted(work.snapshot.segments, key=lambda s: s.shm_id):
-        _create_one(root, segment)
+        _create_one(root, segment, huge_flags(of_huge_pages.get(segment.shm_id, 0)))
         _fill(work, root, segment)
 
 
@@ -65,7 +73,7 @@ def _fill(work: Work, root: Living, segment: Segment) -> None:
     root.arena.call(root.pid, "shmdt", at)
 
 
-def _create_one(root: Living, segment: Segment) -> None:
+def _create_one(root: Living, segment: Segment, pages: int) -> None:
     arena, room = root.arena, root.arena.scratch
     subject = f"System V segment {segment.shm_id}, key {segment.key:#x}"
     if arena.call(root.pid, "shmctl", segment.shm_id, IPC_STAT, room) >= 0:
@@ -74,12 +82,16 @@ def _create_one(root: Living, segment: Segment) -> None:
             raise Refused("another segment has its id", subject=subject, remedy=REMEDY)
         return
     flags = segment.mode & 0o777 | IPC_CREAT | IPC_EXCL
+    remedy = REMEDY
+    if pages:
+        flags |= SHM_HUGETLB | pages & ~MAP_HUGETLB
+        remedy = HUGE_REMEDY
     got = -1
     _ask_for(root, segment.shm_id)
     for _ in range(MOST_TRIES):
         got = arena.call(root.pid, "shmget", segment.key, segment.size_bytes, flags, undo=(REMOVE,))
         if got < 0:
-            raise KernelError("shmget failed", errno=-got, subject=subject, remedy=REMEDY)
+            raise KernelError("shmget failed", errno=-got, subject=subject, remedy=remedy)
         if got == segment.shm_id:
             _set_owner(root, segment, room)
             return

@@ -18,7 +18,7 @@ from torpor.engine.dump.ways.kept import Piece
 from torpor.engine.dump.ways.rounds import Rounds, Tracked
 from torpor.engine.dump.ways.way import Part, Way
 from torpor.engine.kernel import pagemap, uffd
-from torpor.engine.memory.areas import Area, Backing
+from torpor.engine.memory.areas import Area
 from torpor.engine.options import MemoryWay, PreCopyRules, Progress, ProgressFn
 
 Span = tuple[int, int]
@@ -148,7 +148,7 @@ def _look(part: Part, tracked: Tracked) -> _Split:
 
 def _looks_watched(area: Area, tracked: Tracked) -> bool:
     """Whether it may be, and what was copied of it counts; the scan tells for certain."""
-    return area.backing is Backing.ANON and not tracked.is_spoilt(area.start, area.end)
+    return area.is_plain and not tracked.is_spoilt(area.start, area.end)
 
 
 class _Pieces:

@@ -34,8 +34,13 @@ def wanted(found: Sequence[Area]) -> list[Area]:
 
 
 def is_carried(area: Area) -> bool:
-    """Whether a fork has its memory too (madvise(2))."""
-    return area.backing not in WHOLE and NOT_FORKED.isdisjoint(area.advice)
+    """Whether a fork has its memory too (madvise(2)).
+
+    Reserved huge pages are taken from it when there are none to copy them to (mm/hugetlb.c,
+    unmap_ref_private).
+    """
+    is_forked = NOT_FORKED.isdisjoint(area.advice) and not area.huge_shift
+    return area.backing not in WHOLE and is_forked
 
 
 def private_runs(pid: int, areas: Sequence[Area]) -> "array[int]":

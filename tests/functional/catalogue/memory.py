@@ -57,6 +57,15 @@ EDGES = {
     "stack_gone": "the initial stack unmapped",
 }
 
+HUGE = {
+    "private": "private memory of reserved huge pages",
+    "shared": "shared memory of reserved huge pages",
+    "copied": "reserved huge pages copy-on-write after fork",
+    "memfd": "memfd of reserved huge pages, mapped twice",
+    "unmapped": "memfd of reserved huge pages that is not mapped",
+    "sysv": "System V segment of reserved huge pages",
+}
+
 SYSV = {
     "pieces": "System V segment that is attached in pieces",
     "marked": "System V segment that is marked for destruction",
@@ -66,20 +75,25 @@ SYSV = {
 }
 REFUSED = {
     "userfaultfd": ("memory registered with userfaultfd", "userfaultfd"),
-    "hugetlb": ("memory of reserved huge pages", "MAP_HUGETLB"),
-    "memfd_hugetlb": ("memfd of reserved huge pages", "MFD_HUGETLB"),
     "secret": ("memory of memfd_secret", "secret"),
 }
 WITH_NAMESPACE = "takes System V memory only with its ipc namespace"
 NOT_FOR_CRIU = {
-    **dict.fromkeys(("pieces", "marked", "read_only"), WITH_NAMESPACE),
+    **dict.fromkeys(("pieces", "marked", "read_only", "sysv"), WITH_NAMESPACE),
     "semaphores": "forgets what is to be undone",
     "mlockall_future": "forgets mlockall(MCL_FUTURE)",
     "mlockall_onfault": "forgets mlockall(MCL_FUTURE)",
     "sealed": "forgets seals",
     "memfd_program": "looks for the program among files with a name",
 }
-PROGRAMS = {"shared": SHARED, "files": FILES, "flags": FLAGS, "edges": EDGES, "sysv": SYSV}
+PROGRAMS = {
+    "shared": SHARED,
+    "files": FILES,
+    "flags": FLAGS,
+    "edges": EDGES,
+    "sysv": SYSV,
+    "huge": HUGE,
+}
 
 CASES: tuple[Case, ...] = (
     Case(state="private, heap, stack, files, madvise, mlock", program="core_memory"),

@@ -26,24 +26,6 @@ static void userfaultfd(void)
 	until_go();
 }
 
-static void hugetlb(void)
-{
-	byte *at = mmap(NULL, 2UL << 20, RW, ANON | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
-
-	if (at == MAP_FAILED)
-		lacking("hugetlb");
-	until_go();
-}
-
-static void memfd_hugetlb(void)
-{
-	int fd = memfd_create("huge", MFD_HUGETLB);
-
-	if (fd < 0)
-		lacking("hugetlb");
-	until_go();
-}
-
 static void secret(void)
 {
 	int fd = syscall(447 /* memfd_secret */, 0);
@@ -58,8 +40,9 @@ static void secret(void)
 }
 
 static const struct mode modes[] = {
-	{ "userfaultfd", userfaultfd }, { "hugetlb", hugetlb }, { "memfd_hugetlb", memfd_hugetlb },
-	{ "secret", secret },		{ NULL, NULL },
+	{ "userfaultfd", userfaultfd },
+	{ "secret", secret },
+	{ NULL, NULL },
 };
 
 int main(int argc, char **argv)
