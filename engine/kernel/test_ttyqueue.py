@@ -105,3 +105,17 @@ def test_put_into_a_fresh_terminal(pty):
     ttyqueue.put(master, queue, "it")
     assert ttyqueue.take(master, "it") == queue
     assert read(slave, 2) == [b"a\n", b""]
+
+
+def test_a_terminal_that_takes_no_more(pty):
+    """What is behind the first 4 KiB has room only when a kernel thread has moved those on."""
+    master, slave = pty
+    termios.tcsetattr(slave, termios.TCSANOW, RAW)
+    written = bytearray()
+    while True:
+        try:
+            written += bytes(range(256))[: os.write(slave, bytes(range(256)))]
+        except BlockingIOError:
+            break
+    for _ in range(3):
+        assert ttyqueue.take(master, "it").output == written

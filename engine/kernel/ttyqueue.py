@@ -11,6 +11,8 @@ Facts (probed on v6.18):
 - Output is stopped by a character (IXON) or by tcflow(3); poll(2) sees that it is. The second
   is told from the first by trying to go on.
 - A status of packet mode that was not read yet is lost: setting the mode clears it.
+- How much there is room for depends on how it is written: 13,824 bytes at once, 20,480 one by
+  one, and most (21,504) in pieces of a whole buffer (drivers/tty/tty_buffer.c, TTY_BUFFER_PAGE).
 - The slave that is opened here leaves the master hung up when it is the last one: as it was,
   if another had been open before.
 
@@ -39,6 +41,7 @@ TERMIOS2 = struct.Struct("<4IB19sII")
 ICANON, IXON = 0x2, 0x400
 VEOF, VTIME, VMIN, VSTART, VSTOP, VEOL, VEOL2 = 4, 5, 6, 8, 9, 11, 16
 STEP_BYTES, PATIENCE_S, PAUSE_S = 1 << 16, 5.0, 0.0001
+BUFFER_BYTES = 1792
 HANDLED_BYTES = 4000
 """More than this is not handled before the program reads (N_TTY_BUF_SIZE is 4096)."""
 
@@ -213,16 +216,20 @@ def _read_all(fd: int) -> bytes:
 
 
 def _write_all(fd: int, content: bytes, subject: str) -> None:
+    """What is written is moved on by a kernel thread, which may take a while to make room."""
+    until_s = time.monotonic() + PATIENCE_S
     while content:
         try:
-            content = content[os.write(fd, content) :]
+            content = content[os.write(fd, content[:BUFFER_BYTES]) :]
         except BlockingIOError as error:
-            raise KernelError(
-                "what was queued does not go back",
-                errno=errno.EAGAIN,
-                subject=subject,
-                cause=f"{len(content)} bytes",
-            ) from error
+            if time.monotonic() > until_s:
+                raise KernelError(
+                    "what was queued does not go back",
+                    errno=errno.EAGAIN,
+                    subject=subject,
+                    cause=f"{len(content)} bytes",
+                ) from error
+            time.sleep(PAUSE_S)
 
 
 def _number(fd: int, request: int) -> int:
