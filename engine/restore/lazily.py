@@ -20,7 +20,7 @@ from torpor.engine.kernel.pagemap import Page
 from torpor.engine.lazy import daemon, uffd
 from torpor.engine.lazy.missing import Missing
 from torpor.engine.lazy.serve import Space
-from torpor.engine.memory.areas import PROT_READ, PROT_WRITE, Area, Backing
+from torpor.engine.memory.areas import PROT_READ, PROT_WRITE, Area
 from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.spawn import Living
 
