@@ -17,7 +17,8 @@ REFUSING = ("refused", "other sockets")
 """Kinds that only refuse: they have no type and nothing to run."""
 HELPERS = {
     "common", "ghost", "later", "linked", "locks", "magics", "revive", "watched", "table",
-    "address", "options", "option_plan", "option_tables", "tcp", "udp", "unix_plan",
+    "address", "options", "option_plan", "option_tables", "tcp", "udp",
+    "unix_bind", "unix_creds", "unix_messages", "unix_plan",
     "inet_images", "inet_state", "segment", "tcp_kept", "tcp_stream",
     "tty", "ttyimages", "ttyplan",
 }  # fmt: skip
