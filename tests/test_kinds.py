@@ -18,7 +18,8 @@ REFUSING = ("refused", "other sockets")
 HELPERS = {
     "common", "ghost", "later", "linked", "locks", "magics", "revive", "watched", "table",
     "address", "options", "option_plan", "option_tables", "tcp", "udp",
-    "unix_bind", "unix_creds", "unix_messages", "unix_plan",
+    "unix_bind", "unix_creds", "unix_images", "unix_messages", "unix_names", "unix_plan",
+    "unix_state",
     "inet_images", "inet_state", "segment", "tcp_kept", "tcp_stream",
     "tty", "ttyimages", "ttyplan",
 }  # fmt: skip
