@@ -54,6 +54,7 @@ faults-all: dev  ## every operation of a restore, every call of a dump made to f
 bench: dev engine  ## ratios against Debian's criu, measured in one run
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/commands.py
+	$(BIN)/python bench/restores.py
 
 .PHONY: image
 image: dev  ## build/torpor-image.tar, an OCI archive for `ctr images import`
