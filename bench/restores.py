@@ -57,7 +57,7 @@ def main() -> None:
         )
         for mib in chosen.sizes:
             rows.append(measured(program, mib, chosen.rounds))
-            print("{mib:6} {torpor:8.1f} {criu:8.1f} {ratio:6.2f} {floor:8.1f} {lazy:8.1f} "
+            print("{mib:8} {torpor:8.1f} {criu:8.1f} {ratio:8.2f} {floor:8.1f} {lazy:8.1f} "
                   "{empty:8.1f}".format(**rows[-1]), flush=True)  # fmt: skip
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))

@@ -10,35 +10,46 @@ other one fills to the end. What ends both at once ends the protection, too.
 import os
 import signal
 import syslog
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.engine.errors import Error
+from torpor.engine.lazy import order
 from torpor.engine.lazy.serve import Space, serve
 
 NAME = "torpor-lazy"
 FAILED = 1
 
 
-def start(spaces: Sequence[Space], pids: Sequence[int]) -> int:
-    """Fill these address spaces in the background; ``pids`` are the tasks that have them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be filled: address spaces by the pids that images have; the image directory."""
+
+    spaces: Mapping[int, Space]
+    directory: int
+
+
+def start(job: Job, pids: Sequence[int]) -> int:
+    """Fill address spaces in the background; ``pids`` are the tasks that have them.
 
     Returns a child that ends at once and is to be waited for. The descriptors of the address
     spaces are closed here.
     """
     pidfds = [os.pidfd_open(pid) for pid in pids]
-    kept = [*pidfds, *(fd for space in spaces for fd in (space.fd, space.source))]
+    spaces = job.spaces.values()
+    kept = [job.directory, *pidfds, *(fd for space in spaces for fd in (space.fd, space.source))]
     child = os.fork()
     if not child:
-        _become_daemon(kept, spaces, pids, pidfds)
+        _become_daemon(kept, job, pids, pidfds)
     for fd in {*pidfds, *(space.fd for space in spaces)}:
         os.close(fd)
     return child
 
 
 def _become_daemon(
-    kept: Sequence[int], spaces: Sequence[Space], pids: Sequence[int], pidfds: Sequence[int]
+    kept: Sequence[int], job: Job, pids: Sequence[int], pidfds: Sequence[int]
 ) -> None:
     """As a child of init, in a session of its own, with nothing open that others wait for."""
     try:
@@ -51,7 +62,7 @@ def _become_daemon(
             signal.signal(number, signal.SIG_DFL)
         _close_all_but(kept)
         Path("/proc/self/comm").write_text(NAME, encoding="ascii")
-        _guard(spaces, pids, pidfds)
+        _guard(job, pids, pidfds)
     finally:
         os._exit(FAILED)
 
@@ -68,10 +79,10 @@ def _close_all_but(kept: Sequence[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _guard(spaces: Sequence[Space], pids: Sequence[int], pidfds: Sequence[int]) -> None:
+def _guard(job: Job, pids: Sequence[int], pidfds: Sequence[int]) -> None:
     filler = os.fork()
     if not filler:
-        os._exit(_fill(spaces))
+        os._exit(_fill(job))
     status = os.waitpid(filler, 0)[1]
     if status:
         syslog.syslog(syslog.LOG_ERR, f"the memory of task {pids[0]} could not be filled: "
@@ -80,12 +91,18 @@ def _guard(spaces: Sequence[Space], pids: Sequence[int], pidfds: Sequence[int]) 
     os._exit(0 if not status else FAILED)
 
 
-def _fill(spaces: Sequence[Space]) -> int:
+def _fill(job: Job) -> int:
+    known = {pid: order.recorded(job.directory, pid) for pid in job.spaces}
+    for pid, space in job.spaces.items():
+        space.order = known[pid][::-1]
     try:
-        serve(spaces)
+        serve(list(job.spaces.values()))
     except (Error, OSError) as error:
         syslog.syslog(syslog.LOG_ERR, f"lazy restore: {error}")
         return FAILED
+    for pid, space in job.spaces.items():
+        if space.faults:
+            order.record(job.directory, pid, known[pid] + space.faults)
     return 0
 
 

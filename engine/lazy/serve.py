@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop that fills memory of running tasks: what they wait for first, then all the rest."""
+"""The loop that fills memory of running tasks.
+
+What they wait for comes first, then what was waited for after an earlier restore of the same
+images, then all the rest.
+"""
 
 import errno
 import os
 import select
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torpor.engine import native
 from torpor.engine.errors import KernelError
 from torpor.engine.lazy import uffd
-from torpor.engine.lazy.missing import Missing
+from torpor.engine.lazy.missing import Missing, Piece
 from torpor.engine.lazy.uffd import Event, Message
 
 PAGE = uffd.PAGE
@@ -22,13 +26,19 @@ FORK_FD_MASK = 0xFFFFFFFF
 
 @dataclass(slots=True)
 class Space:
-    """One address space. ``source`` is the descriptor of the pages file."""
+    """One address space. ``source`` is the descriptor of the pages file.
+
+    ``faults`` are addresses that were waited for; ``order`` those to be filled first, the last of
+    them before the others.
+    """
 
     fd: int
     missing: Missing
     source: int
     last: int = 0
     """Where it was filled last."""
+    order: list[int] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)
 
 
 def serve(spaces: Sequence[Space]) -> None:
@@ -90,10 +100,19 @@ class _Loop:
         if piece is None:
             uffd.zero(space.fd, address)
             return
+        space.faults.append(address)
+        self._copy_ahead(space, piece)
+
+    def _copy_ahead(self, space: Space, piece: Piece) -> None:
         start, end, offset = piece
         self._copy(space, start, min(end - start, AHEAD_BYTES), offset)
 
     def _fill_some(self, space: Space) -> None:
+        while space.order:
+            known = space.missing.at(space.order.pop())
+            if known is not None:
+                self._copy_ahead(space, known)
+                return
         piece = space.missing.next(space.last)
         if piece is None:
             self._drop(space)
@@ -112,7 +131,12 @@ class _Loop:
             space.missing.take(start + done, start + done + PAGE)
             uffd.wake(space.fd, start + done)
         elif failure and failure != errno.EAGAIN:
-            raise KernelError("UFFDIO_COPY failed", errno=failure, subject=f"{start + done:x}")
+            raise KernelError(
+                "a page could not be filled",
+                errno=failure,
+                subject=f"{start + done:x}",
+                remedy="leave the images as they are (ENODATA), or raise the memory limit (ENOMEM)",
+            )
         elif failure:
             uffd.wake(space.fd, start + done)  # it comes back as a fault, behind the event
         return done

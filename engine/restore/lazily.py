@@ -18,6 +18,7 @@ from torpor.engine.errors import Refused
 from torpor.engine.kernel import fdcalls, pagemap
 from torpor.engine.kernel.pagemap import Page
 from torpor.engine.lazy import daemon, uffd
+from torpor.engine.lazy.daemon import Job
 from torpor.engine.lazy.missing import Missing
 from torpor.engine.lazy.serve import Space
 from torpor.engine.memory.areas import PROT_READ, PROT_WRITE, Area
@@ -80,7 +81,7 @@ class LazyMemory:
         """Nothing of ours touches their memory any more: from now on pages are waited for."""
         if not self.fds:
             return
-        spaces = []
+        spaces = {}
         for pid, fd in self.fds.items():
             task, source = work.living[pid], work.contents.of(pid)
             areas = [a for a in task.areas if a.start in task.lazy]
@@ -95,10 +96,11 @@ class LazyMemory:
             for area in areas:
                 uffd.register(fd, area.start, area.end)
             self.size_bytes += missing.size_bytes
-            spaces.append(Space(fd=fd, missing=missing, source=source.fd))
+            spaces[pid] = Space(fd=fd, missing=missing, source=source.fd)
         pids = [work.tree.root.pid, *(pid for pid in self.fds if pid != work.tree.root.pid)]
         self.fds = {}
-        self._child = daemon.start(spaces, [work.living[pid].pid for pid in pids])
+        job = Job(spaces=spaces, directory=work.snapshot.images.fd)
+        self._child = daemon.start(job, [work.living[pid].pid for pid in pids])
 
     def finish(self) -> None:
         """The tasks run."""

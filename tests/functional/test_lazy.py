@@ -62,7 +62,16 @@ def await_gone(pid):
 def test_used_in_every_way(start):
     live = start("memory_lazy")
     live.await_ready()
-    live.dump()
+    images = live.dump()
+    live.restore(lazy=Lazy.ON)
+    assert live.verdict() == "ok"
+    deadline = time.monotonic() + PATIENCE_S
+    while not (recorded := images / f"torpor-faults-{live.pid}").exists():
+        assert time.monotonic() < deadline, "the order of its faults was not kept"
+        time.sleep(0.01)
+    assert recorded.stat().st_size
+    live.reap(live.pids)
+    (live.folder / "result").unlink()
     live.restore(lazy=Lazy.ON)
     assert live.verdict() == "ok"
 
