@@ -11,7 +11,6 @@ cleared by the next one.
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -204,6 +203,8 @@ class NewImageDirectory:
                 stream.close()
         self._streams.clear()
         for name in self._inside:
+            import shutil  # slow to import, seldom needed
+
             shutil.rmtree(self.place / name, ignore_errors=True)
         with suppress(OSError):
             _clear(self.fd)
