@@ -72,6 +72,7 @@ build/bin/torpor: $(NATIVE) $(PROTOS) $(shell find engine -name '*.py') requirem
 	@tools/system_packages.sh python3 python3-venv python3-dev gcc libc6-dev binutils
 	@test -x build/engine/bin/pip || $(PYTHON) -m venv build/engine
 	@build/engine/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/build.txt
+	@rm -rf build/lib* build/bdist*  # where setuptools keeps modules that are no more
 	@build/engine/bin/pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
 	@$(PYTHON) tools/launchers.py build/engine build/bin
 	@build/engine/bin/python -I tools/completion.py build/completion
