@@ -15,7 +15,7 @@ from torpor.engine.version import CRIU_VERSION, VERSION
 if TYPE_CHECKING:
     from torpor.engine.criu.parse import CommandLine
 
-FAILED = 1
+FAILED, INTERRUPTED = 1, 130
 GIVEN_UP = 255
 """Status for commands that CRIU itself has given up."""
 RUN = {
@@ -53,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logs.start(sys.stderr, criu=True)
         logs.logger(__name__).error("%s", error)
         return _usage(FAILED) if isinstance(error, BadUsage) else FAILED
+    except KeyboardInterrupt:
+        from torpor.engine import logs
+
+        logs.logger(__name__).error("interrupted")
+        return INTERRUPTED
     finally:
         _stop_log()
 

@@ -187,7 +187,7 @@ OPTIONS: Sequence[Option] = (
     _accepted("weak-sysctls", "no sysctl is restored"),
     _accepted("allow-uprobes", "permits what is refused anyway"),
     _done("status-fd", "a zero byte when `page-server` can be connected to", "", VALUE, _number),
-    _accepted("log-pid", "lines of all tasks are in the one log"),
+    _done("log-pid", "a restore makes LOG.PID for each task; the lines of all are in the one log"),
     _accepted("mntns-compat-mode", "another way to make mounts; torpor makes none"),
     _accepted("cgroup-yard", "groups are reached where they are mounted", takes=VALUE),
     _accepted("libdir", "where plugins would be; there are none, but it must exist", "L", VALUE),

@@ -57,6 +57,8 @@ def carry_out(asked: RestoreOptions, begun: Session, notify: Notify | None = Non
     log_phases("restore", report.phases_s, report.total_s)
     for text in report.warnings:
         log.warning("%s", text)
+    if line.flag("log_pid"):
+        _log_of_tasks(begun)
     if line.flag("display_stats"):
         from torpor.engine.criu import statistics
 
@@ -109,6 +111,20 @@ def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> Restore
             replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
             progress=told,
         )
+
+
+def _log_of_tasks(begun: Session) -> None:
+    """A log beside ours for each task."""
+    from torpor.engine.images.directory import ImageDirectory, Verify
+    from torpor.engine.images.proto import criu_pb2 as pb
+
+    name = begun.line.last("log_file")
+    with ImageDirectory.open(begun.images_dir, verify=Verify.NOTHING) as images:
+        for task in images.messages("pstree", pb.pstree_entry) if name else ():
+            path = begun.placed(f"{name}.{task.pid}")
+            with translated("create the log", str(path)):
+                path.touch(mode=0o600)
+                path.write_text(f"task {task.pid} restored; the steps are in {name}\n")
 
 
 def _clear(directory: Path) -> None:

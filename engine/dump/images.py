@@ -11,8 +11,9 @@ from torpor.engine.dump.report import Phases, flat, stats_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.errors import Error
 from torpor.engine.files import table
+from torpor.engine.images import stale
 from torpor.engine.images.dedup import dedup
-from torpor.engine.images.directory import PAGES_ELSEWHERE, ImageDirectory, Verify
+from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.inventory import write_inventory
 from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
@@ -37,6 +38,10 @@ def parents_of(options: DumpOptions, cleanup: ExitStack) -> Chain | None:
     if not options.parent:
         return None
     return cleanup.enter_context(Chain.open((options.images_dir / options.parent).resolve()))
+
+
+OWN_TIME = 0
+"""Number of the image of the clocks of a tree without a time namespace."""
 
 
 def directory_for(options: DumpOptions) -> NewImageDirectory:
@@ -94,11 +99,24 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
         "machine",
         dict(zip(("system", "node", "release", "version", "machine"), os.uname(), strict=True)),
     )
+    out.add(f"timens-{OWN_TIME}", _clocks())
     out.extra("dump", "monotonic_ns", time.monotonic_ns())
     out.extra("dump", "realtime_ns", time.time_ns())
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)
     write_pages(dump, out)
+
+
+def _clocks() -> pb.timens_entry:
+    """What the clocks say here, which the tree lives by: it has no time namespace of its own."""
+    monotonic, boottime = (
+        divmod(time.clock_gettime_ns(clock), 1_000_000_000)
+        for clock in (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)
+    )
+    return pb.timens_entry(
+        monotonic=pb.timespec(tv_sec=monotonic[0], tv_nsec=monotonic[1]),
+        boottime=pb.timespec(tv_sec=boottime[0], tv_nsec=boottime[1]),
+    )
 
 
 def inventory(
@@ -115,6 +133,7 @@ def inventory(
         locked=locked,
         run_id=run_id,
     )
+    out.extra("dump", stale.RUN, run_id)
 
 
 def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
@@ -125,7 +144,7 @@ def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
         out.link_parent(dump.options.parent)
     with dump.way.reading():
         if dump.options.page_server is not None:
-            out.extra("dump", PAGES_ELSEWHERE, True)
+            out.pages_elsewhere()
             pages.send(dump.taken, Client(dump.options.page_server))
             dump.written_bytes = dump.taken.size_bytes
         else:

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from torpor.engine import native
 from torpor.engine.errors import BadImage, Bug
-from torpor.engine.images import manifest
+from torpor.engine.images import manifest, stale
 from torpor.engine.images.failures import translated
 from torpor.engine.images.format import Entry, read_entries
 from torpor.engine.images.kinds import SERVICE, Kind, file_name, kind_of
@@ -112,6 +112,17 @@ class ImageDirectory:
             )
         return found[0]
 
+    def is_as_listed(self, name: str, listed: Manifest) -> bool:
+        """Whether an image is there with the digest that a manifest lists."""
+        expected = listed.files.get(file_name(name))
+        if expected is None or name not in self:
+            return False
+        fd = self.open_file(name)
+        try:
+            return digest(fd, expected.algorithm) == expected
+        finally:
+            os.close(fd)
+
     def open_file(self, name: str) -> int:
         """Descriptor of an image, for its raw bytes; the caller closes it.
 
@@ -169,7 +180,10 @@ class ImageDirectory:
             )
         self._names = present
         if manifest.NAME in os.listdir(self.fd):
-            self.manifest = manifest.decode(self._read_manifest())
+            found = manifest.decode(self._read_manifest())
+            if stale.is_stale(self, found):
+                return
+            self.manifest = found
             if verify is not Verify.NOTHING:
                 self._verify(self.manifest, pages=verify is Verify.ALL)
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,53 @@ def test_written_directory_is_read_back(images: Path):
     assert images.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in images.iterdir()} == {0o600}
     assert not images.with_name("images.incomplete").exists()
+
+
+def dump(path: Path, run: str, text: str, *, replace: bool = False, elsewhere: bool = False):
+    """A directory with a task, whose name is ``text``."""
+    with NewImageDirectory.create(path, replace=replace) as new:
+        write_inventory(new, root_ids=IDS, run_id=run)
+        new.extra("dump", "run_id", run)
+        new.add("pstree", pb.pstree_entry(pid=1, ppid=0, pgid=1, sid=1, threads=[1]))
+        task = pb.task_core_entry(
+            task_state=1,
+            exit_code=0,
+            personality=0,
+            flags=0,
+            blk_sigset=0,
+            comm=text.encode(),
+        )
+        new.add("core-1", pb.core_entry(mtype=pb.core_entry.X86_64, tc=task))
+        if elsewhere:
+            new.pages_elsewhere()
+        return new.finish()
+
+
+def test_a_manifest_of_an_earlier_dump_is_left_aside(tmp_path: Path):
+    ours, theirs = (dump(tmp_path / name, name, name) for name in ("ours", "theirs"))
+    shutil.copy(theirs / "inventory.img", ours)
+    with pytest.raises(BadImage, match=r"inventory\.img"), ImageDirectory.open(ours):
+        pass
+    shutil.copy(theirs / "core-1.img", ours)
+    with ImageDirectory.open(ours) as images:
+        assert images.manifest is None
+        assert images.facts == {}
+
+
+def test_a_damaged_task_is_not_taken_for_another_dump(tmp_path: Path):
+    ours, theirs = (dump(tmp_path / name, name, name) for name in ("ours", "theirs"))
+    shutil.copy(theirs / "core-1.img", ours)
+    with pytest.raises(BadImage, match=r"core-1\.img"), ImageDirectory.open(ours):
+        pass
+
+
+def test_pages_of_a_server_stay_where_images_are_replaced(tmp_path: Path):
+    path = dump(tmp_path / "images", "first", "a")
+    (path / "pages-65537.img").write_bytes(b"")
+    dump(path, "second", "b", replace=True, elsewhere=True)
+    assert (path / "pages-65537.img").exists()
+    dump(path, "third", "c", replace=True)
+    assert not (path / "pages-65537.img").exists()
 
 
 def test_nothing_appears_before_finish(tmp_path: Path):

@@ -24,6 +24,7 @@ from torpor.engine.images import manifest
 from torpor.engine.images.directory import (
     INCOMPLETE,
     INVENTORY,
+    PAGES_ELSEWHERE,
     checked_name,
     digest,
     list_images,
@@ -58,6 +59,7 @@ class NewImageDirectory:
         self._digests: dict[str, str] = {}
         self._finished = False
         self._inside: list[str] = []
+        self._kept: tuple[str, ...] = ()
         self._replaced = -1
         """Directory of the images that will be replaced."""
 
@@ -155,6 +157,11 @@ class NewImageDirectory:
         """Images of a directory inside, which go when these are given up."""
         self._inside.append(name)
         return NewImageDirectory.create(self.place / name)
+
+    def pages_elsewhere(self) -> None:
+        """Say that pages go to a page server, which may write them into this very directory."""
+        self.extra("dump", PAGES_ELSEWHERE, True)
+        self._kept = ("pagemap-", "pages-")
 
     def extra(self, section: str, key: str, value: Any) -> None:  # noqa: ANN401
         """Keep a JSON value for torpor.json."""
@@ -255,7 +262,7 @@ class NewImageDirectory:
     def _move_in(self) -> None:
         """Take the old images away and put the new ones there."""
         _mark(self._replaced)
-        _clear(self._replaced)
+        _clear(self._replaced, self._kept)
         for name in os.listdir(self.fd):
             os.rename(name, name, src_dir_fd=self.fd, dst_dir_fd=self._replaced)
         self._place.rmdir()
@@ -309,8 +316,9 @@ def _busy(path: Path) -> Refused:
     )
 
 
-def _clear(fd: int) -> None:
-    """Remove images and our own file; the marker and foreign files stay."""
-    for name in [*list_images(fd), manifest.NAME, PARENT]:
+def _clear(fd: int, kept: tuple[str, ...] = ()) -> None:
+    """Remove images and our own file; the marker, foreign files and what begins so stay."""
+    images = [name for name in list_images(fd) if not name.startswith(kept)]
+    for name in [*images, manifest.NAME, PARENT]:
         with suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(name, dir_fd=fd)

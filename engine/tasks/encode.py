@@ -101,10 +101,9 @@ def encode_tree(
                 umask=task.umask,
             ),
         )
-    if filters.entries:
-        message = pb.seccomp_entry()
-        message.seccomp_filters.extend(filters.entries)
-        images.add("seccomp", message)
+    message = pb.seccomp_entry()
+    message.seccomp_filters.extend(filters.entries)
+    images.add("seccomp", message)
 
 
 def table_id(tree: Tree, task: TaskImage, name: str) -> int:

@@ -236,7 +236,9 @@ def test_whatever_is_flipped_only_bad_image_is_raised(data):
     """One byte of one message; what passes can still be planned."""
     images = encoded(trees.tree(trees.task(), trees.task(42, 41), trees.zombie(43, 41)))
     images.facts.clear()
-    name = data.draw(st.sampled_from(sorted(n for n in images.images if n != "files")))
+    name = data.draw(
+        st.sampled_from(sorted(n for n in images.images if n not in ("files", "seccomp")))
+    )
     kind, raw, payload = images.images[name][0]
     at, value = data.draw(st.integers(0, len(raw) - 1)), data.draw(st.integers(0, 255))
     try:

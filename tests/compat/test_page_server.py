@@ -66,3 +66,17 @@ def test_pages_go_to_a_server(criu_root, start, server, client, tls):  # noqa: F
     for path in (live.folder / "pages").glob("page*.img"):
         path.rename(live.folder / "images" / path.name)
     restored(live, "images")
+
+
+def test_a_server_writes_among_the_images_again(start):  # noqa: F811
+    live = start("cli_memory")
+    live.await_ready()
+    for more in (["-R"], []):
+        port = str(free_port())
+        words = ["-D", "images", "--address", "127.0.0.1", "--port", port]
+        (live.folder / "images").mkdir(exist_ok=True)
+        subprocess.run([*OURS, "page-server", *words, "-d"], cwd=live.folder, check=True)
+        words += ["-t", str(live.pid), "--page-server", "--network-lock", "skip", *more]
+        subprocess.run([*OURS, "dump", *words], cwd=live.folder, check=True)
+    live.reap(live.pids)
+    restored(live, "images")
