@@ -34,6 +34,8 @@ def words(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         files.append(SYSTEM_FILE)
         if home := environment.get("HOME"):
             files.append(Path(home) / USER_FILE)
+        # HOME may be another user's, left by sudo(8) or setpriv(1)
+        files = [file for file in files if os.access(file, os.R_OK)]
     if named := environment.get(VARIABLE):
         files.append(Path(named))
     if given is not None:

@@ -44,22 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except (Error, MemoryError) as raised:
-        from torpor.engine import logs
         from torpor.engine.criu.parse import BadUsage
 
         error = raised if isinstance(raised, Error) else out_of_memory()
-
-        if not logs.started():
-            logs.start(sys.stderr, criu=True)
-        logs.logger(__name__).error("%s", error)
+        _tell(str(error))
         return _usage(FAILED) if isinstance(error, BadUsage) else FAILED
     except KeyboardInterrupt:
-        from torpor.engine import logs
-
-        logs.logger(__name__).error("interrupted")
+        _tell("interrupted")
         return INTERRUPTED
     finally:
         _stop_log()
+
+
+def _tell(text: str) -> None:
+    """An error, in the log if it has begun."""
+    from torpor.engine import logs
+
+    if not logs.started():
+        logs.start(sys.stderr, criu=True)
+    logs.logger(__name__).error("%s", text)
 
 
 def _run(arguments: Sequence[str]) -> int:

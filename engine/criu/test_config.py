@@ -31,6 +31,15 @@ def test_lines(tmp_path, text, expected):
     assert words(tmp_path, text) == expected
 
 
+def test_default_files_of_another_user_are_left_aside(tmp_path, monkeypatch):
+    (tmp_path / ".criu").mkdir()
+    (tmp_path / ".criu" / "default.conf").write_text("leave-running\n")
+    home = {"HOME": str(tmp_path)}
+    assert "--leave-running" in config.words([], home)
+    monkeypatch.setattr(config.os, "access", lambda path, mode: False)
+    assert config.words([], home) == []
+
+
 def test_quotes_must_be_closed(tmp_path):
     with pytest.raises(Refused, match="malformed"):
         words(tmp_path, 'leave-running\nlog-file "open\n')

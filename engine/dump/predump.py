@@ -16,6 +16,7 @@ from torpor.engine.dump.preflight import may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
+from torpor.engine.kernel.ptrace import Option
 from torpor.engine.options import DumpOptions, DumpReport, MemoryWay, ProgressFn
 
 
@@ -34,7 +35,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
                 choice.ready(replace(options, memory=MemoryWay.FROZEN), out, progress, False, 0)
             )
         phase.pause_begins()
-        with stopped([options]) as (stop,):
+        with stopped([options], Option.SUSPEND_SECCOMP if may_read else 0) as (stop,):
             phase.all_stand()
             dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
             with phase("memory"):

@@ -36,6 +36,16 @@ def copy(live, name, parent="", command="pre-dump", words=()):
     return read_stats(live.folder / name, "stats-dump").dump
 
 
+@pytest.mark.parametrize("program", ["tasks_strict", "core_seccomp"])
+def test_a_filtered_task_is_not_ended_by_a_pre_dump(start, program):
+    live = start(program)
+    live.await_ready()
+    copy(live, "first")
+    copy(live, "second", "first", "dump")
+    live.reap(live.pids)
+    restored(live, "second")
+
+
 def step(live, number):
     (live.folder / f"step{number}").touch()
     live.await_file(f"done{number}")
