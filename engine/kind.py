@@ -33,11 +33,15 @@ class Limit:
     case: str
     what: str
     remedy: str
+    is_passing: bool = False
+    """A running workload comes out of it by itself, mostly within moments."""
 
 
 def refuse(limit: Limit, subject: str, cause: str = "") -> Refused:
     """The error for a limit met at ``subject``."""
-    return Refused(limit.what, subject=subject, cause=cause, remedy=limit.remedy)
+    error = Refused(limit.what, subject=subject, cause=cause, remedy=limit.remedy)
+    error.is_passing = limit.is_passing
+    return error
 
 
 class FdView(Protocol):

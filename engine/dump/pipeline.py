@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dump: look, stop, take, let go, write. The order is in `dump_trees`, in one place.
+"""The dump: look, stop, take, let go, write. The order is in `_dump_once`, in one place.
 
 Everything that can refuse is asked before the stop where it can be seen from /proc, and the
 rest before anything is written; a refusal or an error at any point lets every task run on.
@@ -7,8 +7,9 @@ rest before anything is written; a refusal or an error at any point lets every t
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from typing import ParamSpec
 
-from torpor.engine.dump import beforehand, cgroups, ipcns, sharing, tables
+from torpor.engine.dump import again, beforehand, cgroups, ipcns, sharing, tables
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
@@ -27,6 +28,8 @@ from torpor.engine.sockets import inet, inet_state
 
 DISK_PATIENCE_S = 0.5
 
+P = ParamSpec("P")
+
 
 def dump_trees(
     trees: Sequence[DumpOptions],
@@ -36,6 +39,31 @@ def dump_trees(
     progress: ProgressFn,
 ) -> tuple[DumpReport, ...]:
     """See `torpor.engine.api.dump`."""
+
+    def once(no_way_back: Callable[[], None]) -> tuple[DumpReport, ...]:
+        during, at_the_end = _behind(no_way_back, while_frozen), _behind(no_way_back, commit)
+        return _dump_once(trees, during, at_the_end, progress)
+
+    return again.until_clear(once, trees, progress)
+
+
+def _behind(first: Callable[[], None], then: Callable[P, None] | None) -> Callable[P, None] | None:
+    if then is None:
+        return None
+
+    def both(*args: P.args, **more: P.kwargs) -> None:
+        first()
+        then(*args, **more)
+
+    return both
+
+
+def _dump_once(
+    trees: Sequence[DumpOptions],
+    while_frozen: Callable[[], None] | None,
+    commit: Callable[[tuple[DumpReport, ...]], None] | None,
+    progress: ProgressFn,
+) -> tuple[DumpReport, ...]:
     phase = Phases(progress, max(options.timeout_s for options in trees))
     dumps = [TreeDump(options=options) for options in trees]
     hold = any(options.after is not After.CONTINUE or options.hold for options in trees)

@@ -112,16 +112,19 @@ UNSENT = Limit(
     case="tcp-unsent",
     what="this TCP connection inside the tree has data that the other end has no room for",
     remedy="let the other end read, then take the checkpoint again",
+    is_passing=True,
 )
 UNACCEPTED_DATA = Limit(
     case="tcp-unaccepted-data",
     what="data was sent on a TCP connection that is not accepted yet",
     remedy="let the server accept it, then take the checkpoint again",
+    is_passing=True,
 )
 UNACCEPTED = Limit(
     case="tcp-unaccepted-outside",
     what="connections from outside of the tree wait to be accepted",
     remedy="let the server accept them, or allow that they are lost (--skip-in-flight)",
+    is_passing=True,
 )
 ULP = Limit(
     case="tcp-ulp",
@@ -132,6 +135,7 @@ CORKED = Limit(
     case="udp-corked",
     what="this UDP socket holds back what is to be one datagram (UDP_CORK)",
     remedy="take the checkpoint again, when the task has sent it",
+    is_passing=True,
 )
 ENCAPSULATION = Limit(
     case="udp-encapsulation",

@@ -70,16 +70,19 @@ IN_FLIGHT = Limit(
     case="unix-in-flight",
     what="an epoll or pidfd is on its way through this unix socket (SCM_RIGHTS)",
     remedy="let the receiver take them, then take the checkpoint again",
+    is_passing=True,
 )
 UNACCEPTED_OUTSIDE = Limit(
     case="unix-unaccepted-outside",
     what="a client outside of the tree waits to be accepted by this listening unix socket",
     remedy="let the server accept it, then take the checkpoint again",
+    is_passing=True,
 )
 UNACCEPTED_DATA = Limit(
     case="unix-unaccepted-data",
     what="data was sent on a unix connection that is not accepted yet",
     remedy="let the server accept it, then take the checkpoint again",
+    is_passing=True,
 )
 NAMELESS_PEER = Limit(
     case="unix-datagram-nameless-peer",

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that are forked after a dump has looked at the tree are looked at once they are stopped."""
+"""What changes between the look at a tree and the stop: tasks that come, and clients that go."""
+
+import os
+import signal
+import socket
 
 import pytest
 
 from tests.functional.describe import tree
 from tests.functional.harness import Live
+from torpor.engine import api
 from torpor.engine.dump.freeze import list_tasks
 from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.errors import Findings
-from torpor.engine.options import DumpOptions
+from torpor.engine.options import After, DumpOptions, TcpPolicy
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 SCRIPT = (
@@ -43,5 +48,45 @@ def test_a_task_that_is_gone_is_passed_over(tmp_path):
         options = DumpOptions(pid=live.pid, images_dir=tmp_path / "images")
         for _ in range(200):
             preflight(options, may_read=True)
+    finally:
+        live.end()
+
+
+SLOW_SERVER = """
+import os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX); server.bind("s"); server.listen()
+signal.signal(signal.SIGUSR1, lambda *_: None)
+open("ready", "w").close()
+signal.pause()
+kept = []
+while True:
+    kept.append(server.accept())
+"""
+
+
+def test_a_client_that_is_accepted_meanwhile_is_waited_for(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(f"import os; os.chdir({str(tmp_path)!r}){SLOW_SERVER}")
+    live = Live(tmp_path, ["/usr/bin/python3", script])
+    told = []
+
+    def note(step):
+        if step.phase == "again" and not told:
+            told.append(step.text)
+            client.close()
+            os.kill(live.pid, signal.SIGUSR1)
+
+    try:
+        live.await_ready()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(tmp_path / "s"))
+        options = DumpOptions(
+            pid=live.pid, images_dir=tmp_path / "images", after=After.CONTINUE,
+            tcp=TcpPolicy.CLOSE,
+        )  # fmt: skip
+        (report,) = api.dump([options], progress=note)
+        assert "waits to be accepted" in told[0]
+        assert report.tasks == 1
+        live.unharmed()
     finally:
         live.end()
