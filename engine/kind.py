@@ -139,6 +139,14 @@ class FdView(Protocol):
     def bound_file(self) -> "BoundFile | None":
         """The file of a unix socket's name; None without one, or without the right to ask."""
 
+    def source_filter(
+        self, level: int, interface: int, group: bytes
+    ) -> "tuple[bool, tuple[bytes, ...]] | None":
+        """Of a member of a multicast group: whether the sources are excluded, and these.
+
+        None when it is none.
+        """
+
     def net_table(self, name: str) -> str:
         """Text of a file in /proc/PID/net, empty when there is none."""
 

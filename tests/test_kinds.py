@@ -20,7 +20,7 @@ HELPERS = {
     "address", "options", "option_plan", "option_tables", "tcp", "udp",
     "unix_bind", "unix_creds", "unix_images", "unix_messages", "unix_names", "unix_plan",
     "unix_state",
-    "inet_images", "inet_state", "segment", "tcp_kept", "tcp_stream",
+    "inet_images", "inet_state", "multicast", "segment", "tcp_kept", "tcp_stream",
     "tty", "ttyimages", "ttyplan",
 }  # fmt: skip
 KINDS = {kind.name: kind for kind in FILE_KINDS}

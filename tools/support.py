@@ -17,6 +17,7 @@ EVENTS = "tests/functional/workloads/files_events.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 PTY = "tests/functional/workloads/devices_pty.c"
 UNIX = "tests/functional/workloads/sockets_unix.py"
+INTERNET = "tests/functional/workloads/sockets_internet.py"
 INET = "tests/functional/workloads/sockets_inet.py"
 NAMES = "tests/functional/workloads/sockets_names.py"
 STATES = "tests/functional/workloads/sockets_states.py"
@@ -66,7 +67,10 @@ KINDS: dict[str, Support] = {
     ),
     "TCP and UDP socket": Support(
         ours=TESTED, theirs=TESTED,
-        tests=(INET, TCP, DATAGRAM, OPTIONS, "tests/functional/test_sockets_inet.py", CATALOGUE),
+        tests=(
+            INET, TCP, INTERNET, DATAGRAM, OPTIONS, "tests/functional/test_sockets_inet.py",
+            CATALOGUE,
+        ),
     ),
     "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
     "packet socket": Support(

@@ -11,7 +11,7 @@ deletes it. With one network namespace for each task there is one table in each.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -70,11 +70,14 @@ class Lock:
                 ) from error
         return True
 
-    def stay(self) -> None:
-        """Have the lock outlive us: the tasks are gone, their connections are not."""
+    def stay(self, going_on: Collection[Connection]) -> None:
+        """Have the lock outlive us: the tasks are gone, these connections are not.
+
+        The others are made anew by the restore, packet by packet.
+        """
         for fd, connections in self.found.items():
             nftables.unlock(self.table, fd)
-            nftables.lock(fd, self.table, connections, owned=False)
+            nftables.lock(fd, self.table, [c for c in connections if c in going_on], owned=False)
             self.stays = True
 
     def __enter__(self) -> Self:

@@ -21,6 +21,7 @@ from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Error, Findings
 from torpor.engine.kernel import disks, fdview, sysvipc
 from torpor.engine.kernel.ptrace import Option
+from torpor.engine.kind import End
 from torpor.engine.memory import aio, semaphores
 from torpor.engine.options import After, DumpOptions, DumpReport, ProgressFn, TcpPolicy
 from torpor.engine.restore import tree as tree_shape
@@ -134,13 +135,14 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
     """Kill the tasks; their connections go on, or have their ports free for a restore here."""
     states = dump.files.states.get(inet.KIND.name, {})
     outside = {c.capture.ns_pid: c.task.pid for c in dump.captured}
-    for file_id, end in inet_state.before_kill(states).items():
+    ends = inet_state.before_kill(states)
+    for file_id, end in ends.items():
         for holder in dump.files.holders.get(file_id, ())[:1]:
             with suppress(Error):
                 fdview.free_port(outside[holder.task], holder.fd, end, dump.guard)
     stop.end()
     if dump.options.tcp is TcpPolicy.KEEP:
-        dump.lock.stay()
+        dump.lock.stay({states[i].ends for i, end in ends.items() if end is End.SILENT})
 
 
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> None:

@@ -113,6 +113,7 @@ class SO(IntEnum):
     TXTIME = 61
     TIMESTAMP_NEW = 63
     TIMESTAMPNS_NEW = 64
+    TIMESTAMPING_NEW = 65
     PREFER_BUSY_POLL = 69
     BUSY_POLL_BUDGET = 70
     BUF_LOCK = 72
@@ -148,10 +149,14 @@ class IP(IntEnum):
     BIND_ADDRESS_NO_PORT = 24
     RECVFRAGSIZE = 25
     RECVERR_RFC4884 = 26
+    MULTICAST_IF = 32
     MULTICAST_TTL = 33
     MULTICAST_LOOP = 34
     MULTICAST_ALL = 49
+    UNICAST_IF = 50
     LOCAL_PORT_RANGE = 51
+    PROTOCOL = 52
+    """The port that is really had, of a socket that is not raw."""
 
 
 class IPV6(IntEnum):
@@ -165,12 +170,14 @@ class IPV6(IntEnum):
     OLD_HOPLIMIT = 8
     FLOWINFO = 11
     UNICAST_HOPS = 16
+    MULTICAST_IF = 17
     MULTICAST_HOPS = 18
     MULTICAST_LOOP = 19
     MTU_DISCOVER = 23
     RECVERR = 25
     V6ONLY = 26
     MULTICAST_ALL = 29
+    UNICAST_IF = 76
     ROUTER_ALERT_ISOLATE = 30
     RECVERR_RFC4884 = 31
     FLOWINFO_SEND = 33

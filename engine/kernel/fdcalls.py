@@ -30,6 +30,7 @@ SPLICE_F_NONBLOCK = 2
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 NR_OPENAT2 = 437  # the same number on every architecture
+MCAST_MSFILTER, MCAST_EXCLUDE, MOST_SOURCES = 48, 0, 64
 POLLERR, POLLRDHUP = 8, 0x2000
 SOCKADDR_ROOM = 128
 CONTROL_ROOM = 4096
@@ -339,6 +340,22 @@ def _control(control: bytes) -> tuple[list[int], tuple[int, int, int] | None]:
             creds = struct.unpack("<iII", payload)
         offset += max(size + 7 & ~7, 16)
     return fds, creds
+
+
+def source_filter(
+    fd: int, level: int, interface: int, group: bytes
+) -> tuple[bool, tuple[bytes, ...]] | None:
+    """MCAST_MSFILTER: struct group_filter, with a sockaddr_storage for each source."""
+    family, at = (2, 4) if len(group) == 4 else (10, 8)
+    address = struct.pack("<H", family).ljust(at, b"\0") + group
+    head = struct.pack("<I4x128sII", interface, address, 0, MOST_SOURCES)
+    room = ctypes.create_string_buffer(head + bytes(128 * MOST_SOURCES))
+    size = ctypes.c_uint32(len(head) + 128 * MOST_SOURCES)
+    if _libc.getsockopt(fd, level, MCAST_MSFILTER, room, ctypes.byref(size)) != 0:
+        return None
+    mode, count = struct.unpack_from("<II", room.raw, len(head) - 8)
+    starts = (len(head) + 128 * n + at for n in range(min(count, MOST_SOURCES)))
+    return mode == MCAST_EXCLUDE, tuple(room.raw[s : s + len(group)] for s in starts)
 
 
 def set_reusable(fd: int, subject: str) -> None:

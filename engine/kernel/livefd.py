@@ -189,6 +189,12 @@ class LiveFd(FileFacts):
         """The file of a unix socket's name; None without one, or without the right to ask."""
         return boundfile.find(self.copy, self.task.directory("root"))
 
+    def source_filter(
+        self, level: int, interface: int, group: bytes
+    ) -> tuple[bool, tuple[bytes, ...]] | None:
+        """Whether the sources are excluded, and these; None when it is no member."""
+        return fdcalls.source_filter(self.copy, level, interface, group)
+
     def net_table(self, name: str) -> str:
         """Text of a file in /proc/PID/net of the holder, empty when there is none."""
         try:

@@ -73,6 +73,10 @@ class RecordedFd:
     bpf: BpfContent | None = None
     messages: Sequence[Message] = ()
     bound: BoundFile | None = None
+    filters: Mapping[tuple[int, int, bytes], tuple[bool, tuple[bytes, ...]]] = field(
+        default_factory=dict
+    )
+    """(level, interface, group) → filter of a multicast membership."""
     net_tables: Mapping[str, str] = field(default_factory=dict)
     flights: Sequence[Sequence[FdView]] = ()
     repair: TcpRepair | None = None
@@ -181,6 +185,12 @@ class RecordedFd:
     def bound_file(self) -> BoundFile | None:
         """As recorded."""
         return self.bound
+
+    def source_filter(
+        self, level: int, interface: int, group: bytes
+    ) -> tuple[bool, tuple[bytes, ...]] | None:
+        """As recorded."""
+        return self.filters.get((level, interface, group))
 
     def net_table(self, name: str) -> str:
         """As recorded."""

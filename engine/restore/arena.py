@@ -20,7 +20,7 @@ from torpor.engine.kernel.arch.x86_64 import MACHINE, SYSCALL_INSN, Regs, syscal
 from torpor.engine.kernel.remote import Remote
 from torpor.engine.memory.areas import TASK_SIZE
 from torpor.engine.program import encode as encoder
-from torpor.engine.program.ops import Expect, Made, Op, Program, Slot
+from torpor.engine.program.ops import Data, Expect, Made, Op, Program, Slot
 
 PAGE = 4096
 CODE_BYTES = PAGE
@@ -172,16 +172,19 @@ class Arena:
         """
         values: dict[str, int] = {}
         piece: list[Op] = []
+        known: set[Data] = set()
         size = 0
         for op in program.ops:
             need = sum(len(getattr(a, "content", b"")) + 64 for a in op.args) + 64
             full = len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2
-            full &= not op.call.startswith("@")  # reads what the call before it has filled in
+            # What a call has filled in is read by the next ones.
+            full &= not any(isinstance(arg, Data) and arg in known for arg in op.args)
             if piece and (full or piece[0].by != op.by):
                 by = helpers.get(piece[0].by, tid)
                 self._run_piece(by, Program(program.name, piece), subject, values)
-                piece, size = [], 0
+                piece, size, known = [], 0, set()
             piece.append(op)
+            known.update(arg for arg in op.args if isinstance(arg, Data))
             size += need
         if piece:
             by = helpers.get(piece[0].by, tid)

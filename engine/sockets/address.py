@@ -42,6 +42,11 @@ class Address:
         return self.ip[:1] == b"\x7f" if len(self.ip) == 4 else self.ip == bytes(15) + b"\1"
 
     @property
+    def is_multicast(self) -> bool:
+        """224.0.0.0/4, broadcast, or ff00::/8."""
+        return self.ip[0] >= 224 if len(self.ip) == 4 else self.ip[0] == 0xFF
+
+    @property
     def text(self) -> str:
         """As `ipaddress` writes it, without the port."""
         return str(ipaddress.ip_address(self.ip))

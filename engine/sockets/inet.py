@@ -15,7 +15,8 @@ Facts:
 - A socket whose error is pending (POLLERR) is not read from: a read takes the error away.
 - Raw and ping sockets are like UDP's; the port of a raw one is its protocol, and of a ping one
   the identifier of its echoes.
-- UDP loses datagrams by its nature: queued ones are dropped with a warning.
+- Datagrams that wait are peeked at, and sent again in the name of their senders: `udp`. Those of
+  raw and ping sockets are dropped with a warning.
 - A UDP socket's local address that connect(2) chose cannot be told from one that was asked
   for: in a new container it is chosen anew.
 - With CRIU's --tcp-close every connection comes back as a fresh socket that is shut down (seen:
@@ -37,6 +38,7 @@ from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel import netlink
 from torpor.engine.kernel.abi import (
     AF,
+    IP,
     IPPROTO,
     POLLERR,
     POLLPRI,
@@ -59,14 +61,15 @@ from torpor.engine.kind import (
     ImageSource,
     LateOp,
     Limit,
+    Message,
     PlanContext,
     refuse,
 )
 from torpor.engine.options import TcpPolicy
 from torpor.engine.program.ops import Op
 from torpor.engine.sockets import address as addresses
+from torpor.engine.sockets import multicast, tcp_stream
 from torpor.engine.sockets import options as sockopts
-from torpor.engine.sockets import tcp_stream
 from torpor.engine.sockets.address import Address
 from torpor.engine.sockets.inet_state import (
     SHUT_BY_ITSELF,
@@ -200,9 +203,8 @@ class Inet:
         if kind != SOCK.STREAM:
             if sockopts.number(view, IPPROTO.UDP, UDP.ENCAP) and kind == SOCK.DGRAM:
                 raise refuse(ENCAPSULATION, view.subject)
-            memory = view.getsockopt(SOL_SOCKET, SO.MEMINFO, 36) or b""
-            if int.from_bytes(memory[:4], "little"):
-                context.warn(f"{view.subject}: queued datagrams are dropped")
+            common["groups"] = multicast.read(view, family, context)
+            common["queue"] = _datagrams(view, context, protocol)
             if sockopts.number(view, IPPROTO.UDP, UDP.CORK) and _queued_to_send(view):
                 raise refuse(CORKED, view.subject)
             if kind == SOCK.RAW and not peer:
@@ -241,12 +243,14 @@ class Inet:
 
         pairs = mates(states)
         for file_id, state in states.items():
-            entry = inet_images.message(file_id, state)
-            images.add("files", pb.file_entry(type=pb.INETSK, id=file_id, isk=entry))
+            message = inet_images.message(file_id, state)
+            images.add("files", pb.file_entry(type=pb.INETSK, id=file_id, isk=message))
             if (state.connected or (state.calling and state.stream)) and not state.closed:
                 low = min(file_id, pairs.get(file_id, file_id))
                 images.add(*inet_images.stream(state, first=file_id == low))
             sockopts.keep(images, file_id, state.options)
+            for entry, content in inet_images.packets(file_id, state):
+                images.add("sk-queues", entry, content)
             unsaid = inet_images.unsaid(state)
             if unsaid:
                 images.extra(inet_images.SECTION, str(file_id), unsaid)
@@ -305,6 +309,8 @@ def _collect_tcp(
         state = replace(state, options=sockopts.without(state.options, IPPROTO.TCP, TCP.MAXSEG))
     if state.calling:
         state = replace(state, peer=_called(view, state, context))
+    if state.state == TCPState.CLOSE and sockopts.number(view, IPPROTO.IP, IP.PROTOCOL) == 0:
+        state = replace(state, source=replace(state.source, port=0))  # let go by a failed connect
     if not (state.connected or state.calling):
         received = b"".join(m.data for m in view.peek_messages()) if state.ended else b""
         return replace(state, received=received)
@@ -317,6 +323,18 @@ def _collect_tcp(
     if state.connected:
         context.cache.setdefault(TRAFFIC, {})[view.st_ino] = _traffic(view, info)
     return _with_queues(state, view, context, info)
+
+
+def _datagrams(view: FdView, context: DumpContext, protocol: int) -> tuple[Message, ...]:
+    """What waits to be read; of raw and ping sockets it is lost."""
+    memory = view.getsockopt(SOL_SOCKET, SO.MEMINFO, 36) or b""
+    if not int.from_bytes(memory[:4], "little"):
+        return ()
+    known = protocol in (IPPROTO.UDP, IPPROTO.UDPLITE)
+    found = tuple(view.peek_messages()) if known else ()
+    if not found:
+        context.warn(f"{view.subject}: queued datagrams are dropped")
+    return found
 
 
 def _diag(

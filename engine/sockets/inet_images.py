@@ -4,14 +4,15 @@
 torpor.json, section `inet`, key the file's id: see `unsaid`.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from torpor.engine.files.common import decode_owner, encode_owner
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.abi import AF, IP, IPPROTO, IPV6, SOCK, TCP, TCPState
-from torpor.engine.kind import FileId, ImageSource
+from torpor.engine.kind import FileId, ImageSource, Message
 from torpor.engine.sockets import address as addresses
-from torpor.engine.sockets import option_tables, tcp_stream
+from torpor.engine.sockets import multicast, option_tables, tcp_stream
 from torpor.engine.sockets import options as sockopts
 from torpor.engine.sockets.inet_state import SHUT_BY_ITSELF, InetState
 
@@ -95,7 +96,27 @@ def unsaid(state: InetState) -> dict[str, Any]:
         found["congestion"] = state.congestion
     if state.waiting:
         found["waiting"] = state.waiting
+    if state.groups:
+        found["groups"] = multicast.encode(state.groups)
+    if state.queue:
+        found["senders"] = [m.address.hex() for m in state.queue]
     return found
+
+
+def packets(file_id: FileId, state: InetState) -> Iterator[tuple[Any, bytes]]:
+    """sk_packet_entry and content of each datagram that waits."""
+    for one in state.queue:
+        yield pb.sk_packet_entry(id_for=file_id, length=len(one.data)), one.data
+
+
+def _queue(images: ImageSource, file_id: FileId, senders: Sequence[str]) -> tuple[Message, ...]:
+    if not senders:
+        return ()
+    waiting = (data for entry, data in images.entries("sk-queues") if entry.id_for == file_id)
+    return tuple(
+        Message(data=data, address=bytes.fromhex(sender))
+        for data, sender in zip(waiting, senders, strict=False)
+    )
 
 
 def state_of(
@@ -133,6 +154,8 @@ def state_of(
         reset=bool(kept.get("reset", False)),
         shutdown=entry.shutdown & _may_be_shut(entry),
         lost=bool(kept.get("lost", False)),
+        groups=multicast.decode(kept.get("groups", ())),
+        queue=_queue(images, file_id, kept.get("senders", ())),
         received=received,
         sent=sent,
         stream=found,

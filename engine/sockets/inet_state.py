@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torpor.engine.files.common import NOBODY, Owner
-from torpor.engine.kernel.abi import IPPROTO, SOCK, TCPState
-from torpor.engine.kind import End, FileId
+from torpor.engine.kernel.abi import IPPROTO, SOCK, TCP, TCPState
+from torpor.engine.kind import End, FileId, Message
 from torpor.engine.sockets.address import Address
+from torpor.engine.sockets.multicast import Membership
 from torpor.engine.sockets.options import SocketOptions
 from torpor.engine.sockets.tcp_stream import Stream
 
@@ -48,6 +49,10 @@ class InetState:
     """Was connected, and is to come back as a closed socket."""
     lost: bool = False
     """Its connection to the outside is not to go on."""
+    groups: tuple[Membership, ...] = ()
+    """Multicast groups that it is a member of."""
+    queue: tuple[Message, ...] = ()
+    """Datagrams that wait to be read, with their senders."""
     received: bytes = b""
     sent: bytes = b""
     stream: Stream | None = None
@@ -87,6 +92,11 @@ class InetState:
         return replace(self, closed=True, received=b"", sent=b"", stream=None)
 
     @property
+    def ends(self) -> tuple[bytes, int, bytes, int]:
+        """Address and port of both ends."""
+        return (*self.source.key, *self.peer.key) if self.peer else (*self.source.key, b"", 0)
+
+    @property
     def label(self) -> str:
         """`tcp 127.0.0.1:80 to 127.0.0.1:4711`."""
         text = f"{self._word} {self.source}"
@@ -113,7 +123,10 @@ def mates(states: Mapping[FileId, InetState]) -> dict[FileId, FileId]:
 def waiting_clients(
     states: Mapping[FileId, InetState], pairs: Mapping[FileId, FileId]
 ) -> dict[FileId, FileId]:
-    """Clients in the tree that wait to be accepted by a listener in the tree."""
+    """Clients in the tree that wait to be accepted by a listener in the tree.
+
+    With TCP_DEFER_ACCEPT they are not counted as waiting before they have sent something.
+    """
     listeners = {i: s for i, s in states.items() if s.tcp and s.state == TCPState.LISTEN}
     found = {}
     for file_id, state in states.items():
@@ -123,8 +136,9 @@ def waiting_clients(
         if peer is None or not (peer.loopback or peer.ip == state.source.ip):
             continue
         for server_id, server in listeners.items():
+            deferred = server.options.value(IPPROTO.TCP, TCP.DEFER_ACCEPT)
             if (
-                server.waiting
+                (server.waiting or deferred)
                 and server.source.port == peer.port
                 and (server.source.wildcard or server.source.ip == peer.ip)
             ):
@@ -142,10 +156,11 @@ def before_kill(states: Mapping[FileId, InetState]) -> dict[FileId, End]:
     their connection is to go on.
     """
     pairs = mates(states)
-    inside = {*pairs, *waiting_clients(states, pairs)}
+    clients = waiting_clients(states, pairs)
+    inside = {*pairs, *clients}
     found = {}
     for file_id, state in states.items():
-        if goes_on(file_id, state, pairs):
+        if file_id not in clients and goes_on(file_id, state, pairs):
             found[file_id] = End.SILENT
         elif state.connected:
             found[file_id] = End.RESET if file_id in inside else End.FIN

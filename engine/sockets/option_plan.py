@@ -8,6 +8,8 @@ from torpor.engine.program.ops import Arg, Data, Expect, Op
 from torpor.engine.sockets.option_tables import ALL, Option
 from torpor.engine.sockets.options import FRESH_MODE, RCVBUF_LOCK, SNDBUF_LOCK, SocketOptions
 
+LOCK = (SOL_SOCKET, SO.LOCK_FILTER)
+
 
 def set_value(fd: Arg, option: Option, value: int, subject: str) -> Op:
     """One setsockopt(2)."""
@@ -54,7 +56,7 @@ def _node_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
 
 def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
     """The other options; `buffer_ops` come when nothing is left to be queued."""
-    late = [one for one in options.values if not ALL[one[:2]].early]
+    late = [one for one in options.values if not ALL[one[:2]].early and one[:2] != LOCK]
     late.sort(key=lambda one: one[:2] == (SOL_SOCKET, SO.PRIORITY))  # IP_TOS sets that as well
     ops = [set_value(fd, ALL[level, n], value, subject) for level, n, value in late]
     if options.ip_options:
@@ -91,6 +93,9 @@ def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
                 remedy="this kernel may want CAP_NET_ADMIN for socket filters",
             )
         )
+    locked = options.value(*LOCK)
+    if locked:
+        ops.append(set_value(fd, ALL[LOCK], locked, subject))
     return ops
 
 

@@ -40,7 +40,7 @@ from torpor.engine.sockets.inet_state import InetState, leads_outside, mates, wa
 from torpor.engine.sockets.tcp_stream import FIN_SENT, MASK
 
 SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
-ROOMY_BYTES = 32768
+ROOMY_BYTES, PIECE_BYTES = 32768, 65536
 SOCKADDR_SIZE = {AF.INET: 16, AF.INET6: 28}
 ADDRESS_REMEDY = (
     "free the address and port, or map the old address to one of this machine (address map)"
@@ -71,7 +71,7 @@ class _Planner:
     ops: list[Op] = field(default_factory=list)
     helpers: dict[tuple[int, bytes, int], Slot] = field(default_factory=dict)
     """Listeners for the purpose, by family, address and port."""
-    loopback: dict[tuple[int, bool], tuple[Slot, Data]] = field(default_factory=dict)
+    loopback: dict[tuple[int, bool], Slot] = field(default_factory=dict)
     raised: set[FileId] = field(default_factory=set)
     slots: int = 0
 
@@ -87,23 +87,29 @@ class _Planner:
             self.ops.append(Op(call="close", args=(slot,), note="only helped"))
         for file_id in over:
             self._closed_by_peer(file_id)
-        for slot, _ in self.loopback.values():
+        for slot in self.loopback.values():
             self.ops.append(Op(call="close", args=(slot,), note="only helped"))
         for file_id in rest:
             self._fresh(file_id, listen=False)
         for file_id in rest:
             if self.states[file_id].state == TCPState.LISTEN:
                 self._fresh(file_id, listen=True)
+        self._fill(pairs, clients)
+        return self.ops
+
+    def _fill(self, pairs: Mapping[FileId, FileId], clients: Mapping[FileId, FileId]) -> None:
+        """Options, connections that wait, what is queued."""
+        for file_id in self.states:
+            if file_id not in clients:
+                self._options(file_id, accepted=file_id in pairs)
         for client, server in clients.items():
             self._wait(client, server)
-        for file_id in self.states:
-            self._options(file_id, accepted=file_id in pairs)
+            self._options(client, accepted=False)
         for file_id, other in pairs.items():
             queued = self.states[file_id].received + _missing(self.states, file_id, other)
             self._send(self.context.fd(other), queued, self._where(file_id), other)
         for file_id in self.states:
-            self._finish(file_id, paired=file_id in pairs)
-        return self.ops
+            self._finish(file_id, paired=file_id in pairs, waits=file_id in clients)
 
     def _over(self, file_id: FileId) -> bool:
         state = self.states[file_id]
@@ -197,7 +203,6 @@ class _Planner:
         if leads_outside(state) and state.state != TCPState.CLOSE_WAIT:
             self.context.warn(f"{where}: comes back closed, as if its peer had reset it")
         mapped = state.family == AF.INET6 and len(state.source.ip) == 4
-        listener, room = self._loopback(state.family, where, mapped=mapped)
         socket, other = self._slot("closed"), self._slot("other")
         self.ops.append(
             Op(call="socket", args=(state.family, SOCK.STREAM, 0), subject=where, yields=socket)
@@ -205,6 +210,7 @@ class _Planner:
         if len(state.received) > ROOMY_BYTES:
             self.raised.add(file_id)
             self.ops += option_plan.raise_receive_buffer(socket, len(state.received), where)
+        listener, room = self._loopback(state.family, where, mapped=mapped)
         self.ops += [
             Op(call="connect", args=(socket, room, SOCKADDR_SIZE[AF(state.family)]),
                subject=where, note="over the loopback device, to be closed"),
@@ -234,18 +240,19 @@ class _Planner:
         if key not in self.loopback:
             slot = self._slot("loopback")
             at = addresses.loopback(family, mapped=mapped).data()
-            room = Data(bytes(28), 4, (), "its address")
-            size = Data(struct.pack("<I", 28), 4, (), "28")
             self.ops += [
                 Op(call="socket", args=(family, SOCK.STREAM, 0), subject=where, yields=slot,
                    note="stands for peers outside"),
                 Op(call="bind", args=(slot, at, len(at.content)), subject=where,
                    remedy="bring the loopback device up in this network namespace"),
                 Op(call="listen", args=(slot, 16), subject=where),
-                Op(call="getsockname", args=(slot, room, size), subject=where),
             ]  # fmt: skip
-            self.loopback[key] = slot, room
-        return self.loopback[key]
+            self.loopback[key] = slot
+        room = Data(bytes(28), 4, (), "its address")
+        size = Data(struct.pack("<I", 28), 4, (), "28")
+        slot = self.loopback[key]
+        self.ops.append(Op(call="getsockname", args=(slot, room, size), subject=where))
+        return slot, room
 
     # ---- the others
 
@@ -307,15 +314,16 @@ class _Planner:
         if sender is not None and len(data) > ROOMY_BYTES:
             self.raised.add(sender)
             self.ops += option_plan.raise_send_buffer(fd, len(data), where)
-        self.ops.append(
-            Op(call="sendto",
-               args=(fd, Data(data, 8, (), f"<{len(data)} bytes>"), len(data),
-                     MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0),
-               subject=where, note="queued again",
-               expect=Expect.ANY if sender is None else Expect.EQUAL, want=len(data))
-        )  # fmt: skip
+        for piece in (data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)):
+            self.ops.append(
+                Op(call="sendto",
+                   args=(fd, Data(piece, 8, (), f"<{len(piece)} bytes>"), len(piece),
+                         MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0),
+                   subject=where, note="queued again",
+                   expect=Expect.ANY if sender is None else Expect.EQUAL, want=len(piece))
+            )  # fmt: skip
 
-    def _finish(self, file_id: FileId, *, paired: bool) -> None:
+    def _finish(self, file_id: FileId, *, paired: bool, waits: bool) -> None:
         state, where, fd = self.states[file_id], self._where(file_id), self.context.fd(file_id)
         if paired and state.state in FIN_SENT:
             self.ops.append(Op(call="shutdown", args=(fd, SHUT_WR), subject=where))
@@ -324,7 +332,8 @@ class _Planner:
         if state.state != TCPState.LISTEN:
             raised = file_id in self.raised
             self.ops += option_plan.buffer_ops(state.options, fd, where, raised=raised)
-        bound = paired or (state.source.port and not self._over(file_id) and not state.closed)
+        fresh = state.source.port and not self._over(file_id) and not state.closed
+        bound = paired or waits or fresh
         if bound and not state.options.value(SOL_SOCKET, SO.REUSEADDR):
             self.ops.append(option_plan.set_value(fd, REUSEADDR, 0, where))
         self.ops += status_flags(fd, state.flags, 0, where)

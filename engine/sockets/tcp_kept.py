@@ -39,7 +39,7 @@ from torpor.engine.kind import FileId, LateOp, PlanContext
 from torpor.engine.program.ops import Arg, Data, Expect, Op, Slot, place
 from torpor.engine.sockets import option_plan, option_tables
 from torpor.engine.sockets.address import Address
-from torpor.engine.sockets.inet_state import InetState, goes_on, mates
+from torpor.engine.sockets.inet_state import InetState, goes_on, mates, waiting_clients
 from torpor.engine.sockets.segment import ACK, FIN, segment
 from torpor.engine.sockets.tcp_stream import (
     FIN_RECEIVED,
@@ -70,7 +70,8 @@ def kept(states: Mapping[FileId, InetState], context: PlanContext) -> Mapping[Fi
         return {}
     mine = created(states, context)
     pairs = {a: b for a, b in mates(mine).items() if mine[b].stream is not None}
-    return {i: s for i, s in sorted(mine.items()) if goes_on(i, s, pairs)}
+    clients = waiting_clients(mine, pairs)
+    return {i: s for i, s in sorted(mine.items()) if i not in clients and goes_on(i, s, pairs)}
 
 
 def plan(states: Mapping[FileId, InetState], context: PlanContext) -> list[Op]:

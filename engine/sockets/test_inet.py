@@ -169,19 +169,19 @@ def test_outside(policy):
     assert back == states
     what = "  # fd 3 -> tcp 10.0.0.1:4711 to 10.0.0.2:443"
     assert described(KIND, back, plan_context(1)).splitlines() == [
-        f"socket(2, 1, 0) → tcp_loopback1{what}: stands for peers outside",
-        f"bind($tcp_loopback1, 127.0.0.1:0, 16){what}",
-        f"listen($tcp_loopback1, 16){what}",
-        f"getsockname($tcp_loopback1, its address, 28){what}",
-        f"socket(2, 1, 0) → tcp_closed2{what}",
-        f"connect($tcp_closed2, its address, 16){what}: over the loopback device, to be closed",
-        f"accept4($tcp_loopback1, 0, 0, 0) → tcp_other3{what}",
-        f"sendto($tcp_other3, <6 bytes>, 6, 0x4040, 0, 0){what}: queued again",
-        f"setsockopt($tcp_other3, 1, 13, {{1, 0}}, 8){what}: close by a reset",
-        f"close($tcp_other3){what}: the peer resets: ECONNRESET",
-        f"dup3($tcp_closed2, 513, 0){what}",
-        f"close($tcp_closed2){what}",
-        "close($tcp_loopback1)  # only helped",
+        f"socket(2, 1, 0) → tcp_closed1{what}",
+        f"socket(2, 1, 0) → tcp_loopback3{what}: stands for peers outside",
+        f"bind($tcp_loopback3, 127.0.0.1:0, 16){what}",
+        f"listen($tcp_loopback3, 16){what}",
+        f"getsockname($tcp_loopback3, its address, 28){what}",
+        f"connect($tcp_closed1, its address, 16){what}: over the loopback device, to be closed",
+        f"accept4($tcp_loopback3, 0, 0, 0) → tcp_other2{what}",
+        f"sendto($tcp_other2, <6 bytes>, 6, 0x4040, 0, 0){what}: queued again",
+        f"setsockopt($tcp_other2, 1, 13, {{1, 0}}, 8){what}: close by a reset",
+        f"close($tcp_other2){what}: the peer resets: ECONNRESET",
+        f"dup3($tcp_closed1, 513, 0){what}",
+        f"close($tcp_closed1){what}",
+        "close($tcp_loopback3)  # only helped",
     ]
 
 

@@ -11,8 +11,11 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 OF_STREAMS = {
+    (41, 17): "IPV6_MULTICAST_IF of an accepted socket: where the request came from",
+    (41, 18): "IPV6_MULTICAST_HOPS of an accepted socket: what the request had",
     (0, 9): "IP_PKTOPTIONS: of what was received last",
     (41, 6): "IPV6_2292PKTOPTIONS: as IP_PKTOPTIONS",
     (0, 33): "IP_MULTICAST_TTL of an accepted socket is what the listener's request had",
@@ -75,6 +78,8 @@ def describe(pid: int, fd: int) -> dict[str, str]:
 def _facts(one):
     family, protocol = one.family, one.getsockopt(1, 38)
     yield "family, type, protocol", (int(family), one.getsockopt(1, 3), protocol)
+    told = os.fstat(one.fileno())
+    yield "mode and owner", (oct(told.st_mode), told.st_uid, told.st_gid)
     yield "name", _name(one.getsockname)
     yield "peer", _name(one.getpeername)
     levels = [*LEVELS.get(family, (1,))]
@@ -96,6 +101,27 @@ def _facts(one):
         yield "peer's user", struct.unpack("iII", one.getsockopt(1, 17, 12))[1:]
     if protocol == TCP and family != socket.AF_UNIX:
         yield from _tcp(one)
+    elif family in (socket.AF_INET, socket.AF_INET6):
+        yield "memberships", sorted([*_memberships(one, 0), *_memberships(one, 41)])
+
+
+def _memberships(one, level):
+    """What MCAST_MSFILTER tells of each group of our network namespace."""
+    text = Path("/proc/net/igmp6" if level else "/proc/net/igmp").read_text()
+    index, address = 0, b""
+    for line in text.splitlines():
+        words = line.split()
+        if level:
+            index, address = int(words[0]), struct.pack("HHI", 10, 0, 0) + bytes.fromhex(words[2])
+        elif line[:1].isspace():
+            address = struct.pack("HHI", 2, 0, int(words[0], 16))
+        else:
+            index, address = int(words[0]) if words[0].isdigit() else 0, b""
+        asked = struct.pack("I4x128sII", index, address, 0, 16)
+        room = ctypes.create_string_buffer(asked + bytes(16 * 128))
+        size = ctypes.c_uint32(len(room.raw) - 1)
+        if address and not _libc.getsockopt(one.fileno(), level, 48, room, ctypes.byref(size)):
+            yield room.raw.rstrip(b"\0").hex()
 
 
 def _tcp(one):

@@ -44,7 +44,16 @@ DATAGRAM = {
     "shut_sending": "UDP shut for sending",
     "shut_both": "UDP shut for both",
     "tcp_shut_receiving": "TCP shut for receiving",
+    "multicast": "members of multicast groups",
+    "waiting4": "datagrams that wait, IPv4",
+    "waiting6": "datagrams that wait, IPv6",
+    "waiting_lite": "datagrams that wait, UDP-Lite",
     "raw": "raw sockets: bound, connected, headers included, filters",
+}
+DATAGRAM_CRIU = {
+    "raw": "loses the peer of a raw socket",
+    "multicast": "forgets memberships",
+    **dict.fromkeys(("waiting4", "waiting6", "waiting_lite"), "loses them"),
 }
 AFTER_FIN = "cannot write again what was never sent before a FIN"
 CHANGES = {" socket option 41, 26$": "IPV6_V6ONLY: bind(2) to an address that is none of IPv4"}
@@ -81,7 +90,7 @@ NAMES = {
     "opath_left": ("the file of a closed one, open with O_PATH", "refuses it"),
     "inherited": ("a listener shared by children that accept", ""),
 }
-SPENT = {" fd 1[0-9] info$": "a spent EPOLLONESHOT watches for errors again, as if just added"}
+SPENT = {" fd [0-9]+ info$": "a spent EPOLLONESHOT watches for errors again, as if just added"}
 UNACCEPTED = "data was sent on a unix connection that is not accepted yet"
 STATES = {
     "backlog": ("clients that wait to be accepted", ""),
@@ -117,6 +126,39 @@ REFUSED = {
     "backlog_rights": ("a descriptor sent by a unix client that waits", UNACCEPTED),
     "backlog_gone": ("a unix client that is closed, not accepted yet", "waits to be accepted"),
     "urgent": ("a byte out of band in a unix stream", "out of band"),
+}
+
+INTERNET = {
+    "backlog": ("clients that wait to be accepted", "refuses them"),
+    "deferred": ("a client that TCP_DEFER_ACCEPT holds back", "makes it anew without a server"),
+    "dual": ("listeners of both families on one port", ""),
+    "reuseport": ("a group of one port", ""),
+    "unconnected": ("fresh, bound, failed to connect", ""),
+    "settings": ("options of each end of a connection", "forgets some"),
+    "corked": ("bytes that TCP_CORK holds back", ""),
+    "locked_filter": ("SO_LOCK_FILTER", "forgets it"),
+    "closes": ("TIME_WAIT behind a listener", ""),
+    "lingering": ("a peer that has closed and is gone", ""),
+    "reset": ("a peer that has reset, bytes before that", "cannot tell"),
+    "datagram_named": ("UDP bound, disconnected, shared ports", "forgets a disconnected one"),
+    "freebind": ("addresses that nobody has", "cannot bind them"),
+    "ping": ("echo sockets", "does not take them"),
+    "waits": ("tasks that wait in accept and recv", ""),
+    "polled": ("an epoll over edges and one shots", ""),
+    "owned": ("a signal owner", ""),
+    "of_user": ("sockets that another user has made", "makes them root's"),
+    "written": ("a writer in the midst of eight megabytes", "cannot write what was not sent"),
+}
+CHANGING = {
+    "polled": SPENT,
+    "dual": CHANGES,
+    "unconnected": {" socket name$": "of a connect(2) that failed, which has no port any more"},
+    "reset": {" socket name$": "of a connection that is over: made again by another"},
+}
+INTERNET_REFUSED = {
+    "backlog_data": ("data of a TCP client that waits to be accepted", "wait to be accepted"),
+    "backlog_gone": ("a TCP client that is closed, not accepted yet", "wait to be accepted"),
+    "urgent": ("a byte out of band in a TCP connection of the tree", "urgent data"),
 }
 
 CASES: tuple[Case, ...] = (
@@ -163,7 +205,7 @@ CASES: tuple[Case, ...] = (
             state=text, program="sockets_datagram", arguments=(name,), options=ESTABLISHED,
             restore_options=ESTABLISHED,
             changes=CHANGES if name.endswith("6") else {},
-            criu="loses the peer of a raw socket" if name == "raw" else "",
+            criu=DATAGRAM_CRIU.get(name, ""),
         )
         for name, text in DATAGRAM.items()
     ),
@@ -185,6 +227,22 @@ CASES: tuple[Case, ...] = (
     *(
         Case(state=text, program="sockets_states", arguments=(name,), refused=why)
         for name, (text, why) in REFUSED.items()
+    ),
+    *(
+        Case(
+            state=f"TCP and UDP: {text}", program="sockets_internet", arguments=(name,), criu=why,
+            options=ESTABLISHED, restore_options=ESTABLISHED,
+            changes=CHANGING.get(name, {}),
+            busy=name == "written",
+        )
+        for name, (text, why) in INTERNET.items()
+    ),
+    *(
+        Case(
+            state=text, program="sockets_internet", arguments=(name,), options=ESTABLISHED,
+            refused=why,
+        )
+        for name, (text, why) in INTERNET_REFUSED.items()
     ),
     Case(state="packet sockets with memberships", program="sockets_packet", arguments=("plain",)),
     Case(state="packet sockets with rings", program="sockets_packet", arguments=("rings",)),

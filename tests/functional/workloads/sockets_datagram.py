@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datagram sockets of Internet protocols; the second argument says what of them."""
 
+import ctypes
 import os
 import socket
 import struct
@@ -102,7 +103,85 @@ def corked(_):
     assert two.recv(100) == b"held back"
 
 
+def storage(address):
+    family = V6 if ":" in address else V4
+    head = struct.pack("HHI", family, 0, 0) if family == V6 else struct.pack("HH", family, 0)
+    return (head + socket.inet_pton(family, address)).ljust(128, b"\0")
+
+
+def joined(one, level, group):
+    """What MCAST_MSFILTER tells: mode and sources; None for no member."""
+    head = struct.pack("I4x", socket.if_nametoindex("lo")) + storage(group)
+    room = ctypes.create_string_buffer(head + struct.pack("II", 0, 4) + bytes(4 * 128))
+    size = ctypes.c_uint32(len(room.raw) - 1)
+    if ctypes.CDLL(None).getsockopt(one.fileno(), level, 48, room, ctypes.byref(size)):
+        return None
+    mode, count = struct.unpack_from("II", room.raw, 136)
+    return mode, {room.raw[144 + 128 * n : 160 + 128 * n] for n in range(count)}
+
+
+def multicast(_):
+    """Members of groups: of any source, of all but one, of some; both families."""
+    head = struct.pack("I4x", socket.if_nametoindex("lo"))
+    four, six, none = bound(), socket.socket(V6, socket.SOCK_DGRAM), bound()
+    wanted = [
+        (four, 0, 42, "239.1.2.3", ()), (four, 0, 42, "239.1.2.4", ()),
+        (four, 0, 43, "239.1.2.4", ("10.9.9.1",)), (four, 0, 46, "239.1.2.5", ("10.9.9.2",)),
+        (six, 41, 42, "ff15::5", ()), (six, 41, 46, "ff15::6", ("2001:db8::1",)),
+        (six, 0, 42, "239.1.2.6", ()),
+    ]  # fmt: skip
+    for one, level, option, group, sources in wanted:
+        raw = head + storage(group) + b"".join(map(storage, sources))
+        one.setsockopt(level, option, raw)
+    four.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 3)
+    four.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+    six.setsockopt(41, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("lo"))
+    look = [(one, level, group) for one, level, _, group, _ in wanted]
+    before = [joined(*each) for each in look]
+    assert None not in before
+    yield
+    assert [joined(*each) for each in look] == before
+    assert joined(none, 0, "239.1.2.3") is None
+    assert four.getsockopt(0, socket.IP_MULTICAST_IF, 4) == socket.inet_aton("127.0.0.1")
+    assert six.getsockopt(41, socket.IPV6_MULTICAST_IF) == socket.if_nametoindex("lo")
+    wild = socket.socket(V4, socket.SOCK_DGRAM)
+    wild.bind(("", 0))
+    wild.settimeout(10)
+    wild.setsockopt(0, 42, head + storage("239.1.2.3"))
+    four.sendto(b"to the group", ("239.1.2.3", wild.getsockname()[1]))
+    assert wild.recv(100) == b"to the group"
+
+
+def waiting(family, protocol=0):
+    """Datagrams that wait, of several senders, of which one is gone; of none bytes, and large."""
+
+    def body(_):
+        server, one = bound(family, protocol), bound(family, protocol)
+        wild = socket.socket(family, socket.SOCK_DGRAM, protocol)
+        wild.bind(("", 0))
+        wild.settimeout(10)
+        texts = [b"first", b"", b"large " * 3000, b"last"]
+        with bound(family, protocol) as gone:
+            gone.sendto(b"of one who is gone", server.getsockname())
+            name = gone.getsockname()
+        for text in texts:
+            one.sendto(text, server.getsockname())
+        one.sendto(b"to all", (one.getsockname()[0], wild.getsockname()[1]))
+        server.connect(one.getsockname())
+        yield
+        got = [server.recvfrom(20000) for _ in range(5)]
+        assert got[0] == (b"of one who is gone", name), got[0]
+        assert got[1:] == [(text, one.getsockname()) for text in texts]
+        assert wild.recvfrom(100) == (b"to all", one.getsockname())
+        one.sendto(b"new", server.getsockname())
+        assert server.recv(10) == b"new"
+
+    return body
+
+
 BODIES = {
+    "multicast": multicast, "waiting4": waiting(V4), "waiting6": waiting(V6),
+    "waiting_lite": waiting(V4, UDPLITE),
     "udp4": connected(V4, 0), "udp6": connected(V6, 0), "udplite4": connected(V4, UDPLITE),
     "udplite6": connected(V6, UDPLITE), "shut_receiving": shut(socket.SHUT_RD, tcp=False),
     "shut_sending": shut(socket.SHUT_WR, tcp=False), "shut_both": shut(socket.SHUT_RDWR, tcp=False),
