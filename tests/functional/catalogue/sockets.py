@@ -233,7 +233,7 @@ CASES: tuple[Case, ...] = (
             state=f"TCP and UDP: {text}", program="sockets_internet", arguments=(name,), criu=why,
             options=ESTABLISHED, restore_options=ESTABLISHED,
             changes=CHANGING.get(name, {}),
-            busy=name == "written",
+            busy=name in ("written", "corked"),
         )
         for name, (text, why) in INTERNET.items()
     ),
