@@ -152,6 +152,9 @@ class DumpOptions:
     ghost_limit_bytes: int = 64 << 20
     link_remap: bool = False
     timeout_s: float = 60.0
+    """For all of the dump."""
+    stop_timeout_s: float = 10.0
+    """For stopping the tasks."""
     external: frozenset[str] = frozenset()
     replace: bool = False
     hold: bool = False

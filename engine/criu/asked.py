@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From CRIU's options to the engine's."""
 
+import math
 from pathlib import Path
 
 from torpor.engine.criu.parse import CommandLine
@@ -17,6 +18,7 @@ from torpor.engine.options import (
 from torpor.engine.text import parse_size
 
 DEFAULT_TIMEOUT_S = 10.0
+"""For stopping the tasks; what comes after may take as long as it needs (criu(8), --timeout)."""
 CRIU_GHOST_LIMIT = 1 << 20
 
 
@@ -39,7 +41,8 @@ def dump_options(line: CommandLine) -> DumpOptions:
         external=frozenset(line.all("external")),
         freezer_cgroups=tuple(Path(path) for path in line.all("freeze_cgroup")),
         ghost_limit_bytes=parse_size(ghosts) if ghosts else CRIU_GHOST_LIMIT,
-        timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
+        timeout_s=math.inf,
+        stop_timeout_s=line.number("timeout") or DEFAULT_TIMEOUT_S,
         link_remap=line.flag("link_remap"),
         replace=True,
         half_pipes=True,
@@ -58,6 +61,7 @@ def restore_options(line: CommandLine) -> RestoreOptions:
         images_dir=Path(line.last("images_dir", ".")),
         inherit=_inherited(line),
         tcp_close=line.flag("tcp_close"),
+        timeout_s=math.inf,
         cgroups=CgroupMode(line.last("manage_cgroups") or "soft"),
         cgroup_roots=dict(_cgroup_root(text) for text in line.all("cgroup_root")),
         shell_job=line.flag("shell_job"),

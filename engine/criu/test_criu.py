@@ -61,14 +61,14 @@ def test_options_of_criu_are_understood(tmp_path):
     )
     asked = asking.dump_options(line)
     assert (asked.pid, asked.images_dir, asked.after) == (41, tmp_path, After.CONTINUE)
-    assert (asked.tcp, asked.shell_job, asked.timeout_s) == (TcpPolicy.CLOSE_ALL, True, 7)
+    assert (asked.tcp, asked.shell_job, asked.stop_timeout_s) == (TcpPolicy.CLOSE_ALL, True, 7)
     assert (asked.ghost_limit_bytes, asked.freezer_cgroups) == (2 << 20, (Path("/c"),))
     assert line.last("verbosity") == "4"
 
 
 def test_what_is_not_said_is_as_with_criu(tmp_path):
     asked = asking.dump_options(parse(["dump", "--tree", "41", "--images-dir", str(tmp_path)]))
-    assert (asked.after, asked.tcp, asked.timeout_s) == (After.STOP, TcpPolicy.REFUSE, 10)
+    assert (asked.after, asked.tcp, asked.stop_timeout_s) == (After.STOP, TcpPolicy.REFUSE, 10)
     assert asked.ghost_limit_bytes == 1 << 20
     wanted = asking.restore_options(
         parse(["restore", "-D", str(tmp_path), "-d", "--inherit-fd", "fd[0]:pipe[9]"])
@@ -88,6 +88,12 @@ def test_what_is_not_said_is_as_with_criu(tmp_path):
 )
 def test_verbosity(word, level):
     assert parse(["check", word]).last("verbosity") == level
+
+
+def test_a_timeout_is_for_the_stop_only():
+    asked = asking.dump_options(parse(["dump", "-t", "7", "--timeout", "3"]))
+    assert (asked.stop_timeout_s, asked.timeout_s) == (3, float("inf"))
+    assert asking.dump_options(parse(["dump", "-t", "7"])).stop_timeout_s == 10
 
 
 def test_flags_can_be_negated_and_words_come_in_any_order():

@@ -153,7 +153,7 @@ def test_options_mean_what_they_mean_on_the_command_line(pair, images, tmp_path)
         empty_ns=1 << 30, orphan_pts_master=True, log_level=4,
     ))  # fmt: skip
     assert (options.pid, options.after, options.tcp) == (7, After.CONTINUE, TcpPolicy.KEEP)
-    assert (options.ghost_limit_bytes, options.timeout_s, options.parent) == (77, 5, "../p")
+    assert (options.ghost_limit_bytes, options.stop_timeout_s, options.parent) == (77, 5, "../p")
     assert options.network_lock is NetworkLock.SKIP
     assert options.external == {"unix[9]"}
     assert options.images_dir == tmp_path

@@ -82,7 +82,8 @@ def stopped(trees: Sequence[DumpOptions], seize: int = 0) -> Iterator[list[Stopp
         for tree in result:
             stack.callback(tree.release)
         if cgroups:
-            with frozen(cgroups) as freezer:
+            patience_s = max(options.stop_timeout_s for options in trees)
+            with frozen(cgroups, timeout_s=patience_s) as freezer:
                 for tree in result:
                     _seize_tree(tree, seize, wait=False)
                 freezer.thaw()
@@ -105,7 +106,7 @@ def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
         if not fresh:
             return
         if wait:
-            gone = native.stop_all(fresh, options)
+            gone = native.stop_all(fresh, options, tree.options.stop_timeout_s)
         else:
             gone = []
             for tid in fresh:
