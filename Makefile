@@ -55,6 +55,7 @@ bench: dev engine  ## ratios against Debian's criu, measured in one run
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/commands.py
 	$(BIN)/python bench/restores.py
+	$(BIN)/python bench/precopy.py
 
 .PHONY: image
 image: dev  ## build/torpor-image.tar, an OCI archive for `ctr images import`
