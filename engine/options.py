@@ -112,6 +112,8 @@ class PreCopyRules:
     max_copies: float = 4.0
     """Bytes copied, in comparison with those of the first round."""
     max_seconds: float = 30.0
+    one_directory: bool = False
+    """Of tasks that are stopped, what the rounds have is copied into the images, not a parent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

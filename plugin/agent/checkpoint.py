@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from torpor.engine.errors import Error, Vanished
-from torpor.engine.options import After, DumpOptions, DumpReport, Progress, TcpPolicy
+from torpor.engine.options import (
+    After,
+    DumpOptions,
+    DumpReport,
+    MemoryWay,
+    PreCopyRules,
+    Progress,
+    TcpPolicy,
+)
 from torpor.plugin.agent import rootfs
 from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFound
 from torpor.plugin.agent.locate import (
@@ -29,6 +37,7 @@ from torpor.plugin.agent.locate import (
 from torpor.plugin.agent.nodefacts import node_facts
 from torpor.plugin.agent.report import Reporter
 from torpor.plugin.agent.staging import JobFolder
+from torpor.plugin.api import v1alpha1
 from torpor.plugin.api.common import REQUESTED_BY_HOOK, REQUESTED_BY_LABEL
 from torpor.plugin.api.conditions import Condition, condition
 from torpor.plugin.api.duration import format_duration, parse_duration_s
@@ -50,6 +59,12 @@ _log = logging.getLogger(__name__)
 FACTS = "facts.json"
 _ATTEMPTS = 3
 _LONGEST_DUMP_S = 120.0
+_WAYS = {
+    v1alpha1.MemoryWay.AUTO: MemoryWay.AUTO,
+    v1alpha1.MemoryWay.FROZEN: MemoryWay.FROZEN,
+    v1alpha1.MemoryWay.SNAPSHOT: MemoryWay.SNAPSHOT,
+    v1alpha1.MemoryWay.PRE_COPY: MemoryWay.PRECOPY,
+}
 
 
 def reference(checkpoint: Checkpoint) -> CheckpointRef:
@@ -160,6 +175,10 @@ class CheckpointJob:
             runtime_seccomp_filters=runtime_filters(pod, container.name, self._filters(container)),
             freezer_cgroups=(container.cgroup,),
             timeout_s=max(1.0, min(self.deadline.left_s, _LONGEST_DUMP_S)),
+            memory=_WAYS[self.checkpoint.spec.memory.way],
+            precopy=PreCopyRules(
+                max_rounds=self.checkpoint.spec.memory.max_rounds, one_directory=True
+            ),
         )
 
     def _filters(self, container: Container) -> int:

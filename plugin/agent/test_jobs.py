@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torpor.engine.errors import KernelError, Refused, Vanished
-from torpor.engine.options import After, TcpPolicy
+from torpor.engine.options import After, MemoryWay, TcpPolicy
 from torpor.plugin.agent.checkpoint import reference, runtime_filters
 from torpor.plugin.agent.jobs import MOST_ATTEMPTS, Jobs
 from torpor.plugin.agent.restore import is_same_image
@@ -62,6 +62,16 @@ def test_continue(world):
     assert tree.runtime_seccomp_filters == 1
     assert tree.freezer_cgroups[0].name == f"{100:064x}"
     assert list(world.context.staging.iterdir()) == []
+
+
+def test_memory_is_taken_as_asked(world):
+    world.run_container(world.pod(), "app", 100)
+    Jobs(context=world.context).checkpoint(
+        world.checkpoint(memory={"way": "PreCopy", "maxRounds": 3})
+    )
+    (tree,) = world.engine.trees
+    assert tree.memory is MemoryWay.PRECOPY
+    assert (tree.precopy.max_rounds, tree.precopy.one_directory) == (3, True)
 
 
 def test_a_finished_checkpoint_is_left_alone(world):

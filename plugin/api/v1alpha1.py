@@ -42,6 +42,15 @@ class EstablishedTcp(StrEnum):
     REFUSE = "Refuse"
 
 
+class MemoryWay(StrEnum):
+    """How memory is taken."""
+
+    AUTO = "Auto"
+    FROZEN = "Frozen"
+    SNAPSHOT = "Snapshot"
+    PRE_COPY = "PreCopy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRef:
     """A pod of the object's own namespace."""
@@ -61,6 +70,19 @@ class TcpOptions:
         "Refuse: a pod that has any is not checkpointed.",
         default=EstablishedTcp.CLOSE,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryOptions:
+    """How memory is taken, which decides how long the pod stands still."""
+
+    way: MemoryWay = prop(
+        "Auto: as is best. Frozen: copied while the pod stands still. Snapshot: forked while it "
+        "stands still, and read later. PreCopy: copied in rounds while it runs, until little is "
+        "left. Where one does not fit, another is taken.",
+        default=MemoryWay.AUTO,
+    )
+    max_rounds: int = prop("Rounds of a PreCopy at most.", default=8, minimum=1, maximum=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +106,7 @@ class CheckpointSpec:
     )
     timeout: str = prop("How long the work may take.", default="5m", **DURATION)
     tcp: TcpOptions = prop("TCP connections with peers outside the pod.", factory=TcpOptions)
+    memory: MemoryOptions = prop("How memory is taken.", factory=MemoryOptions)
     deletion_policy: DeletionPolicy = prop(
         "Delete: the data goes with this object. Retain: it stays in the store.",
         default=DeletionPolicy.DELETE,

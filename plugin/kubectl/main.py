@@ -18,7 +18,7 @@ from torpor.engine.errors import Error
 from torpor.plugin.api import codec
 from torpor.plugin.api.duration import parse_duration_s
 from torpor.plugin.api.fields import JsonObject
-from torpor.plugin.api.v1alpha1 import Checkpoint, Restore
+from torpor.plugin.api.v1alpha1 import Checkpoint, MemoryWay, Restore
 from torpor.plugin.k8s.client import Client, Selector, connect
 from torpor.plugin.k8s.errors import NotFound
 from torpor.plugin.k8s.kinds import CHECKPOINTS, PODS, RESTORES, Kind
@@ -106,6 +106,7 @@ def cli() -> None:
 @click.option("--container", "-c", "containers", multiple=True, help="Only these containers.")
 @click.option("--store", default="", help="CheckpointStore; else the default one.")
 @click.option("--name", default="", help="Name of the Checkpoint.")
+@click.option("--memory", type=click.Choice([*MemoryWay]), help="How memory is taken.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is Ready.")
 @click.option("--timeout", default="5m", show_default=True, help="How long it may take.")
 @common
@@ -121,6 +122,8 @@ def checkpoint(pod: str, *, wait: bool, **options: Any) -> None:  # noqa: ANN401
         spec["containers"] = list(options["containers"])
     if options["store"]:
         spec["storeRef"] = {"name": options["store"]}
+    if options["memory"]:
+        spec["memory"] = {"way": options["memory"]}
     found = client.get(PODS, target.namespace, pod)
     spec["podRef"]["uid"] = found["metadata"]["uid"]
     name = options["name"] or f"{pod[:50]}-{secrets.token_hex(3)}"

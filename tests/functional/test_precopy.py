@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from tests.functional.describe import tree
 from torpor.engine import api
 from torpor.engine.dump.ways import scan
+from torpor.engine.errors import Error, Findings
 from torpor.engine.images.parents import Chain
 from torpor.engine.kernel.maps import parse_smaps
 from torpor.engine.memory import areas
-from torpor.engine.options import After, DumpOptions, MemoryWay, PreCopyRules
+from torpor.engine.options import After, DumpOptions, MemoryWay, PreCopyRules, Progress
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 PAGE = 4096
@@ -103,4 +105,71 @@ def test_moved(start, pause_us, after):
             os.killpg(live.pid, signal.SIGKILL)
             live.reap(live.pids)
         live.restore(name)
+    assert live.verdict() == "ok"
+
+
+def counting(live):
+    """Pre-copy one that is left running; what was copied in rounds."""
+    live.mark()
+    live.dump("images", After.CONTINUE, memory=MemoryWay.PRECOPY)
+    return sum(one.copied_bytes for one in live.report.rounds)
+
+
+def test_memory_that_devices_may_write_to_is_left_to_the_last_stop(start, tmp_path):
+    """A descriptor opened O_DIRECT: what it fills is seen by no fault."""
+    live = start("memory_direct")
+    live.await_ready()
+    if "lacking" in (live.folder / "ready").read_text():
+        pytest.skip("this machine lacks a file system with O_DIRECT")
+    assert counting(live) == 0
+    assert "O_DIRECT" in live.report.memory_reason
+    assert live.verdict() == "ok"
+
+
+def test_memory_with_a_userfaultfd_of_its_own_is_refused_as_ever(start):
+    live = start("memory_refused", "userfaultfd")
+    live.await_file("ready")
+    with pytest.raises(Findings, match="userfaultfd"):
+        counting(live)
+    live.unharmed()
+
+
+def test_a_small_tree_takes_no_rounds(start):
+    live = start("core_identity")
+    live.await_ready()
+    counting(live)
+    unwatched(live.pid)
+    assert live.verdict() == "ok"
+
+
+def test_a_filter_that_forbids_userfaultfd_is_suspended(start):
+    """By root; who may not, leaves the task to the last stop."""
+    live = start("core_seccomp")
+    live.await_ready()
+    before = live.look()
+    counting(live)
+    live.same_as(before)
+    assert live.verdict() == "ok"
+
+
+def test_a_full_volume_ends_it_before_the_stop(start, tmp_path):
+    live = start("memory_restless", "3", "200")
+    live.await_file("ready")
+    live.mark()
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", volume], check=True)
+    try:
+        for after in (After.CONTINUE, After.STOP):
+            asked = DumpOptions(
+                pid=live.pid, images_dir=volume / "images", after=after, memory=MemoryWay.PRECOPY
+            )
+            phases: list[Progress] = []
+            with pytest.raises(Error, match="No space left"):
+                api.dump([asked], progress=phases.append)
+            assert "threads" not in [step.phase for step in phases]
+            assert not list(volume.iterdir())
+            unwatched(live.pid)
+    finally:
+        subprocess.run(["umount", "-l", volume], check=True)
     assert live.verdict() == "ok"

@@ -160,7 +160,8 @@ def _precopy(
     def rest(size_bytes: int) -> Way:
         return _way_of(replace(choice, way=MemoryWay.FROZEN, copied_bytes=size_bytes))
 
-    bases = choice.held and not (options.parent or options.replace or options.page_server)
+    whole = options.parent or options.replace or options.page_server
+    bases = choice.held and not (whole or options.precopy.one_directory)
     rounds = Rounds(root=options.pid, filing=Filing(images, bases=bases), seize=seize)
     return PreCopy(rounds, options.precopy, rest, choice.copied_bytes, progress, held=choice.held)
 
