@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Vanished
 
 READ_SIZE = 1 << 16
@@ -17,16 +16,6 @@ def descriptors(pid: int) -> list[int]:
     """Numbers of a task's descriptors, sorted."""
     with translated(f"task {pid}", f"/proc/{pid}/fd"):
         return sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
-
-
-def infos(pid: int) -> list[tuple[int, bytes | None]]:
-    """Numbers of a task's descriptors, each with its text of fdinfo when that could be read."""
-    numbers = descriptors(pid)
-    texts = native.read_texts([f"/proc/{pid}/fdinfo/{fd}" for fd in numbers])
-    return [
-        (fd, text if isinstance(text, bytes) else None)
-        for fd, text in zip(numbers, texts, strict=True)
-    ]
 
 
 def read(path: str) -> str:
@@ -94,16 +83,6 @@ def netns(pid: int) -> str:
 def same_netns(pid: int) -> bool:
     """Whether a task is in our network namespace."""
     return netns(pid) == netns(os.getpid())
-
-
-def status_of(path: str, link: str) -> os.stat_result:
-    """stat(2); zeros for a directory of /proc whose task has ended, which has none any more."""
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        if not link.startswith("/proc/"):
-            raise
-        return os.stat_result([0] * 10)
 
 
 def topmost(fd: int) -> int:

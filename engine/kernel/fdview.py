@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from torpor.engine import native
 from torpor.engine.kernel import repair
-from torpor.engine.kernel.fdtexts import infos, translated
+from torpor.engine.kernel.fdtexts import descriptors, translated
 from torpor.engine.kernel.livefd import LiveFd
 from torpor.engine.kernel.taskfiles import NetnsSocket, TaskFiles
 from torpor.engine.kind import End
@@ -98,7 +99,7 @@ class Views:
         self._mapped: list[MappedFd] = []
         for pid in pids:
             self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
-            self._views[pid] = {fd: LiveFd(task, fd, info) for fd, info in infos(pid)}
+            self._views[pid] = {fd: LiveFd(task, fd, look) for fd, look in _looks(pid)}
 
     def of(self, pid: int) -> Sequence[LiveFd]:
         """All of a task, by number."""
@@ -168,6 +169,11 @@ def open_views(
     are stopped. Raises Vanished, or Denied when /proc/PID/fd may not be read.
     """
     return Views(pids, netns_socket, guard)
+
+
+def _looks(pid: int) -> Iterator[tuple[int, native.FdLook]]:
+    numbers = descriptors(pid)
+    return zip(numbers, native.look_fds(pid, numbers), strict=True)
 
 
 def free_port(pid: int, fd: int, end: End, guard: repair.Guard) -> None:

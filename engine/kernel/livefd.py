@@ -17,7 +17,6 @@ from torpor.engine.kernel.fdtexts import (
     from_os,
     parse_fdinfo,
     read,
-    status_of,
     text_of,
     translated,
 )
@@ -37,28 +36,29 @@ class LiveFd(FileFacts):
         "st_size", "st_uid", "task",
     )  # fmt: skip
 
-    def __init__(self, task: TaskFiles, fd: int, fdinfo: bytes | None = None) -> None:
+    def __init__(self, task: TaskFiles, fd: int, look: native.FdLook | None = None) -> None:
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, fd
         self._copy = -1
         self._messages: Sequence[Message] | None = None
         self._magic: int | None = None
-        self._look(task.pid, fdinfo)
+        self._look(task.pid, look)
 
-    def _look(self, pid: int, fdinfo: bytes | None = None) -> None:
-        """Read what /proc tells of it in a task (it may be ours)."""
-        path = f"/proc/{pid}/fd/{self.fd}"
-        with translated(f"task {self.ns_pid}, fd {self.fd}", path):
-            self.link = os.readlink(path)
-            self._take(status_of(path, self.link))
-            where = f"/proc/{pid}/fdinfo/{self.fd}"
-            text = read(where) if fdinfo is None else text_of(fdinfo)
-        head, self.info = parse_fdinfo(text)
+    def _look(self, pid: int, look: native.FdLook | None = None) -> None:
+        """Take what /proc tells of it in a task (it may be ours)."""
+        subject, path = f"task {self.ns_pid}, fd {self.fd}", f"/proc/{pid}/fd/{self.fd}"
+        (found,) = (look,) if look else native.look_fds(pid, [self.fd])
+        self.link = text_of(_told(found.link, subject, path))
+        # a directory of /proc whose task has ended has no status any more
+        if found.error and not (found.error == -errno.ENOENT and self.link.startswith("/proc/")):
+            raise from_os(OSError(-found.error, ""), subject, path)
+        self._take(found)
+        head, self.info = parse_fdinfo(text_of(_told(found.info, subject, path)))
         self.pos = int(head.get("pos", "0"))
         self.flags = int(head.get("flags", "0"), 8)
         self.mnt_id = int(head.get("mnt_id", "-1"))
 
-    def _take(self, status: os.stat_result) -> None:
+    def _take(self, status: os.stat_result | native.FdLook) -> None:
         self.st_mode, self.st_dev, self.st_ino = status.st_mode, status.st_dev, status.st_ino
         self.st_rdev, self.st_size, self.st_nlink = status.st_rdev, status.st_size, status.st_nlink
         self.st_uid, self.st_gid, self.st_blksize = status.st_uid, status.st_gid, status.st_blksize
@@ -335,3 +335,9 @@ class InFlightFd(LiveFd):
         """That of the task which holds the socket."""
         with translated(self.subject, f"/proc/{self.task.pid}/cwd"):
             return os.readlink(f"/proc/{self.task.pid}/cwd")
+
+
+def _told(found: bytes | int, subject: str, path: str) -> bytes:
+    if isinstance(found, int):
+        raise from_os(OSError(-found, ""), subject, path)
+    return found

@@ -8,6 +8,7 @@ All ptrace calls for a task must come from the thread that seized it.
 
 from torpor.engine.native.buffers import Buffer, digest_file, punch, xxh64
 from torpor.engine.native.calls import Borrowing, arm, borrow_all, disarm, remote_calls
+from torpor.engine.native.descriptors import FdLook, look_fds
 from torpor.engine.native.memory import (
     STAGED,
     Filled,
@@ -89,6 +90,7 @@ __all__ = [
     "UNKNOWN_OPTION",
     "Borrowing",
     "Buffer",
+    "FdLook",
     "Filled",
     "PagesProgress",
     "ThreadFacts",
@@ -114,6 +116,7 @@ __all__ = [
     "ioprio_get",
     "kcmp",
     "kill_traced",
+    "look_fds",
     "of_bytes",
     "of_file",
     "of_task",

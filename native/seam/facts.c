@@ -86,10 +86,10 @@ void seam_get_regs_of(const int *tids, size_t count, uint64_t *regs, int *result
 		results[i] = seam_get_regs(tids[i], regs + 27 * i, 27);
 }
 
-static int64_t read_text(const char *path, char *room, size_t size)
+int64_t read_text(int directory, const char *path, char *room, size_t size)
 {
 	size_t used = 0;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return -errno;
@@ -111,7 +111,7 @@ int seam_read_texts(const char *const *paths, size_t count, char *room, size_t s
 		    int64_t *sizes)
 {
 	for (; *done < count; ++*done) {
-		int64_t got = read_text(paths[*done], room, size);
+		int64_t got = read_text(AT_FDCWD, paths[*done], room, size);
 
 		if (got >= 0 && (size_t)got == size)
 			return -ENOBUFS;

@@ -33,6 +33,9 @@ int wait_until(int tid, int64_t deadline_ns, int *status);
 int wait_event_stop(int tid, int64_t deadline_ns);
 int start_settling(int tid);
 
+/* facts.c: a file of /proc, whole; as many bytes as there is room means that it may not be. */
+int64_t read_text(int directory, const char *path, char *room, size_t size);
+
 /* remote.c */
 struct user_regs_struct;
 int await_syscall_stop(int tid, int64_t deadline_ns);

@@ -100,6 +100,17 @@ int seam_pidfd_getfd(int pidfd, int fd);
 int seam_release_memory(int pid);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
 
+/* fds.c: what /proc tells of descriptors: stat(2), and link and text of fdinfo one behind the other
+ * in `room`.  Several threads share the work.  -ENOBUFS when there is not room for all. */
+struct seam_fd {
+	int fd; /* in */
+	int link_size, info_size, error; /* out: -errno; `error` is stat's */
+	uint64_t at; /* out: of the link */
+	uint64_t mode, dev, ino, rdev, size, nlink, uid, gid;
+};
+int seam_look_fds(int pid, struct seam_fd *fds, size_t count, char *room, size_t size,
+		  unsigned int threads);
+
 /* Options of a socket, given as (level, number): values, and -errno or the size of each. */
 void seam_int_options(int fd, const int *wanted, size_t count, int *values, int *sizes);
 
