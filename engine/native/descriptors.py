@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torpor.engine.native.seam import error_for, ffi, lib, new_uncleared
 
-ROW = struct.Struct("<4i9Q")
+ROW = struct.Struct("<4i10Q")
 ROOM, TYPICAL = 64 << 10, 512
 MANY = 128
 """From so many on a second thread is worth its start."""
@@ -28,6 +28,7 @@ class FdLook(NamedTuple):
     st_nlink: int
     st_uid: int
     st_gid: int
+    st_blksize: int
 
 
 def look_fds(pid: int, fds: Sequence[int]) -> list[FdLook]:

@@ -37,7 +37,16 @@ def test_all_is_told(opened, monkeypatch, many, room):
         assert look.info.startswith(f"pos:\t{i}\nflags:\t".encode())
         assert look.info.endswith(b"\n")
         assert look.error == 0
-        names = ("st_mode", "st_dev", "st_ino", "st_rdev", "st_size", "st_nlink", "st_uid")
+        names = (
+            "st_mode",
+            "st_dev",
+            "st_ino",
+            "st_rdev",
+            "st_size",
+            "st_nlink",
+            "st_uid",
+            "st_blksize",
+        )
         assert [getattr(look, n) for n in names] == [getattr(status, n) for n in names]
 
 

@@ -37,6 +37,7 @@ static void stat_at(int links, const char *name, struct seam_fd *one)
 	one->nlink = found.st_nlink;
 	one->uid = found.st_uid;
 	one->gid = found.st_gid;
+	one->blksize = (uint64_t)found.st_blksize;
 }
 
 /* Each thread has a share of the descriptors and of the room. */

@@ -106,7 +106,7 @@ struct seam_fd {
 	int fd; /* in */
 	int link_size, info_size, error; /* out: -errno; `error` is stat's */
 	uint64_t at; /* out: of the link */
-	uint64_t mode, dev, ino, rdev, size, nlink, uid, gid;
+	uint64_t mode, dev, ino, rdev, size, nlink, uid, gid, blksize;
 };
 int seam_look_fds(int pid, struct seam_fd *fds, size_t count, char *room, size_t size,
 		  unsigned int threads);
