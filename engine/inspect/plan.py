@@ -22,7 +22,15 @@ from torpor.engine.memory import areas, vdso
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
-from torpor.engine.restore import backings, build, descriptors, layout, terminals, tree
+from torpor.engine.restore import (
+    backings,
+    build,
+    descriptors,
+    layout,
+    release,
+    terminals,
+    tree,
+)
 from torpor.engine.restore.arena import Arena, find_hole
 from torpor.engine.restore.load import Snapshot, load
 from torpor.engine.restore.memories import special_areas
@@ -249,6 +257,10 @@ class _Planner:
                 section.say(3, f"thread {thread.tid}:")
             section.run(3, build.last_program(task, thread, _memory(task), current,
                                               self.warnings.append))  # fmt: skip
+        for tid, ops in release.last_calls(task):
+            if ops and len(task.threads) > 1:
+                section.say(3, f"thread {tid}:")
+            section.run(3, Program("last calls", ops))
         stopped = ", still stopped" if task.state == STOPPED else ""
         threads = count(len(task.threads), "thread")
         section.say(3, "unmap the restore program's room",

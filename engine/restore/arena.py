@@ -20,7 +20,7 @@ from torpor.engine.kernel.arch.x86_64 import MACHINE, SYSCALL_INSN, Regs, syscal
 from torpor.engine.kernel.remote import Remote
 from torpor.engine.memory.areas import TASK_SIZE
 from torpor.engine.program import encode as encoder
-from torpor.engine.program.ops import Data, Expect, Made, Op, Program, Slot
+from torpor.engine.program.ops import Arg, Data, Expect, Made, Op, Program, Slot
 
 PAGE = 4096
 CODE_BYTES = PAGE
@@ -36,9 +36,6 @@ MAP_ARENA = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 MASK64 = (1 << 64) - 1
 RESULT = Slot("result")
 EVENT_STOP = 128
-
-LastCall = tuple[str, tuple[int | bytes, ...]]
-"""A system call; at most one argument is bytes, which stand for their address."""
 
 
 @cache
@@ -226,28 +223,31 @@ class Arena:
         if status >> 8 != SIGTRAP:
             raise _stopped(status, subject, name)
 
-    def leave(
-        self, tid: int, syscall_address: int, subject: str, calls: Sequence[LastCall]
-    ) -> None:
+    def leave(self, tid: int, syscall_address: int, subject: str, calls: Sequence[Op]) -> None:
         """Take it away again, after some last calls."""
-        gone: LastCall = ("munmap", (self.base, self.size_bytes))
+        gone = Op(call="munmap", args=(self.base, self.size_bytes), subject="restore program")
         self.without_traps(tid, syscall_address, subject, [*calls, gone])
 
     def without_traps(
-        self, tid: int, syscall_address: int, subject: str, calls: Sequence[LastCall]
+        self, tid: int, syscall_address: int, subject: str, calls: Sequence[Op]
     ) -> None:
         """System calls with all signals blocked, by stops that leave SIGTRAP alone.
 
         The forced SIGTRAP of a step, or of the executor's end, takes one that is pending with it,
-        and resets an action that ignores it.
+        and resets an action that ignores it. At most one argument of each call is data.
         """
         with Remote.plain(tid, syscall_address, self.scratch, SCRATCH_BYTES) as remote:
-            for name, args in calls:
-                for arg in args:
-                    if isinstance(arg, bytes):
-                        remote.write(self.scratch, arg)
-                placed = tuple(self.scratch if isinstance(arg, bytes) else arg for arg in args)
-                check(remote.try_call(name, *placed), f"{name} at the end", subject)
+            for op in calls:
+                placed = [self._placed(remote, arg) for arg in op.args]
+                check(remote.try_call(op.call, *placed), f"{op.call} at the end", subject)
+
+    def _placed(self, remote: Remote, arg: Arg) -> int:
+        if isinstance(arg, Slot):
+            raise Bug("a last call cannot have the result of another")
+        if isinstance(arg, int):
+            return arg
+        remote.write(self.scratch, arg.content)
+        return self.scratch
 
 
 def _stopped(status: int, subject: str, name: str) -> Error:

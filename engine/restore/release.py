@@ -19,11 +19,12 @@ from torpor.engine import native
 from torpor.engine.errors import Bug
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch.x86_64 import Regs
+from torpor.engine.program.ops import Op
 from torpor.engine.restore import spawn
 from torpor.engine.restore.spawn import HELD_SIGNALS, MASK64, Living
 from torpor.engine.restore.work import Work
 from torpor.engine.tasks import signals
-from torpor.engine.tasks.model import STOPPED, ThreadImage
+from torpor.engine.tasks.model import STOPPED, TaskImage, ThreadImage
 
 EVENT_STOP = 128
 P_PID, WSTOPPED, WNOHANG = 1, 2, 1
@@ -56,19 +57,25 @@ def let_go(work: Work, *, leave_stopped: bool, last: Callable[[], None]) -> None
         _await_stop(task.pid)
 
 
-def _leave_arena(task: Living) -> None:
-    image, address = task.image, task.syscall_address
-    for thread in image.threads[1:]:
-        queue = signals.trap_queue(thread.pending, image.pid, thread.tid)
-        if queue:
-            task.arena.without_traps(task.tids[thread.tid], address, image.subject, queue)
-    leader = image.threads[0]
-    last = [
-        *signals.trap_queue(image.shared_pending, image.pid, None),
-        *signals.trap_queue(leader.pending, image.pid, leader.tid),
-        *signals.trap_action(image.actions),
+def last_calls(image: TaskImage) -> list[tuple[int, list[Op]]]:
+    """(thread, what it does when no more programs run) of a task's threads; the leader is last."""
+    found = [
+        (thread.tid, signals.last_calls(thread.pending, image.pid, thread.tid))
+        for thread in image.threads[1:]
     ]
-    task.arena.leave(task.pid, address, image.subject, last)
+    leader = [
+        *signals.last_calls(image.shared_pending, image.pid, None),
+        *signals.last_calls(image.threads[0].pending, image.pid, image.pid, image.actions),
+    ]
+    return [*((tid, ops) for tid, ops in found if ops), (image.pid, leader)]
+
+
+def _leave_arena(task: Living) -> None:
+    *others, (_, last) = last_calls(task.image)
+    address, subject = task.syscall_address, task.image.subject
+    for tid, ops in others:
+        task.arena.without_traps(task.tids[tid], address, subject, ops)
+    task.arena.leave(task.pid, address, subject, last)
 
 
 def _stop(task: Living) -> None:

@@ -100,20 +100,15 @@ def decode_actions(task_core: Any) -> dict[int, Action]:  # noqa: ANN401
     return found
 
 
-def trap_action(actions: Mapping[int, Action]) -> list[tuple[str, tuple[int | bytes, ...]]]:
-    """The call that has SIGTRAP ignored: a trap after it would reset that."""
-    action = actions.get(SIGTRAP)
-    if action is None or action.handler != SIG_IGN:
-        return []
-    raw = ACTION.pack(action.handler, action.flags, action.restorer, action.mask)
-    return [("rt_sigaction", (SIGTRAP, raw, 0, SIGSET_BYTES))]
-
-
-def trap_queue(
-    pending: Sequence[bytes], pid: int, tid: int | None
-) -> list[tuple[str, tuple[int | bytes, ...]]]:
-    """Calls that queue again what a trap after them would take along."""
-    return [_queue(info, pid, tid) for info in pending if _is_trapped(info, tid)]
+def last_calls(
+    pending: Sequence[bytes], pid: int, tid: int | None, actions: Mapping[int, Action] | None = None
+) -> list[Op]:
+    """What a trap after it would take along, or reset: signals, and that SIGTRAP is ignored."""
+    ops = [_plan_signal(info, pid, tid) for info in pending if _is_trapped(info, tid)]
+    action = (actions or {}).get(SIGTRAP)
+    if action is not None and action.handler == SIG_IGN:
+        ops.append(_plan_action(SIGTRAP, action))
+    return ops
 
 
 def _is_trapped(info: bytes, tid: int | None) -> bool:
@@ -159,29 +154,20 @@ def decode_queue(queue: Any) -> tuple[bytes, ...]:  # noqa: ANN401
 def plan_queue(pending: Sequence[bytes], pid: int, tid: int | None) -> list[Op]:
     """Queue signals again: to the thread ``tid``, or to the whole task when None.
 
-    What traps take along comes last, by `trap_queue`.
+    What traps take along comes last, by `last_calls`.
     """
-    ops = []
-    for info in pending:
-        if _is_trapped(info, tid):
-            continue
-        call, args = _queue(info, pid, tid)
-        ops.append(
-            Op(
-                call=call,
-                args=tuple(Data(arg) if isinstance(arg, bytes) else arg for arg in args),
-                subject=f"signal {_number(info)}",
-                note="pending for the task" if tid is None else f"pending for thread {tid}",
-            )
-        )
-    return ops
+    return [_plan_signal(info, pid, tid) for info in pending if not _is_trapped(info, tid)]
 
 
-def _queue(info: bytes, pid: int, tid: int | None) -> tuple[str, tuple[int | bytes, ...]]:
-    whole = info.ljust(SIGINFO_BYTES, b"\0")
-    if tid is None:
-        return "rt_sigqueueinfo", (pid, _number(info), whole)
-    return "rt_tgsigqueueinfo", (pid, tid, _number(info), whole)
+def _plan_signal(info: bytes, pid: int, tid: int | None) -> Op:
+    number, whole = _number(info), Data(info.ljust(SIGINFO_BYTES, b"\0"))
+    to_task = tid is None
+    return Op(
+        call="rt_sigqueueinfo" if to_task else "rt_tgsigqueueinfo",
+        args=(pid, number, whole) if tid is None else (pid, tid, number, whole),
+        subject=f"signal {number}",
+        note="pending for the task" if to_task else f"pending for thread {tid}",
+    )
 
 
 def _number(info: bytes) -> int:

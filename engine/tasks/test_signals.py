@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import struct
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,9 +39,17 @@ def is_trapped(info):
 def test_faults_of_a_thread_are_queued_when_no_more_traps_come():
     fault = struct.pack("<iii", 11, 0, 1).ljust(128, b"\0")
     assert signals.plan_queue([fault], 41, 43) == []
-    assert signals.trap_queue([fault], 41, 43) == [("rt_tgsigqueueinfo", (41, 43, 11, fault))]
+    (op,) = signals.last_calls([fault], 41, 43)
+    assert (op.call, op.args[:3], op.args[3].content) == ("rt_tgsigqueueinfo", (41, 43, 11), fault)
     assert len(signals.plan_queue([fault], 41, None)) == 1
-    assert signals.trap_queue([fault], 41, None) == []
+    assert signals.last_calls([fault], 41, None) == []
+
+
+def test_sigtrap_is_ignored_last():
+    ignored = Action(handler=1, flags=0, restorer=0, mask=0)
+    (op,) = signals.last_calls([], 41, 41, {5: ignored})
+    assert (op.call, op.args[0]) == ("rt_sigaction", 5)
+    assert signals.last_calls([], 41, 41, {5: replace(ignored, handler=0x1000)}) == []
 
 
 @given(st.lists(trees.siginfos, max_size=5))
@@ -49,11 +58,11 @@ def test_queues(pending):
     signals.encode_queue(pending, queue)
     assert signals.decode_queue(queue) == tuple(pending)
     ops = signals.plan_queue(pending, 41, 43)
-    last = signals.trap_queue(pending, 41, 43)
-    calls = [(op.call, op.args[:2]) for op in ops] + [(name, args[:2]) for name, args in last]
+    last = signals.last_calls(pending, 41, 43)
+    calls = [(op.call, op.args[:2]) for op in (*ops, *last)]
     assert calls == [("rt_tgsigqueueinfo", (41, 43))] * len(pending)
     traps = [info for info in pending if is_trapped(info)]
-    assert [args[3] for _, args in last] == traps
+    assert [op.args[3].content for op in last] == traps
     assert [op.args[3].content for op in ops] == [i for i in pending if i not in traps]
 
 
