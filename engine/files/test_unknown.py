@@ -50,6 +50,15 @@ def device_view(major, minor, poll=0):
         (device_view(10, 229), "fuse"),
         (device_view(195, 255), "gpu-nvidia"),
         (device_view(250, 70000), "device"),
+        (
+            RecordedFd(link="pipe:[7]", st_mode=0o10600, fs_magic=0x50495045, flags=O.PATH),
+            "path-only",
+        ),
+        (
+            RecordedFd(link="socket:[7]", st_mode=0o140777, fs_magic=0x534F434B, flags=O.PATH),
+            "path-only",
+        ),
+        (RecordedFd(link="/memfd:x (deleted)", st_nlink=0, flags=O.PATH), "path-only"),
     ],
 )
 def test_refused_by_name(view, case):

@@ -88,7 +88,13 @@ QUEUE = Limit(
     what="the directory of POSIX message queues",
     remedy="close it before the checkpoint",
 )
-LIMITS = (*(case.limit for case in CASES), OTHER_DEVICE, BLOCK, QUEUE)
+PATH_ONLY = Limit(
+    case="path-only",
+    what="an O_PATH descriptor of something that has no path (a pipe, a socket, a memfd)",
+    remedy=CLOSE,
+)
+WITHOUT_PATH = re.compile(r"(pipe|socket):|/(memfd:|secretmem|anon_hugepage)")
+LIMITS = (*(case.limit for case in CASES), OTHER_DEVICE, BLOCK, QUEUE, PATH_ONLY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +139,7 @@ class UnknownKind(Base[Nothing]):
 def limit_of(view: FdView) -> Limit | None:
     """Why a descriptor is refused, None when this table does not know it."""
     if view.flags & O.PATH:
-        return None
+        return PATH_ONLY if WITHOUT_PATH.match(view.link) else None
     kind = file_type(view.st_mode)
     if kind == FileType.BLOCK:
         return BLOCK

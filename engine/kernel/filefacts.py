@@ -18,6 +18,8 @@ from torpor.engine.errors import KernelError
 
 SEARCH_LIMIT = 20_000
 """Names that are looked at for another name of a file."""
+ACLS = "system.posix_acl_"
+"""Of all attributes of the system those that are kept with a file."""
 
 
 class FileFacts:
@@ -69,7 +71,7 @@ class FileFacts:
             return found
         with suppress(OSError):
             for name in os.listxattr(self.path):
-                if not name.startswith("system."):
+                if not name.startswith("system.") or name.startswith(ACLS):
                     found[name] = os.getxattr(self.path, name)
         return found
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files, directories and fifos whose name is gone, in all ways in which it can be gone."""
 
+import contextlib
 import os
 import socket
+import struct
 import time
 
 from files_base import LackingError, await_file, call, child, chosen, ended, state
@@ -427,10 +429,22 @@ def attributes(place):
     except OSError as error:
         raise LackingError("user attributes on its file system") from error
     os.setxattr(fd, "trusted.two", b"22")
+    os.fchmod(fd, 0o6755)
+    os.setxattr(fd, "security.capability", struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0))
+    entries = [(1, 7, -1), (2, 4, 1000), (4, 5, -1), (16, 5, -1), (32, 5, -1)]
+    with contextlib.suppress(OSError):  # not all file systems have lists of access
+        os.setxattr(
+            fd,
+            "system.posix_acl_access",
+            struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *e) for e in entries),
+        )
+    before = {name: os.getxattr(fd, name) for name in os.listxattr(fd)}
+    mode = os.fstat(fd).st_mode
     (place / "file").unlink()
     yield
     is_gone(fd)
-    assert sorted(os.listxattr(fd)) == ["trusted.two", "user.empty", "user.one"]
+    assert {name: os.getxattr(fd, name) for name in os.listxattr(fd)} == before
+    assert os.fstat(fd).st_mode == mode
     assert os.getxattr(fd, "user.one") == b"1"
     assert os.getxattr(fd, "trusted.two") == b"22"
 
