@@ -45,22 +45,43 @@ class Peer:
     pid: int
     uid: int
     gid: int
+    lends: bool = False
+    """It has not started us, so what it wants to be inherited is taken from it."""
 
     def descriptor(self, number: int) -> str:
         """Path of one of its descriptors."""
         return f"/proc/{self.pid}/fd/{number}"
 
+    def inherited(self, number: int) -> int:
+        """A descriptor of its, as one of ours (pidfd_getfd(2)): sockets cannot be opened by path.
+
+        Raises: BadRequest.
+        """
+        if not self.lends:
+            return number
+        from torpor.engine import native
+
+        try:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                return native.pidfd_getfd(pidfd, number)
+            finally:
+                os.close(pidfd)
+        except (OSError, Error) as error:
+            raise BadRequest("the descriptor cannot be had", subject=self.descriptor(number),
+                             cause=str(error)) from error  # fmt: skip
+
 
 class Conversation:
     """Requests from one caller, and what is said to it."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, lends: bool = False) -> None:
         self._socket = connection
         with translated("ask who calls", "RPC socket"):
             pid, uid, gid = UCRED.unpack(
                 connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
             )
-        self.peer = Peer(pid=pid, uid=uid, gid=gid)
+        self.peer = Peer(pid=pid, uid=uid, gid=gid, lends=lends)
 
     def groups(self) -> list[int]:
         """Supplementary groups of the peer, when it connected."""

@@ -3,9 +3,12 @@
 
 Facts (criu 4.2.1, tried): options of configuration files come first, then those of the request,
 then those of its `config_file`, which need not be there. The log is `criu.log` unless another name
-without a directory is given, or `log_to_stderr`; descriptors of directories are the caller's, and
-those of `inherit_fd` are our own. What speaks of mount, network and other namespaces is taken
-for a tree that has none of its own, where it means nothing; the engine refuses other trees.
+without a directory is given, or `log_to_stderr`. Descriptors of directories are the caller's;
+those of `inherit_fd` and `ps` are our own, as `swrk` has inherited them.
+
+A service has inherited none, so it takes them from the caller. What speaks of mount, network and
+other namespaces is taken for a tree that has none of its own, where it means nothing; the engine
+refuses other trees.
 """
 
 import os
@@ -77,6 +80,7 @@ def words(command: str, options: "pb.criu_opts", peer: Peer) -> Iterator[str]:
             yield from write(getattr(options, field))
     if options.manage_cgroups or options.HasField("manage_cgroups_mode"):
         yield f"--manage-cgroups={_cgroup_mode(options)}"
+    yield from _inherited(options, peer)
     if options.HasField("status_fd"):
         yield f"--status-fd={_opened(peer.descriptor(options.status_fd))}"
     yield from _of_command(command, options)
@@ -166,9 +170,16 @@ def _log(command: str, options: "pb.criu_opts") -> Iterator[str]:
         yield f"--log-file={DEFAULT_LOG}"
 
 
-def _page_server(server: "pb.criu_page_server_info") -> Iterator[str]:
+def _inherited(options: "pb.criu_opts", peer: Peer) -> Iterator[str]:
+    for one in options.inherit_fd:
+        yield f"--inherit-fd=fd[{peer.inherited(one.fd)}]:{one.key}"
+    if options.HasField("ps"):
+        yield from _page_server(options.ps, peer)
+
+
+def _page_server(server: "pb.criu_page_server_info", peer: Peer) -> Iterator[str]:
     if server.HasField("fd"):
-        yield f"--ps-socket={server.fd}"
+        yield f"--ps-socket={peer.inherited(server.fd)}"
     if server.address:
         yield f"--address={server.address}"
     if server.HasField("port"):
@@ -197,13 +208,11 @@ def _cgroup_mode(options: "pb.criu_opts") -> str:
 LOCKS = {pb.IPTABLES: "iptables", pb.NFTABLES: "nftables", pb.SKIP: "skip"}
 READERS = {pb.SPLICE: "splice", pb.VM_READ: "read"}
 WRITTEN: dict[str, Callable[[Any], Iterator[str]]] = {
-    "ps": _page_server,
     "cpu_cap": lambda value: iter([f"--cpu-cap={_capabilities(value)}"]),
     "cg_root": lambda roots: (
         f"--cgroup-root={root.ctrl}:{root.path}" if root.ctrl else f"--cgroup-root={root.path}"
         for root in roots
     ),
-    "inherit_fd": lambda given: (f"--inherit-fd=fd[{one.fd}]:{one.key}" for one in given),
     "unix_sk_ino": lambda sockets: (f"--external=unix[{one.inode}]" for one in sockets),
     "external": _externals,
     "join_ns": lambda spaces: (f"--join-ns={one.ns}:{one.ns_file}" for one in spaces),

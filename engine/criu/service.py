@@ -116,7 +116,7 @@ def attend(connection: socket.socket) -> NoReturn:
     """Serve one caller, in a process of its own."""
     status = requests.FAILED
     try:
-        conversation = rpc.Conversation(connection)
+        conversation = rpc.Conversation(connection, lends=True)
         peer = conversation.peer
         log.info("task %d of uid %d connected", peer.pid, peer.uid)
         if peer.uid != os.geteuid():

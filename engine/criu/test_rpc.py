@@ -9,9 +9,9 @@ import pytest
 
 from torpor.engine import logs
 from torpor.engine.criu import config, requests, service
-from torpor.engine.criu.dump import dump_options
+from torpor.engine.criu.asked import dump_options, restore_options
 from torpor.engine.criu.options import LONG, Fate
-from torpor.engine.criu.rpc import EBADRQC, BadRequest, Conversation, decode
+from torpor.engine.criu.rpc import EBADRQC, BadRequest, Conversation, Peer, decode
 from torpor.engine.criu.rpcoptions import (
     FLAGS,
     LISTS,
@@ -181,6 +181,26 @@ def test_values_become_words(pair):
     assert asked.last("log_file") == "criu.log"
 
 
+def test_a_service_takes_descriptors_from_its_caller(pair):
+    theirs, conversation = pair
+    options = pb.criu_opts(
+        images_dir="/i", pid=1, inherit_fd=[pb.inherit_fd(key="pipe:[3]", fd=theirs.fileno())],
+        ps=pb.criu_page_server_info(fd=theirs.fileno()),
+    )  # fmt: skip
+    peer = Peer(pid=os.getpid(), uid=0, gid=0, lends=True)
+    asked = line_of("restore", options, peer)
+    (name,) = restore_options(asked).inherit
+    copies = [restore_options(asked).inherit[name], asked.number("ps_socket")]
+    for copy in copies:
+        assert copy != theirs.fileno()
+        assert os.path.samestat(os.fstat(copy), os.fstat(theirs.fileno()))
+        os.close(copy)
+    options.inherit_fd[0].fd = 9999
+    with pytest.raises(BadRequest, match="cannot be had"):
+        line_of("restore", options, peer)
+    assert line_of("restore", options, conversation.peer).all("inherit_fd") == ["fd[9999]:pipe:[3]"]
+
+
 def test_a_file_of_options_counts_more_than_the_request(pair, tmp_path):
     file = tmp_path / "runc.conf"
     file.write_text("tcp-close\nghost-limit 5\n")
@@ -195,7 +215,7 @@ def test_every_option_of_the_rpc_leads_somewhere():
     elsewhere = {
         "images_dir_fd", "images_dir", "work_dir_fd", "pid", "log_level", "log_file",
         "log_to_stderr", "notify_scripts", "config_file", "manage_cgroups", "manage_cgroups_mode",
-        "status_fd", "rst_sibling",
+        "status_fd", "rst_sibling", "inherit_fd", "ps",
     }  # fmt: skip
     known = [*FLAGS, *VALUES, *LISTS, *WRITTEN, *OF_NAMESPACES, *REFUSED, *elsewhere]
     assert sorted(known) == sorted(fields)

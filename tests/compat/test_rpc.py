@@ -437,6 +437,37 @@ def test_a_caller_who_is_not_root_gets_no_more_than_it_has(tmp_path, criu_root):
         subprocess.run(["rm", "-rf", place], check=True)
 
 
+def test_a_service_gives_a_restored_task_descriptors_of_the_caller(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    reader, writer = os.pipe()
+    task = subprocess.Popen(
+        ["/bin/sleep", "1000"], stdin=subprocess.DEVNULL, stdout=writer,
+        stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+    )  # fmt: skip
+    side = Side(OURS, images, task)
+    name = Path(f"/proc/self/fd/{writer}").readlink()
+    replacement, given = os.pipe()
+    try:
+        with service(side) as path:
+            for kind in (pb.DUMP, pb.RESTORE):
+                request = side.request(kind)
+                if kind == pb.RESTORE:
+                    task.wait(10)
+                    request.opts.inherit_fd.add(key=str(name), fd=given)
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as side.caller:
+                    side.caller.connect(str(path))
+                    answer = side.ask(request)
+                    assert answer.success, answer.cr_errmsg
+            after = Path(f"/proc/{task.pid}/fd/1").readlink()
+        assert after == Path(f"/proc/self/fd/{given}").readlink()
+    finally:
+        end(task)
+        for fd in (reader, writer, replacement, given, *opened):
+            os.close(fd)
+        opened.clear()
+
+
 def test_a_service_as_a_daemon_has_a_pid_file(both):
     def look(side):
         where = side.folder
