@@ -3,7 +3,7 @@
 
 `make engine` writes a *bundle* (tools/bundle.py) beside this module: the code of every module
 that a command may import, and of the methods that `dataclass` would generate. A start without it,
-or with one of another interpreter, is slower and otherwise the same (docs/adr/0014).
+or with one of another interpreter, is slower and otherwise the same (docs/adr/0015).
 
 Facts (CPython 3.11, the dump of a sleeping task, measured in processor time: 190 ms without all
 this, 85 with it): `dataclasses` gives the source text of each method to `exec`, 865 times, 45 ms;
