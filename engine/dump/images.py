@@ -72,7 +72,8 @@ def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: floa
         write_stats(dump.options.work_dir or path, stats_of(dump, phase, frozen_s))
     except Error as error:  # the images are whole
         dump.warnings.append(f"no statistics: {error}")
-    dump.image_bytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    places = (path, *out.directories_inside)
+    dump.image_bytes = sum(f.stat().st_size for p in places for f in p.iterdir() if f.is_file())
 
 
 def _write(dump: TreeDump, out: NewImageDirectory) -> None:

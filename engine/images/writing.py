@@ -153,6 +153,11 @@ class NewImageDirectory:
         with translated("link", PARENT):
             os.symlink(target, PARENT, dir_fd=self.fd)
 
+    @property
+    def directories_inside(self) -> list[Path]:
+        """Of the images that `inside` began, where they are at the end."""
+        return [self.path / name for name in self._inside]
+
     def inside(self, name: str) -> "NewImageDirectory":
         """Images of a directory inside, which go when these are given up."""
         self._inside.append(name)

@@ -79,6 +79,7 @@ def test_every_byte_of_a_paused_tree(start, pause_us, flat):
         assert live.report.memory_way is MemoryWay.PRECOPY
         kept += live.report.rounds[0].copied_bytes
         assert (images / "parent").is_symlink() is not flat
+        assert live.report.image_bytes > live.report.memory_bytes
         goes_on(live)
         time.sleep(0.05)
     assert kept > 4 << 20
