@@ -22,7 +22,7 @@ from torpor.engine.dump.ways import kept
 from torpor.engine.dump.ways.filing import Filing
 from torpor.engine.dump.ways.kept import Piece
 from torpor.engine.dump.ways.scan import has_common_pages
-from torpor.engine.errors import Error, Refused
+from torpor.engine.errors import Error, Refused, Vanished
 from torpor.engine.images.failures import translated
 from torpor.engine.kernel import pagemap, proc, uffd
 from torpor.engine.kernel.maps import parse_maps, parse_smaps
@@ -217,8 +217,10 @@ class Rounds:
             return one.written()
         except Behind as behind:
             self.left_out[one.pid] = f"a device may write to its memory: {behind}"
-        except (LookupError, Error):  # it has ended, or is another program: the next round sees
+        except (LookupError, Vanished):  # it has ended, or is another program: see the next round
             pass
+        except Error as error:
+            self.left_out[one.pid] = error.cause or error.what
         self.tracked.pop(one.pid).end()
         return array("Q")
 
