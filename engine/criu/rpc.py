@@ -10,11 +10,11 @@ request of type NOTIFY; anything else, and `notify_success` false, ends the dump
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from torpor.engine.errors import Error, Refused
 from torpor.engine.images.failures import translated
@@ -131,7 +131,23 @@ def decode(packet: bytes) -> "pb.criu_req":
     except DecodeError as error:
         raise BadRequest("no request of CRIU's RPC", subject="RPC socket",
                          remedy="send one criu_req a packet") from error  # fmt: skip
+    _check_texts(request)
     return request
+
+
+def _check_texts(message: Message) -> None:
+    """Refuse texts that are not UTF-8: protobuf gives bytes for them, to be taken for no text."""
+    for field, value in message.ListFields():
+        for one in (value,) if isinstance(value, (str, bytes, Message)) else _items(value):
+            if isinstance(one, Message):
+                _check_texts(one)
+            elif isinstance(one, bytes):
+                raise BadRequest("a text that is not UTF-8", subject=field.name,
+                                 remedy="give paths as descriptors, or in UTF-8")  # fmt: skip
+
+
+def _items(value: object) -> Iterable[object]:
+    return value if isinstance(value, Iterable) else ()
 
 
 def response(kind: "pb.criu_req_type", error: Error | None = None) -> "pb.criu_resp":

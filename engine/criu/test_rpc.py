@@ -107,6 +107,13 @@ def test_garbage_ends_the_connection(pair):
         decode(b"\x0a\xff")
 
 
+@pytest.mark.parametrize("options", [b"\x52\x01\xff", b"\xaa\x02\x01\xff",
+                                     b"\xda\x01\x05\x0a\x01\xff\x10\x01"])  # fmt: skip
+def test_a_text_that_is_not_utf8_is_refused(options):
+    with pytest.raises(BadRequest, match="not UTF-8"):
+        decode(b"\x08\x01\x12" + bytes([len(options)]) + options)
+
+
 def test_features_are_answered_that_were_asked_for(pair):
     asked = pb.criu_req(type=pb.FEATURE_CHECK, features=pb.criu_features(pidfd_store=True))
     (answer,), _ = answers(pair, asked)
