@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from torpor.engine import native
-from torpor.engine.dump.ways.room import memory_room
+from torpor.engine.kernel.room import memory_room
 
 ROUND = 2 << 20
 HEADROOM = 1.05

@@ -6,6 +6,7 @@ pages that differ from the parent's are written, so that equal ones stay shared 
 pages that the parent has and the child has not are dropped.
 """
 
+import errno
 import mmap
 import os
 from array import array
@@ -16,7 +17,7 @@ from itertools import chain
 from operator import itemgetter
 
 from torpor.engine import native
-from torpor.engine.errors import BadImage
+from torpor.engine.errors import BadImage, KernelError, Vanished
 from torpor.engine.haste import Haste
 from torpor.engine.images import pages
 from torpor.engine.images.directory import ImageDirectory, check_digest, digest
@@ -24,6 +25,7 @@ from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
 from torpor.engine.images.pages import LocatedRun, Pagemap
 from torpor.engine.images.parents import Chain
+from torpor.engine.kernel import room
 from torpor.engine.memory.areas import PAGE, PROT_READ, PROT_WRITE, Area, Backing
 from torpor.engine.program.ops import Op
 from torpor.engine.restore.staging import HUGE, HugePages
@@ -228,8 +230,20 @@ class Contents:
         expected = self._expected(source.file)
         with_digest = expected is not None and size * 2 > expected.size_bytes
         ordered = sorted(runs, key=itemgetter(2))
-        with Haste():
-            done = native.fill(tid, _flat(ordered), source.fd, huge=huge, with_digest=with_digest)
+        places = room.memory_places(tid)
+        try:
+            with Haste():
+                done = native.fill(
+                    tid, _flat(ordered), source.fd, huge=huge, with_digest=with_digest
+                )
+        except Vanished as error:
+            raise KernelError(
+                "was killed while its memory was filled",
+                errno=errno.ENOMEM,
+                subject=f"task {tid}",
+                cause=room.limit_text(tid, places),
+                remedy="raise that limit",
+            ) from error
         if expected is not None and with_digest:
             check_digest(source.file, replace(expected, digest=done.digest), expected)
             self.verified.add(source.file)

@@ -60,7 +60,7 @@ def lay_out_executed(work: Work, task: Living) -> None:
         task.syscall_address = find_syscall(task.pid, moved.target, moved.target + moved.size_bytes)
     task.lazy = work.lazy.choose(memory.areas, work.contents, task.image.pid)
     wanted = lazily.without(wanted, task.lazy)
-    work.contents.fill(task.pid, task.image.pid, wanted, HugePages(task=task))
+    work.contents.fill(task.pid, task.image.pid, wanted, _huge_pages(work, task))
     for address, content in plan.patches:
         native.write_memory(task.pid, address, content)
     if moved is None:
@@ -103,12 +103,17 @@ def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
         parent.memory_of.pid,
         lazily.without(kept, task.lazy),
         lazily.without(fresh, task.lazy),
-        HugePages(task=task),
+        _huge_pages(work, task),
     )
     task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
     task.areas = tuple(memory.areas)
     task.opened = filled | (parent.opened & starts)
     task.special = parent.special
+
+
+def _huge_pages(work: Work, task: Living) -> HugePages:
+    filtered = proc.seccomp_mode(proc.read_bytes(task.pid, "status"))
+    return HugePages(task=task, unfiltered=work.suspend_seccomp or not filtered)
 
 
 def _filled(work: Work, task: Living) -> set[int]:

@@ -47,12 +47,14 @@ class HugePages:
     """What makes them in one task."""
 
     task: Living
+    unfiltered: bool = True
+    """No seccomp filter may end the task for a call that its container does not permit."""
     ranges: Sequence[Staged] = field(default_factory=list)
     _fd: int = -1
 
     def stage(self, ranges: Sequence[Range]) -> bool:
         """Have a staging area for ranges; False where there can be none."""
-        if is_switched_off() or not self._begin():
+        if is_switched_off() or not self.unfiltered or not self._begin():
             return False
         size = sum(end - start for start, end in ranges)
         vmas = maps.parse_maps(proc.read_text(self.task.pid, "maps"))

@@ -26,6 +26,8 @@ class Work:
     progress: ProgressFn
     backings: Backings
     lazy: LazyMemory
+    suspend_seccomp: bool
+    """No filter that the tasks are under is asked while they are restored."""
 
     def give_memory(self, task: Living, maker: Living) -> None:
         """What a task that was just forked by ``maker`` had."""

@@ -15,9 +15,8 @@ Facts:
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torpor.engine.dump.ways import room
 from torpor.engine.errors import Error
-from torpor.engine.kernel import fork, proc
+from torpor.engine.kernel import fork, proc, room
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.maps import Vma
 from torpor.engine.text import size

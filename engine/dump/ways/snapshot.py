@@ -15,12 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torpor.engine import native
-from torpor.engine.dump.ways import room
 from torpor.engine.dump.ways.frozen import Frozen
 from torpor.engine.dump.ways.undertaker import Undertaker
 from torpor.engine.dump.ways.way import Part, Runs, Way
 from torpor.engine.errors import Error, KernelError, Vanished
-from torpor.engine.kernel import fork, pagemap, proc
+from torpor.engine.kernel import fork, pagemap, proc, room
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.options import MemoryWay
 

@@ -50,9 +50,17 @@ def limit_text(pid: int, given: Sequence[Path] = ()) -> str:
     return f"{place / names[0]} is {_word(place / names[0])}" if names else f"limit of {place}"
 
 
+def memory_places(pid: int) -> list[Path]:
+    """Where limits of a task's memory are; when it has ended, its cgroup is not told any more."""
+    return list(_places(pid, "memory", ()))
+
+
 def _places(pid: int | str, controller: str, given: Sequence[Path]) -> Iterator[Path]:
     """Directories of a task's cgroup and of those above it."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines():
+    text = ""
+    with suppress(OSError):  # it is gone
+        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+    for line in text.splitlines():
         _, controllers, name = line.split(":", 2)
         roots: tuple[Path, ...] = ()
         if not controllers:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from torpor.engine.dump.ways import room
+from torpor.engine.kernel import room
 
 
 @pytest.mark.parametrize(
