@@ -136,10 +136,18 @@ class AddressSpace:
         self._scratch = None
 
     def _place(self, size: int) -> Scratch:
+        if self._stack is None:
+            return self._close_below(size)
+        try:
+            return self._at_the_end(size)
+        except Refused as refused:
+            with suppress(Refused):
+                return self._close_below(size)
+            raise refused from None
+
+    def _at_the_end(self, size: int) -> Scratch:
         start, end = self._current_stack()
         pointers = sorted(sp for sp in self._stack_pointers() if start <= sp < end)
-        if self._stack is None:
-            return self._close_below(pointers[0], start, size)
         start = self._above_live_nets(start, pointers)
         self._clear_dead_nets(start)
         pointers = [sp for sp in pointers if sp >= start]
@@ -153,12 +161,14 @@ class AddressSpace:
             )
         return Scratch(start, size)
 
-    def _close_below(self, pointer: int, start: int, size: int) -> Scratch:
+    def _close_below(self, size: int) -> Scratch:
         """Where a deeper call would write: what else is in that area, nobody knows."""
+        start, end = self._stack_of_a_thread()
+        pointer = min(sp for sp in self._stack_pointers() if start <= sp < end)
         at = (pointer - CLEARANCE - size) // PAGE * PAGE
         if at < start:
             raise Refused(
-                "has no [stack] mapping, and no room on the stack of a thread",
+                "has no room on its initial stack, nor on that of a thread",
                 subject=f"task {self.pid}",
                 remedy="keep the initial stack mapped, or give its threads larger stacks",
             )
@@ -208,11 +218,15 @@ class AddressSpace:
         return found
 
     def _stack_of_a_thread(self) -> tuple[int, int]:
-        vmas = [
-            (vma.start, vma.end)
-            for vma in maps.parse_maps(proc.read_text(self.pid, "maps"))
-            if vma.inode == 0 and vma.prot.startswith("rw") and vma.prot.endswith("p")
-        ]
+        """Of the first that has one; it may consist of areas with different rights."""
+        vmas: list[tuple[int, int]] = []
+        for vma in maps.parse_maps(proc.read_text(self.pid, "maps")):
+            if vma.inode or not vma.prot.startswith("rw") or vma.shared:
+                continue
+            if vmas and vmas[-1][1] == vma.start:
+                vmas[-1] = vmas[-1][0], vma.end
+            else:
+                vmas.append((vma.start, vma.end))
         for sp in self._stack_pointers():
             for start, end in vmas:
                 if start <= sp < end:

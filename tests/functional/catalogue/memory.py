@@ -55,6 +55,7 @@ EDGES = {
     "merged": "pages that are merged (KSM)",
     "executed": "a child that has executed a program",
     "stack_gone": "the initial stack unmapped",
+    "stack_rights": "a page of the stack with other rights",
 }
 
 HUGE = {

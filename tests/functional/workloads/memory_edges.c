@@ -295,6 +295,16 @@ static void stack_gone(void)
 	swapcontext(&own, &other);
 }
 
+static void stack_rights(void)
+{
+	byte *page = (byte *)((unsigned long)__builtin_frame_address(0) & -PAGE);
+
+	CHECK(!mprotect(page, PAGE, RW | PROT_EXEC));
+	ready();
+	await_go();
+	CHECK(!mprotect(page, PAGE, RW));
+}
+
 static const struct mode modes[] = {
 	{ "sparse", sparse },	  { "areas", areas },
 	{ "lowest", lowest },	  { "brk_moved", brk_moved },
@@ -302,6 +312,7 @@ static const struct mode modes[] = {
 	{ "vdso_of_child", vdso_of_child }, { "generations", generations },
 	{ "merged", merged },	  { "executed", executed },
 	{ "stack_gone", stack_gone },
+	{ "stack_rights", stack_rights },
 	{ NULL, NULL },
 };
 
