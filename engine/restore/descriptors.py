@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torpor.engine.files import table
 from torpor.engine.files.table import Placed
+from torpor.engine.images.failures import readable
 from torpor.engine.kind import PlanContext
 from torpor.engine.kinds import in_order_of_plans
 from torpor.engine.memory.areas import Backing
@@ -112,10 +113,12 @@ def plan(  # noqa: PLR0913 - what the kinds may know
     for one in table.late_locks(snapshot.locks):
         last.setdefault(one.task, []).append(one.op)
     for kind, states in sorted(snapshot.states, key=lambda one: in_order_of_plans(one[0])):
-        program.extend(kind.plan(states, context))
+        with readable(f"images of {kind.name}s"):
+            program.extend(kind.plan(states, context))
     for kind, states in snapshot.states:
-        for one in kind.late(states, context):
-            (last if one.last else late).setdefault(one.task, []).append(one.op)
+        with readable(f"images of {kind.name}s"):
+            for one in kind.late(states, context):
+                (last if one.last else late).setdefault(one.task, []).append(one.op)
     for task in snapshot.tree.tasks:
         ops = build.removed_directories(task, context.fds)
         if ops:

@@ -57,7 +57,8 @@ from torpor.plugin.store.manifest import CheckpointRef, ContainerFacts, Head
 
 _log = logging.getLogger(__name__)
 FACTS = "facts.json"
-_ATTEMPTS = 3
+_BREAKS_S = (0.1, 0.3, 1.0, 2.0, 4.0)
+"""Between one attempt and the next: the commands of probes and `kubectl exec` come and go."""
 _LONGEST_DUMP_S = 120.0
 _WAYS = {
     v1alpha1.MemoryWay.AUTO: MemoryWay.AUTO,
@@ -126,9 +127,8 @@ class CheckpointJob:
 
     def _dump(self) -> tuple[JsonObject, tuple[Container, ...], tuple[DumpReport, ...]]:
         """Dump all containers at one instant; tries again when something went meanwhile."""
-        attempt = 0
+        breaks = iter(_BREAKS_S)
         while True:
-            attempt += 1
             self.deadline.check("capture")
             pod = self._pod()
             containers = self._locate(pod)
@@ -137,9 +137,11 @@ class CheckpointJob:
                     return pod, containers, self._dump_once(pod, containers)
             except Vanished as error:
                 self._check_pod_is_there(error)
-                if attempt == _ATTEMPTS or self.is_captured:
+                length_s = next(breaks, None)
+                if length_s is None or self.is_captured:
                     raise
-                _log.info("%s: tried again: %s", self._subject, error)
+                _log.info("%s: tried again in %g s: %s", self._subject, length_s, error)
+            time.sleep(length_s)
 
     def _dump_once(
         self, pod: JsonObject, containers: tuple[Container, ...]
