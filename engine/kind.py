@@ -139,6 +139,9 @@ class FdView(Protocol):
     def bound_file(self) -> "BoundFile | None":
         """The file of a unix socket's name; None without one, or without the right to ask."""
 
+    def is_of_own_network(self) -> bool:
+        """Whether a socket is of the network namespace that its task is in."""
+
     def source_filter(
         self, level: int, interface: int, group: bytes
     ) -> "tuple[bool, tuple[bytes, ...]] | None":

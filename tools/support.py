@@ -17,6 +17,7 @@ EVENTS = "tests/functional/workloads/files_events.py"
 ANONYMOUS = "tests/functional/workloads/files_anonymous.py"
 PTY = "tests/functional/workloads/devices_pty.c"
 UNIX = "tests/functional/workloads/sockets_unix.py"
+MORE = "tests/functional/workloads/sockets_more.py"
 INTERNET = "tests/functional/workloads/sockets_internet.py"
 INET = "tests/functional/workloads/sockets_inet.py"
 NAMES = "tests/functional/workloads/sockets_names.py"
@@ -72,14 +73,14 @@ KINDS: dict[str, Support] = {
             CATALOGUE,
         ),
     ),
-    "netlink socket": Support(tests=(INET, "tests/functional/test_sockets_netlink.py")),
+    "netlink socket": Support(tests=(MORE, INET, "tests/functional/test_sockets_netlink.py")),
     "packet socket": Support(
         ours=TESTED, theirs=TESTED,
         tests=("tests/functional/workloads/sockets_packet.py", CATALOGUE),
     ),
     "other sockets": Support(
         is_taken=False, ours="–", theirs="refused",
-        tests=("tests/functional/test_sockets_netlink.py",),
+        tests=(MORE, "tests/functional/test_sockets_netlink.py", CATALOGUE),
     ),
     "pidfd": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "BPF map": Support(tests=("tests/functional/workloads/devices_bpf.c",)),

@@ -19,7 +19,7 @@ from torpor.engine.kind import Message
 
 SOL_SOCKET = 1
 SO_REUSEADDR, SO_LINGER, SO_TYPE, SO_DOMAIN, SO_PEEK_OFF, SO_GET_FILTER = 2, 13, 3, 39, 42, 26
-SO_ACCEPTCONN = 30
+SO_ACCEPTCONN, SO_NETNS_COOKIE = 30, 71
 SCM_RIGHTS, SCM_CREDENTIALS = 1, 2
 AF_UNIX, AF_NETLINK = 1, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET = 1, 2, 5
@@ -340,6 +340,11 @@ def _control(control: bytes) -> tuple[list[int], tuple[int, int, int] | None]:
             creds = struct.unpack("<iII", payload)
         offset += max(size + 7 & ~7, 16)
     return fds, creds
+
+
+def netns_cookie(fd: int) -> bytes | None:
+    """A number of the socket's network namespace; None before v5.14."""
+    return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, 8, "")
 
 
 def source_filter(

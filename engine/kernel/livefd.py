@@ -189,6 +189,11 @@ class LiveFd(FileFacts):
         """The file of a unix socket's name; None without one, or without the right to ask."""
         return boundfile.find(self.copy, self.task.directory("root"))
 
+    def is_of_own_network(self) -> bool:
+        """Whether a socket is of the network namespace that its task is in."""
+        ours = self.task.netlink_socket(netlink.NETLINK_SOCK_DIAG)
+        return fdcalls.netns_cookie(self.copy) == fdcalls.netns_cookie(ours)
+
     def source_filter(
         self, level: int, interface: int, group: bytes
     ) -> tuple[bool, tuple[bytes, ...]] | None:

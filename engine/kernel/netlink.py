@@ -23,6 +23,7 @@ NLM_F_REQUEST, NLM_F_MULTI, NLM_F_DUMP_INTR, NLM_F_DUMP = 1, 2, 0x10, 0x300
 SOCK_DIAG_BY_FAMILY = 20
 AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
 UDIAG_SHOW_ALL = 0x7F
+INET_DIAG_INFO, INET_DIAG_MD5SIG = 2, 18
 NLA_TYPE_MASK = 0x3FFF
 ALL_STATES = 0xFFFFFFFF
 ANSWER_ROOM = 1 << 18
@@ -68,6 +69,8 @@ class InetSocket:
     receive_queue: int = 0
     send_queue: int = 0
     shutdown: int = 0
+    is_signed: bool = False
+    """Segments have signatures (TCP_MD5SIG); told only with CAP_NET_ADMIN."""
 
 
 def request(kind: int, payload: bytes, flags: int = NLM_F_REQUEST | NLM_F_DUMP) -> bytes:
@@ -83,9 +86,13 @@ def unix_diag_request(inode: int | None = None) -> bytes:
     return request(SOCK_DIAG_BY_FAMILY, payload)
 
 
-def inet_diag_request(family: int, protocol: int) -> bytes:
-    """inet_diag: all sockets of a family (AF_INET, AF_INET6) and protocol (TCP 6, UDP 17)."""
-    payload = struct.pack("=BBBBI", family, protocol, 0, 0, ALL_STATES) + bytes(48)
+def inet_diag_request(family: int, protocol: int, *, signed: bool = False) -> bytes:
+    """inet_diag: all sockets of a family (AF_INET, AF_INET6) and protocol (TCP 6, UDP 17).
+
+    ``signed``: with what is told of signatures, which is only together with tcp_info.
+    """
+    asked = 1 << INET_DIAG_INFO - 1 if signed else 0
+    payload = struct.pack("=BBBBI", family, protocol, asked, 0, ALL_STATES) + bytes(48)
     return request(SOCK_DIAG_BY_FAMILY, payload)
 
 
@@ -145,7 +152,7 @@ def unix_sockets(answer: bytes) -> dict[int, UnixSocket]:
 
 
 def inet_sockets(answer: bytes) -> list[InetSocket]:
-    """Attribute SHUTDOWN is 8."""
+    """Attributes: SHUTDOWN 8, MD5SIG 18."""
     found: list[InetSocket] = []
     for _, payload in messages(answer):
         fields = _INET_MESSAGE.unpack_from(payload)
@@ -165,6 +172,7 @@ def inet_sockets(answer: bytes) -> list[InetSocket]:
                 receive_queue=receive_queue,
                 send_queue=send_queue,
                 shutdown=parts[8][0] if 8 in parts else 0,
+                is_signed=INET_DIAG_MD5SIG in parts,
             )
         )
     return found

@@ -73,6 +73,7 @@ class RecordedFd:
     bpf: BpfContent | None = None
     messages: Sequence[Message] = ()
     bound: BoundFile | None = None
+    own_network: bool = True
     filters: Mapping[tuple[int, int, bytes], tuple[bool, tuple[bytes, ...]]] = field(
         default_factory=dict
     )
@@ -185,6 +186,10 @@ class RecordedFd:
     def bound_file(self) -> BoundFile | None:
         """As recorded."""
         return self.bound
+
+    def is_of_own_network(self) -> bool:
+        """As recorded."""
+        return self.own_network
 
     def source_filter(
         self, level: int, interface: int, group: bytes

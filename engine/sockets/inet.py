@@ -134,6 +134,11 @@ ULP = Limit(
     what="this TCP connection is handled by a protocol in the kernel (TLS)",
     remedy="close it before the checkpoint, or keep TLS in the program",
 )
+SIGNED = Limit(
+    case="tcp-signed",
+    what="this TCP socket signs its segments (TCP_MD5SIG) with keys that cannot be read back",
+    remedy="close it before the checkpoint",
+)
 CORKED = Limit(
     case="udp-corked",
     what="this UDP socket holds back what is to be one datagram (UDP_CORK)",
@@ -147,8 +152,8 @@ ENCAPSULATION = Limit(
 )
 LIMITS = (
     CORKED, ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP,
-    ULP,
-    sockopts.FILTER_UNREADABLE,
+    ULP, SIGNED,
+    *sockopts.LIMITS,
 )  # fmt: skip
 
 
@@ -311,6 +316,10 @@ def _collect_tcp(
         state = replace(state, peer=_called(view, state, context))
     if state.state == TCPState.CLOSE and sockopts.number(view, IPPROTO.IP, IP.PROTOCOL) == 0:
         state = replace(state, source=replace(state.source, port=0))  # let go by a failed connect
+    if listening or state.connected:
+        known = _diag(view, context, state.family, IPPROTO.TCP).get(state.inode)
+        if known is not None and known.is_signed:
+            raise refuse(SIGNED, view.subject)
     if not (state.connected or state.calling):
         received = b"".join(m.data for m in view.peek_messages()) if state.ended else b""
         return replace(state, received=received)
@@ -345,7 +354,7 @@ def _diag(
         f"inet_diag.{family}.{protocol}", {}
     )
     if view.st_ino not in known:
-        request = netlink.inet_diag_request(family, protocol)
+        request = netlink.inet_diag_request(family, protocol, signed=protocol == IPPROTO.TCP)
         try:
             answer = view.netlink(AF.NETLINK, netlink.NETLINK_SOCK_DIAG, request)
         except KernelError:  # of raw and ping sockets many kernels tell nothing

@@ -72,7 +72,7 @@ AUDIT = Limit(
     what="the audit daemon's socket is known to the kernel by task, and cannot be moved",
     remedy="stop the audit daemon before the checkpoint",
 )
-LIMITS = (ANSWER_WAITS, AUDIT, sockopts.FILTER_UNREADABLE)
+LIMITS = (ANSWER_WAITS, AUDIT, *sockopts.LIMITS)
 NETLINK_AUDIT, AUDIT_GET = 9, 1000
 ASK = netlink.NLM_F_REQUEST
 AUDIT_STATUS = struct.Struct("=4I")

@@ -39,6 +39,12 @@ FILTER_UNREADABLE = Limit(
     what="its filter is an eBPF program, which cannot be read back",
     remedy="detach it before the checkpoint (SO_DETACH_FILTER)",
 )
+OTHER_NETWORK = Limit(
+    case="socket-of-another-network",
+    what="this socket is of another network namespace than its task",
+    remedy="close it before the checkpoint, or have a task inside that namespace hold it",
+)
+LIMITS = (FILTER_UNREADABLE, OTHER_NETWORK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,9 @@ def number(view: FdView, level: int, option: int) -> int | None:
 
 
 def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> SocketOptions:
-    """All options. Raises Refused when the filter cannot be read."""
+    """All options. Raises Refused when the filter cannot be read, or a socket is not from here."""
+    if not view.is_of_own_network():
+        raise refuse(OTHER_NETWORK, view.subject)
     known = table(family, protocol, kind)
     sizes = [(SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK)]
     sndbuf, rcvbuf, lock, *found = view.int_options(

@@ -73,7 +73,7 @@ UNREADABLE = Limit(
     what="a packet socket of which the kernel does not tell the state (packet_diag)",
     remedy="close it before the checkpoint, or load the module af_packet_diag",
 )
-LIMITS = (UNREADABLE, sockopts.FILTER_UNREADABLE)
+LIMITS = (UNREADABLE, *sockopts.LIMITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,12 @@ def view(inode, source, peer=None, state=TCPState.CLOSE, kind=STREAM, **more):
         (SOL, 72): word(0),
         (TCP, 11): more.pop("info", tcp_info(state)),
     }
-    asked = {(16, 4, netlink.inet_diag_request(INET, 17)): DONE}
+    tcp = more.pop("diag", b"") + DONE
+    asked = {
+        (16, 4, netlink.inet_diag_request(INET, 17)): DONE,
+        (16, 4, netlink.inet_diag_request(INET, 6, signed=True)): tcp,
+        (16, 4, netlink.inet_diag_request(INET6, 6, signed=True)): tcp,
+    }
     return RecordedFd(
         netlinks=asked, link=f"socket:[{inode}]", st_mode=0o140777, st_ino=inode, flags=0o2,
         sockopts=options | more.pop("options", {}), socket_name=source, socket_peer=peer,
@@ -313,3 +318,18 @@ def test_addresses():
     assert parse(six.data().content) == six
     assert six.moved({"127.0.0.1": "10.0.0.1"}).text == "10.0.0.1"
     assert str(Address(INET6, bytes(15) + b"\1", 5)) == "[::1]:5"
+
+
+def test_signed_segments_are_refused():
+    part = struct.pack("=HH", 4 + 100, 18) + bytes(100)
+    payload = struct.pack("=BBBB", INET, TCPState.LISTEN, 0, 0) + bytes(48)
+    payload += struct.pack("=5I", 0, 0, 0, 0, 7) + part
+    diag = struct.pack("=IHHII", 16 + len(payload), 20, 2, 1, 0) + payload
+    server = view(7, at("0.0.0.0", 80), info=tcp_info(TCPState.LISTEN), diag=diag)
+    with pytest.raises(Refused, match="signs its segments"):
+        collect([server])
+
+
+def test_a_socket_of_another_network_is_refused():
+    with pytest.raises(Refused, match="another network namespace"):
+        collect([view(7, at("0.0.0.0", 80), own_network=False)])

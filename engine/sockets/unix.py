@@ -97,7 +97,7 @@ URGENT = Limit(
 LIMITS = (
     URGENT,
     OUTSIDE, IN_FLIGHT, UNACCEPTED_OUTSIDE, UNACCEPTED_DATA, unix_names.RELATIVE, NAMELESS_PEER,
-    sockopts.FILTER_UNREADABLE,
+    *sockopts.LIMITS,
 )  # fmt: skip
 
 

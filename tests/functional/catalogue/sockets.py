@@ -161,6 +161,24 @@ INTERNET_REFUSED = {
     "urgent": ("a byte out of band in a TCP connection of the tree", "urgent data"),
 }
 
+BY_NAME = {
+    "mapped_ring": ("a packet socket whose rings are mapped", "memory of a device"),
+    "netlink_queued": ("a netlink message between tasks", "waits in this netlink socket"),
+    "vsock": ("AF_VSOCK", "virtual machine's host"),
+    "alg": ("AF_ALG", "crypto socket"),
+    "can": ("AF_CAN", "CAN bus"),
+    "bluetooth": ("AF_BLUETOOTH", "Bluetooth"),
+    "xdp": ("AF_XDP", "XDP socket"),
+    "kcm": ("AF_KCM", "multiplexor"),
+    "smc": ("AF_SMC", "TIPC, RDS or SMC"),
+    "tipc": ("AF_TIPC", "TIPC, RDS or SMC"),
+    "sctp": ("SCTP", "SCTP or DCCP"),
+    "mptcp": ("an MPTCP connection", "is MPTCP"),
+    "tls": ("TCP with TLS in the kernel", "handled by a protocol in the kernel"),
+    "md5": ("TCP with signatures", "signs its segments"),
+    "other_namespace": ("a socket of another network namespace", "another network namespace"),
+}
+
 CASES: tuple[Case, ...] = (
     *(
         Case(
@@ -243,6 +261,22 @@ CASES: tuple[Case, ...] = (
             refused=why,
         )
         for name, (text, why) in INTERNET_REFUSED.items()
+    ),
+    Case(state="SOCK_PACKET", program="sockets_more", arguments=("old_packet",)),
+    Case(
+        state="netlink of many protocols", program="sockets_more", arguments=("netlink",),
+        criu="refuses groups above 32",
+    ),
+    Case(
+        state="a listener of MPTCP", program="sockets_more", arguments=("mptcp_listening",),
+        criu="refuses it",
+    ),
+    *(
+        Case(
+            state=f"refused: {text}", program="sockets_more", arguments=(name,), refused=why,
+            options=ESTABLISHED, busy=name == "xdp",
+        )
+        for name, (text, why) in BY_NAME.items()
     ),
     Case(state="packet sockets with memberships", program="sockets_packet", arguments=("plain",)),
     Case(state="packet sockets with rings", program="sockets_packet", arguments=("rings",)),
