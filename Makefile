@@ -56,6 +56,7 @@ bench: dev engine  ## ratios against Debian's criu, measured in one run
 	$(BIN)/python bench/commands.py
 	$(BIN)/python bench/restores.py
 	$(BIN)/python bench/precopy.py
+	$(BIN)/python bench/memory.py --json build/bench-memory.json --plot docs/pauses.svg
 
 .PHONY: image
 image: dev  ## build/torpor-image.tar, an OCI archive for `ctr images import`
