@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor.engine import native
-from torpor.engine.errors import Error, KernelError, Vanished
+from torpor.engine.errors import Denied, Error, KernelError, Vanished
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.arch import x86_64 as arch
@@ -83,9 +83,15 @@ def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:
 
 
 def offer(made: Copy) -> None:
-    """Have the copy killed before the workload, should memory run out."""
+    """Have the copy killed before the workload, should memory run out.
+
+    The file belongs to whoever owns the task: without a right to it, the copy writes itself.
+    """
     with suppress(Error):
-        proc.write_text(made.pid, "oom_score_adj", FIRST_TO_DIE)
+        try:
+            proc.write_text(made.pid, "oom_score_adj", FIRST_TO_DIE)
+        except Denied:
+            _offer_itself(made)
 
 
 def end(made: Copy) -> None:
@@ -119,6 +125,20 @@ def is_zombie_of(pid: int, parent: int) -> bool:
         stat = proc.parse_stat(proc.read_text(pid, "stat"))
         return stat.state == "Z" and stat.ppid == parent
     return False
+
+
+def _offer_itself(made: Copy) -> None:
+    path = b"/proc/self/oom_score_adj\0"
+    at = native.get_regs(made.pid).rsp
+    saved = native.read_memory(made.pid, at, BUFFER_SIZE // 8)
+    native.write_memory(made.pid, at, path + FIRST_TO_DIE.encode())
+    try:
+        with Remote.plain(made.pid, made.space.syscall, at, BUFFER_SIZE // 8) as inside:
+            fd = inside.call("open", at, os.O_WRONLY | os.O_CLOEXEC, 0)
+            inside.call("write", fd, at + len(path), len(FIRST_TO_DIE))
+            inside.call("close", fd)
+    finally:
+        native.write_memory(made.pid, at, saved)
 
 
 def _way_out(remote: Remote, space: AddressSpace) -> int:

@@ -182,6 +182,7 @@ struct write_job {
 	uint64_t size, *digests;
 
 	pthread_mutex_t lock;
+	pthread_mutex_t writing; /* a file has one writer at a time; the kernel would spin for it */
 	uint64_t next, *written;
 	int error, failed_call;
 };
@@ -230,7 +231,9 @@ static void write_share(void *argument, unsigned int index)
 		for (at = 0; at < size; at += DIGEST_PIECE)
 			job->digests[(offset + at) / DIGEST_PIECE] = seam_xxh64(
 				bytes + at, size - at < DIGEST_PIECE ? size - at : DIGEST_PIECE);
+		pthread_mutex_lock(&job->writing);
 		result = put(job->fd, bytes, size, offset);
+		pthread_mutex_unlock(&job->writing);
 		if (result < 0) {
 			fail(job, result, 1);
 			break;
@@ -258,7 +261,9 @@ int seam_write_pages(const struct seam_extent *extents, size_t count, int fd,
 		return -ENOMEM;
 	}
 	pthread_mutex_init(&job.lock, NULL);
+	pthread_mutex_init(&job.writing, NULL);
 	result = run_threads(job.size > PIECE ? threads : 1, write_share, &job);
+	pthread_mutex_destroy(&job.writing);
 	pthread_mutex_destroy(&job.lock);
 	*digest = seam_xxh64(job.digests, pieces * sizeof(*job.digests));
 	*failed_call = job.failed_call;
