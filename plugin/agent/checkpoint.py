@@ -440,6 +440,7 @@ def _told(
             image_digest=stored.manifest.digest_below(f"images/{each.name}"),
             tasks=report.tasks,
             memory_bytes=report.memory_bytes,
+            memory_way=f"{report.memory_way.value}: {report.memory_reason}"[:1024],
             pause=format_duration(report.frozen_s),
         )
         for each, report in zip(containers, reports, strict=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from torpor.engine.options import After, DumpReport, Progress, RestoreReport
+from torpor.engine.options import After, DumpReport, MemoryWay, Progress, RestoreReport
 from torpor.plugin.agent.context import Context
 from torpor.plugin.agent.metrics import Metrics
 from torpor.plugin.agent.procview import NodeView
@@ -125,6 +125,7 @@ class RecordedEngine:
                 images_dir=tree.images_dir, tasks=1, threads=1, descriptors=3, memory_bytes=4096,
                 image_bytes=5000, frozen_s=0.0123, total_s=0.1, phases_s={},
                 pause_s={"stop": 0.0003, "threads": 0.012},
+                memory_way=MemoryWay.SNAPSHOT, memory_reason="the tasks run on",
             )
             for tree in trees
         )  # fmt: skip

@@ -50,6 +50,7 @@ def test_continue(world):
     assert status["containers"][0]["name"] == "app"
     assert status["containers"][0]["imageDigest"].startswith("sha256:")
     assert status["containers"][0]["tasks"] == 1
+    assert status["containers"][0]["memoryWay"] == "snapshot: the tasks run on"
     assert status["podTemplate"]["labels"] == {"a": "b"}
     assert "nodeName" not in status["podTemplate"]["spec"]
     assert status["completedAt"]

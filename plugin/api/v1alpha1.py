@@ -125,6 +125,9 @@ class CheckpointedContainer:
     )
     tasks: int | None = prop("Processes in the container.", default=None, minimum=0)
     memory_bytes: int | None = prop("Memory written.", default=None, minimum=0)
+    memory_way: str | None = prop(
+        "How its memory was taken, and why in that way.", default=None, maxLength=1024
+    )
     pause: str | None = prop("How long this container stood still.", default=None, **DURATION)
 
 
