@@ -25,6 +25,7 @@ from torpor.engine.memory import semaphores, sysv
 from torpor.engine.options import (
     DumpOptions,
     NetworkLock,
+    ProgressFn,
     TcpPolicy,
 )
 from torpor.engine.restore.load import processor_components
@@ -56,7 +57,7 @@ def write_all(
     with phase("write"):
         for dump, out in zip(dumps, images, strict=True):
             out.extra("dump", "pause_s", flat(phase.pause))
-            _write(dump, out)
+            _write(dump, out, phase.progress)
     with phase("sync"):
         for dump, out in zip(dumps, images, strict=True):
             finish(dump, out, phase, frozen_s)
@@ -76,7 +77,7 @@ def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: floa
     dump.image_bytes = sum(f.stat().st_size for p in places for f in p.iterdir() if f.is_file())
 
 
-def _write(dump: TreeDump, out: NewImageDirectory) -> None:
+def _write(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> None:
     assert dump.tree is not None
     assert dump.taken is not None
     inventory(
@@ -105,7 +106,7 @@ def _write(dump: TreeDump, out: NewImageDirectory) -> None:
     out.extra("dump", "realtime_ns", time.time_ns())
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)
-    write_pages(dump, out)
+    write_pages(dump, out, told)
 
 
 def _clocks() -> pb.timens_entry:
@@ -137,7 +138,7 @@ def inventory(
     out.extra("dump", stale.RUN, run_id)
 
 
-def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
+def write_pages(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> None:
     """Pagemaps, pages and the link to those that have the others; then memory is let go."""
     assert dump.taken is not None
     assert dump.way is not None
@@ -149,5 +150,5 @@ def write_pages(dump: TreeDump, out: NewImageDirectory) -> None:
             pages.send(dump.taken, Client(dump.options.page_server))
             dump.written_bytes = dump.taken.size_bytes
         else:
-            dump.written_bytes = pages.write(dump.taken, out, dump.parents)
+            dump.written_bytes = pages.write(dump.taken, out, dump.parents, told)
     dump.way.close()

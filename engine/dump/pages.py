@@ -29,6 +29,8 @@ from torpor.engine.kernel import pagemap
 from torpor.engine.kernel.maps import Vma
 from torpor.engine.memory import marks
 from torpor.engine.memory.areas import PAGE, Area, Backing
+from torpor.engine.options import Progress, ProgressFn
+from torpor.engine.text import size
 
 PIECE_BYTES = 1 << 20
 
@@ -167,9 +169,17 @@ def _guards(pid: int, vmas: Sequence[Vma]) -> list[tuple[int, int]]:
     return [(start, start + size) for start, size in zip(flat[::2], flat[1::2], strict=True)]
 
 
-def write(taken: PagesTaken, images: NewImageDirectory, parents: Chain | None = None) -> int:
+def write(
+    taken: PagesTaken, images: NewImageDirectory, parents: Chain | None, told: ProgressFn
+) -> int:
     """Write pagemaps and pages files, without what the parents have; bytes written."""
-    progress = native.PagesProgress()
+    total = taken.size_bytes
+
+    def tell(done: int) -> None:
+        text = f"{size(done)} of {size(total)}"
+        told(Progress(phase="write", text=text, done=done, total=total))
+
+    progress = native.PagesProgress(tell)
     for number, segment in enumerate(taken.segments, 1):
         runs, extents = _new(segment, parents) if parents is not None else _all(segment)
         write_pagemap(images, segment.name, number, runs)

@@ -46,7 +46,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
             with phase("write"):
                 dump.settle()
                 inventory(out)
-                write_pages(dump, out)
+                write_pages(dump, out, progress)
             with phase("sync"):
                 finish(dump, out, phase, frozen_s)
     return report_of(dump, phase, frozen_s)

@@ -8,11 +8,15 @@ made with `ours`, `of_task` and `of_file`.
 import errno
 import os
 from array import array
+from collections.abc import Callable
 
 from torpor.engine.errors import Error, Vanished
 from torpor.engine.native.seam import error_for, ffi, lib
 
 IN_MEMORY, IN_TASK, IN_FILE = range(3)
+DIGEST_PIECE = 256 << 10
+STEP = 64 << 20
+"""Bytes that are written between two words of progress."""
 
 
 def of_task(pid: int) -> int:
@@ -45,15 +49,20 @@ def write_pages(
 
     Raises KernelError when the file cannot be written, Vanished when bytes cannot be read.
     """
-    digest, failed = ffi.new("uint64_t *"), ffi.new("int *")
+    failed = ffi.new("int *")
     rows = ffi.from_buffer("struct seam_extent[]", extents)
-    count = len(extents) // 3
-    result = lib.seam_write_pages(
-        rows, count, fd, threads, lenient, digest, progress.written, failed
-    )
-    if result < 0:
-        raise error_for(result, "pwrite", f"{count} extents") if failed[0] else _gone(result)
-    return f"{digest[0]:016x}"
+    count, total = len(extents) // 3, sum(extents[2::3])
+    pieces = -(-total // DIGEST_PIECE)
+    digests = ffi.new("uint64_t[]", pieces + 1)
+    for start in range(0, total, STEP):
+        size = min(STEP, total - start)
+        result = lib.seam_write_pages(
+            rows, count, fd, threads, lenient, start, size, digests, failed
+        )
+        if result < 0:
+            raise error_for(result, "pwrite", f"{count} extents") if failed[0] else _gone(result)
+        progress.add(size)
+    return f"{lib.seam_xxh64(digests, 8 * pieces):016x}"
 
 
 def read_pages(extents: "array[int]", start: int, size: int) -> bytes:
@@ -86,14 +95,14 @@ def _gone(result: int) -> Error:
 
 
 class PagesProgress:
-    """Bytes that `write_pages` has written; may be read by another thread meanwhile."""
+    """Bytes that `write_pages` has written, told every so often."""
 
-    __slots__ = ("written",)
+    def __init__(self, told: Callable[[int], None] | None = None) -> None:
+        self._told = told
+        self.written_bytes = 0
 
-    def __init__(self) -> None:
-        self.written = ffi.new("uint64_t *")
-
-    @property
-    def written_bytes(self) -> int:
-        """How many, of all calls."""
-        return int(self.written[0])
+    def add(self, size_bytes: int) -> None:
+        """So many more."""
+        self.written_bytes += size_bytes
+        if self._told is not None:
+            self._told(self.written_bytes)

@@ -179,11 +179,11 @@ static int put(int fd, const char *from, uint64_t size, uint64_t offset)
 struct write_job {
 	struct pages pages;
 	int fd;
-	uint64_t size, *digests;
+	uint64_t end, *digests; /* one for each DIGEST_PIECE of the file */
 
 	pthread_mutex_t lock;
 	pthread_mutex_t writing; /* a file has one writer at a time; the kernel would spin for it */
-	uint64_t next, *written;
+	uint64_t next;
 	int error, failed_call;
 };
 
@@ -203,8 +203,8 @@ static uint64_t claim_piece(struct write_job *job, uint64_t *offset)
 
 	pthread_mutex_lock(&job->lock);
 	*offset = job->next;
-	if (!job->error && job->next < job->size) {
-		size = job->size - job->next < PIECE ? job->size - job->next : PIECE;
+	if (!job->error && job->next < job->end) {
+		size = job->end - job->next < PIECE ? job->end - job->next : PIECE;
 		job->next += size;
 	}
 	pthread_mutex_unlock(&job->lock);
@@ -238,36 +238,31 @@ static void write_share(void *argument, unsigned int index)
 			fail(job, result, 1);
 			break;
 		}
-		__atomic_add_fetch(job->written, size, __ATOMIC_RELAXED);
 	}
 	free(room);
 }
 
 int seam_write_pages(const struct seam_extent *extents, size_t count, int fd,
-		     unsigned int threads, int lenient, uint64_t *digest, uint64_t *written,
-		     int *failed_call)
+		     unsigned int threads, int lenient, uint64_t start, uint64_t size,
+		     uint64_t *digests, int *failed_call)
 {
-	struct write_job job = { .fd = fd, .written = written, .pages.lenient = lenient };
-	size_t pieces;
+	struct write_job job = { .fd = fd, .next = start, .digests = digests };
 	int result = open_pages(&job.pages, extents, count);
 
 	if (result < 0)
 		return result;
-	job.size = job.pages.starts[count];
-	pieces = (job.size + DIGEST_PIECE - 1) / DIGEST_PIECE;
-	job.digests = calloc(pieces + 1, sizeof(*job.digests));
-	if (!job.digests) {
+	job.pages.lenient = lenient;
+	job.end = start + size;
+	if (start % PIECE || job.end > job.pages.starts[count]) {
 		free(job.pages.starts);
-		return -ENOMEM;
+		return -EINVAL;
 	}
 	pthread_mutex_init(&job.lock, NULL);
 	pthread_mutex_init(&job.writing, NULL);
-	result = run_threads(job.size > PIECE ? threads : 1, write_share, &job);
+	result = run_threads(size > PIECE ? threads : 1, write_share, &job);
 	pthread_mutex_destroy(&job.writing);
 	pthread_mutex_destroy(&job.lock);
-	*digest = seam_xxh64(job.digests, pieces * sizeof(*job.digests));
 	*failed_call = job.failed_call;
-	free(job.digests);
 	free(job.pages.starts);
 	return result < 0 ? result : job.error;
 }

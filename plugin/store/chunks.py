@@ -10,17 +10,18 @@ import hashlib
 import os
 import secrets
 import threading
+import time
 from pathlib import Path
 
 import zstandard
 
 from torpor.engine.errors import BadImage
+from torpor.plugin.store.level import Levels
 
 CHUNK_BYTES = 4 << 20
 _ZEROS = bytes(CHUNK_BYTES)
 ZEROS_SHA256 = hashlib.sha256(_ZEROS).hexdigest()
 """Of a whole chunk of zeros, the only one that is never stored."""
-_LEVEL = 1
 _OVERHEAD_BYTES = 1024
 _local = threading.local()
 
@@ -31,6 +32,7 @@ class ChunkDirectory:
     def __init__(self, chunks: Path, temporary: Path) -> None:
         self._chunks = chunks
         self._temporary = temporary
+        self._levels = Levels()
 
     def path(self, sha256: str) -> Path:
         """Where the chunk lies."""
@@ -47,7 +49,13 @@ class ChunkDirectory:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = self._temporary_path()
         try:
-            write_synced(temporary, _compressor().compress(data))
+            level = self._levels.next()
+            begin = time.perf_counter()
+            packed = _compressor(level).compress(data)
+            done = time.perf_counter()
+            write_synced(temporary, packed)
+            written = time.perf_counter()
+            self._levels.learn(level, len(data), len(packed), done - begin, written - done)
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -129,11 +137,12 @@ def write_synced(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def _compressor() -> zstandard.ZstdCompressor:
-    found = getattr(_local, "compressor", None)
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    name = f"compressor_{level}"
+    found = getattr(_local, name, None)
     if not isinstance(found, zstandard.ZstdCompressor):
-        found = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-        _local.compressor = found
+        found = zstandard.ZstdCompressor(level=level, write_checksum=False)
+        setattr(_local, name, found)
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 from torpor.engine import native
 from torpor.engine.dump.ways.way import Content, Part, Runs
 from torpor.engine.errors import KernelError, Vanished
+from torpor.engine.native import pages
 
 PAGE = 4096
 RUNS = array("Q", [0x1000, 2 * PAGE, 0x9000, PAGE, 0x20000, 3 * PAGE])
@@ -56,6 +57,17 @@ def test_extents_of_all_origins_make_one_file(file):
     native.same_pages(extents, file, array("Q", [PAGE, 3 * PAGE, PAGE]), same)
     assert same == bytes([0, 1, 0, 1])
     os.close(source)
+
+
+def test_progress_is_told_between_steps_and_the_digest_is_that_of_all(file, monkeypatch):
+    monkeypatch.setattr(pages, "STEP", 1 << 20)
+    content = Content(bytes(range(256)) * (10 << 10))
+    told = []
+    progress = native.PagesProgress(told.append)
+    digest = native.write_pages(content.extents(0, len(content.data)), file, progress)
+    assert told == [1 << 20, 2 << 20, 5 << 19]
+    assert os.pread(file, 5 << 19, 0) == content.data
+    assert digest == native.digest_file(file)
 
 
 def _address(data: bytes) -> int:

@@ -165,11 +165,12 @@ struct seam_extent {
 	int32_t number;
 	uint64_t address, size;
 };
-/* To a file from its start; digest as by seam_digest. lenient: zeros for pages that a task has no
- * more. *written grows meanwhile. failed_call: 0 reading, 1 writing. */
+/* Bytes from start, a multiple of 1 MiB, to the same place of a file; digests has room for one
+ * of each 256 KiB of the whole. failed_call: 0 reading, 1 writing. Lenient has zeros for what a
+ * task has no more. */
 int seam_write_pages(const struct seam_extent *extents, size_t count, int fd,
-		     unsigned int threads, int lenient, uint64_t *digest, uint64_t *written,
-		     int *failed_call);
+		     unsigned int threads, int lenient, uint64_t start, uint64_t size,
+		     uint64_t *digests, int *failed_call);
 int seam_read_pages(const struct seam_extent *extents, size_t count, uint64_t offset,
 		    uint64_t size, char *room);
 /* Runs are triples: offset in the pages, bytes, offset in the file; all whole pages. same[N] is
