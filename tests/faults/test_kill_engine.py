@@ -31,7 +31,7 @@ INSTANTS = 250  # at which an engine was still at work
 FROZEN_INSTANTS = 50  # more, chosen within the pause and what leads to it
 COMMANDS = 10
 PATIENCE_S = 5
-UNDERTAKER = "torpor.engine.dump.ways.undertaker"
+UNDERTAKER = "torpor-undertaker"
 SEED = 4
 
 

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 EXPECT, BURY, DONE = "expect", "bury", "done"
+NAME = "torpor-undertaker"
+PROGRAM = f"""import sys
+lines = sys.stdin.readlines()
+if lines[-1:] != ["{DONE}\\n"]:
+    from {__name__} import work
+    work(lines)
+"""
+"""Nothing of the engine is loaded before it is needed: that would take a processor in the pause."""
 PATIENCE_S, GLANCE_S = 10.0, 0.002
 EXIT_SIGNAL_AT, START_AT = 35, 19
 """Of the words of stat behind the name."""
@@ -39,7 +47,7 @@ class Undertaker:
         import subprocess  # slow to import, not always needed
 
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, self._whom)],  # for `ps`
+            [sys.executable, "-c", PROGRAM, NAME, *map(str, self._whom)],  # the last for `ps`
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,13 +84,11 @@ class Undertaker:
 
 
 def work(lines: Iterable[str]) -> None:
-    """Be that process: read to the end, then see to what is left."""
+    """Be that process when the dump has died: see to what is left."""
     expected: dict[int, tuple[int, int]] = {}
     copies: dict[int, tuple[int, int]] = {}
     for line in lines:
         word, *numbers = line.split()
-        if word == DONE:
-            return
         parent, one, other = map(int, numbers)
         (expected if word == EXPECT else copies)[parent] = (one, other)
     for parent, (start, trace) in expected.items():
@@ -116,7 +122,3 @@ def _start_of(pid: int) -> int:
 
 def _words(pid: int) -> list[str]:
     return proc.read_text(pid, "stat").rpartition(")")[2].split()
-
-
-if __name__ == "__main__":
-    work(sys.stdin)
