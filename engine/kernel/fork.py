@@ -61,25 +61,27 @@ def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:
 
     Raises KernelError when the kernel refuses the fork (EAGAIN, ENOMEM); the task stands as before.
     """
-    with Remote.safe(tid, space, buffer_size=BUFFER_SIZE) as remote:
-        stack = _way_out(remote, space)
-        number = remote.try_call("clone", CLONE_FILES | CLONE_PTRACE, stack, 0, 0, 0)
-        if number < 0:
-            raise KernelError("clone failed inside the task", errno=-number, subject=f"task {tid}")
-        pid = _child(tid, number)
-        made = Copy(parent=tid, pid=pid, ns_pid=number, space=space, options=options)
-        try:
+    number = 0
+    try:
+        with Remote.safe(tid, space, buffer_size=BUFFER_SIZE) as remote:
+            stack = _way_out(remote, space)
+            number = remote.try_call("clone", CLONE_FILES | CLONE_PTRACE, stack, 0, 0, 0)
+            if number < 0:
+                raise KernelError(
+                    "clone failed inside the task", errno=-number, subject=f"task {tid}"
+                )
+            pid = _child(tid, number)
             native.wait_stop(pid)
             native.set_options(pid, options | Option.EXITKILL)
             with Remote.plain(pid, space.syscall, remote.buffer, BUFFER_SIZE) as inside:
                 inside.call("close_range", 0, LAST_FD, CLOSE_RANGE_UNSHARE)
-        except BaseException:
-            _kill(pid)
-            remote.try_call("wait4", number, 0, WALL, 0)
-            raise
-        region = remote.borrowed
-    native.write_memory(pid, region[0], native.read_memory(tid, *region))
-    return made
+            region = remote.borrowed
+        native.write_memory(pid, region[0], native.read_memory(tid, *region))
+    except BaseException:
+        if number > 0:
+            _undo(tid, space, number)
+        raise
+    return Copy(parent=tid, pid=pid, ns_pid=number, space=space, options=options)
 
 
 def offer(made: Copy) -> None:
@@ -179,6 +181,14 @@ def _exit_empty(made: Copy) -> None:
         proc.write_text(made.pid, "clear_refs", RESET_HIGHEST)
     native.cont(made.pid)
     native.wait_end(made.pid)
+
+
+def _undo(tid: int, space: AddressSpace, number: int) -> None:
+    """Have a child gone that is not whole. Never raises."""
+    with suppress(Error):
+        _kill(_child(tid, number))
+        with Remote.safe(tid, space, buffer_size=0) as remote:
+            remote.try_call("wait4", number, 0, WALL, 0)
 
 
 def _kill(pid: int) -> None:

@@ -23,6 +23,8 @@ from torpor.engine.kernel import fork, pagemap, proc, room
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.options import MemoryWay
 
+TRIES = 3
+
 
 class Snapshot(Way):
     """A way for trees that run on.
@@ -96,8 +98,7 @@ class Snapshot(Way):
         for made in self._copies.values():
             fork.end(made)
         for made in self._copies.values():
-            with suppress(Error):  # its parent ends, or another traces it: it keeps a zombie
-                fork.forget(made.parent, made.pid, made.ns_pid, made.options)
+            _forget(made)
         self._copies.clear()
         self._undertaker.end()
 
@@ -128,6 +129,14 @@ class Snapshot(Way):
                 self._failed.add(pid)
                 self.reason += f"; but task {pid} was copied: {error.what} ({error.cause})"
         return pid in self._copies
+
+
+def _forget(made: fork.Copy) -> None:
+    """Try it some times. A parent that another traces keeps a zombie."""
+    for _ in range(TRIES):
+        with suppress(Error):
+            fork.forget(made.parent, made.pid, made.ns_pid, made.options)
+            return
 
 
 def _is_there(pid: int) -> bool:
