@@ -29,7 +29,7 @@ A call that the stop interrupted goes on by the kernel's own restart (orig_rax c
 Some calls (epoll_wait, signal(7)) give EINTR at any stop; native/seam/ptrace.c sets them to
 be issued again as soon as the task stands, and only a death before that lets EINTR be seen.
 
-Many threads at once, and many calls in one go: `kernel.borrow` and `kernel.chain` (ADR 17).
+Many threads at once, and many calls in one go: `kernel.borrow` and `kernel.chain` (ADR 20).
 
 PTRACE_SINGLESTEP is not used: it outlives the tracer and kills the task by SIGTRAP.
 """
