@@ -149,10 +149,11 @@ def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> N
     """Everything of one stopped tree."""
     assert dump.way is not None
     check_newcomers(dump.options, stop.tasks, dump.looked_at, may_read)
+    with phase("sharing"):  # before tasks are asked: two with one memory would use one scratch
+        dump.shared = sharing.find([task.pid for task in stop.tasks if task.tids])
     dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase, dump.way.watched)
     alive = [c for c in dump.captured if not c.zombie]
     with phase("descriptors"):
-        dump.shared = sharing.find([c.task.pid for c in alive])
         groups = tables.grouped(alive, dump.shared)
         dump.files = tables.collect(dump, alive, groups)
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]

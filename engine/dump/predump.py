@@ -8,7 +8,7 @@ nothing is refused for what else it holds.
 from contextlib import ExitStack
 from dataclasses import replace
 
-from torpor.engine.dump import beforehand
+from torpor.engine.dump import beforehand, sharing
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import list_tasks, stopped
 from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
@@ -37,6 +37,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
         phase.pause_begins()
         with stopped([options], Option.SUSPEND_SECCOMP if may_read else 0) as (stop,):
             phase.all_stand()
+            sharing.find([task.pid for task in stop.tasks if task.tids])
             dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
             with phase("memory"):
                 alive = [c for c in dump.captured if not c.zombie]

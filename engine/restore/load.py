@@ -97,6 +97,7 @@ def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False)
             lock_table=_lock_table(inventory),
         )
         _check_backings(snapshot)
+        _read_clocks(images)
     except BaseException:
         contents.close()
         images.close()
@@ -127,6 +128,13 @@ def _lock_table(inventory: pb.inventory_entry) -> str:
     if inventory.network_lock_method != LOCK_NFTABLES:
         return ""
     return nftables.table_name(inventory.dump_criu_run_id)
+
+
+def _read_clocks(images: ImageDirectory) -> None:
+    """They are not set, a tree lives by those of its machine; but a damaged image is none."""
+    for name in images.names:
+        if name.startswith("timens-"):
+            images.message(name, pb.timens_entry)
 
 
 def clock_warning(source: Source) -> str | None:

@@ -162,6 +162,15 @@ def test_its_folder_is_not_there(counter, tmp_path, capsys):
     refused(counter, tmp_path / "none" / "images", capsys)
 
 
+@pytest.fixture
+def interruptible():
+    """Who starts this in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted(counter, tmp_path):
     """Ctrl-C in the middle of a dump."""
 

@@ -217,8 +217,10 @@ def _orphans_of(session: int) -> set[int]:
 
 
 def _state(pid: int) -> str:
+    """Letter of stat; that of a leader that has ended before its other threads is R."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return "R" if int(words[17]) > 1 and words[0] == b"Z" else words[0].decode()
     except OSError:
         return "X"
 

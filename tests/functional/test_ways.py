@@ -114,7 +114,7 @@ def test_no_room_for_as_much_memory(start):
 
 def test_the_snapshot_dies_of_memory_and_the_workload_lives(start):
     live = start("memory_grower")
-    live.await_ready()
+    live.await_file("up")
 
     def write_all(progress):
         if progress.phase == "write":
@@ -125,8 +125,9 @@ def test_the_snapshot_dies_of_memory_and_the_workload_lives(start):
                 time.sleep(0.01)
 
     with group(MEMORY, live) as place:
-        # what it had before was charged elsewhere: only what it copies counts here
-        (place / "memory.limit_in_bytes").write_text(str(24 << 20))
+        (place / "memory.limit_in_bytes").write_text(str(64 + 24 << 20))
+        (live.folder / "fill").touch()
+        live.await_ready()
         options = DumpOptions(
             pid=live.pid,
             images_dir=live.folder / "images",
