@@ -49,6 +49,8 @@ class Target:
         self.process = subprocess.Popen([*command, str(counters)])
         self.pid = self.process.pid
         self.wait_rounds(3)
+        while self.outside()[2][2]:  # pthread_create of a thread to come blocks all signals
+            time.sleep(0.0005)
 
     def values(self):
         return struct.unpack_from("<5Q", self.page)
