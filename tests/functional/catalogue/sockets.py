@@ -135,7 +135,7 @@ INTERNET = {
     "reuseport": ("a group of one port", ""),
     "unconnected": ("fresh, bound, failed to connect", ""),
     "settings": ("options of each end of a connection", "forgets some"),
-    "corked": ("bytes that TCP_CORK holds back", ""),
+    "corked": ("bytes that TCP_CORK holds back", "fails when the kernel has sent them meanwhile"),
     "locked_filter": ("SO_LOCK_FILTER", "forgets it"),
     "closes": ("TIME_WAIT behind a listener", ""),
     "lingering": ("a peer that has closed and is gone", ""),
