@@ -51,12 +51,14 @@ class StoppedTree:
         self.haste.end()
 
     def pause(self) -> None:
-        """Let every thread go into a stop, as by SIGSTOP."""
-        for task in self.tasks:
-            if task.tids:
-                with suppress(ProcessLookupError):
-                    os.kill(task.pid, signal.SIGSTOP)
+        """Let every thread go into a stop, as by SIGSTOP, and stand there."""
+        alive = [task.pid for task in self.tasks if task.tids]
+        for pid in alive:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         self.release()
+        for pid in alive:
+            ptrace.await_stop(pid)
 
     def end(self) -> None:
         """Kill every task, the root last, and wait until they are gone."""

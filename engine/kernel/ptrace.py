@@ -13,7 +13,7 @@ from torpor.engine.kernel import proc
 from torpor.engine.kernel.arch import x86_64 as arch
 
 MOST_ROUNDS = 50
-LONGEST_END_S = 10.0
+LONGEST_END_S, LONGEST_STOP_S = 10.0, 2.0
 GLANCE_S = 0.0005
 SIGKILL = 9
 
@@ -120,3 +120,13 @@ def _has_ended(tid: int) -> bool:
     except Error:
         return True
     return False
+
+
+def await_stop(pid: int) -> None:
+    """Until a task that was told to stands in a job control stop: it has to be scheduled first."""
+    until_s = time.monotonic() + LONGEST_STOP_S
+    with suppress(Vanished):
+        while proc.parse_stat(proc.read_text(pid, "stat")).state not in "TZ":
+            if time.monotonic() > until_s:
+                return
+            time.sleep(GLANCE_S)

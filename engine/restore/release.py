@@ -11,13 +11,12 @@ Facts (kernel/signal.c, do_signal_stop, ptrace_stop; kernel/ptrace.c, __ptrace_u
 
 import os
 import struct
-import time
 from collections.abc import Callable
 from signal import SIGCHLD, SIGSTOP
 
 from torpor.engine import native
 from torpor.engine.errors import Bug
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import ptrace
 from torpor.engine.kernel.arch.x86_64 import Regs
 from torpor.engine.program.ops import Op
 from torpor.engine.restore import spawn
@@ -28,7 +27,6 @@ from torpor.engine.tasks.model import STOPPED, TaskImage, ThreadImage
 
 EVENT_STOP = 128
 P_PID, WSTOPPED, WNOHANG = 1, 2, 1
-LONGEST_STOP_S, GLANCE_S = 2.0, 0.0005
 
 
 def let_go(work: Work, *, leave_stopped: bool, last: Callable[[], None]) -> None:
@@ -54,7 +52,7 @@ def let_go(work: Work, *, leave_stopped: bool, last: Callable[[], None]) -> None
             native.set_sigmask(tid, thread.sigmask)
             native.detach(tid)
     for task in to_stop:
-        _await_stop(task.pid)
+        ptrace.await_stop(task.pid)
 
 
 def last_calls(image: TaskImage) -> list[tuple[int, list[Op]]]:
@@ -125,15 +123,6 @@ def _pending(task: Living) -> list[bytes]:
 def _number(info: bytes) -> int:
     (number,) = struct.unpack_from("<i", info)
     return int(number)
-
-
-def _await_stop(pid: int) -> None:
-    """It stands by itself now, as soon as it is scheduled."""
-    until_s = time.monotonic() + LONGEST_STOP_S
-    while proc.parse_stat(proc.read_text(pid, "stat")).state != "T":
-        if time.monotonic() > until_s:
-            return
-        time.sleep(GLANCE_S)
 
 
 def _set_registers(tid: int, thread: ThreadImage) -> None:
