@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import struct
 import time
@@ -452,7 +453,10 @@ def attributes(place):
 @state
 def on_tmpfs(place):
     """On another file system: /dev/shm, with and without another name."""
-    base = f"/dev/shm/torpor-{os.getpid()}"
+    folder = f"/dev/shm/torpor-{os.getpid()}"  # names that a dump gives are left in there
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder)
+    base = f"{folder}/file"
     fd = made(base, b"in memory")
     os.unlink(base)
     other = made(base, b"linked")
@@ -464,7 +468,7 @@ def on_tmpfs(place):
         assert os.pread(fd, 99, 0) == b"in memory"
         assert os.path.samestat(os.fstat(other), os.stat(base + "-other"))
     finally:
-        os.unlink(base + "-other")
+        shutil.rmtree(folder)
 
 
 @state
