@@ -6,12 +6,13 @@ within moments (the probe of a kubelet connects at any time). So the tree runs o
 again, a few times, with more time between. What does not go is then refused.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from torpor.engine.errors import Error, Findings, Refused, Vanished
+from torpor.engine.kernel import proc
 from torpor.engine.options import DumpOptions, Progress, ProgressFn
 
 BREAKS_S = (0.05, 0.1, 0.2, 0.4)
@@ -46,6 +47,12 @@ def until_clear(
 def goes_by_itself(error: Error, trees: Sequence[DumpOptions]) -> bool:
     """Whether the same dump may succeed a moment later."""
     if isinstance(error, Vanished):
-        return all(os.path.exists(f"/proc/{options.pid}") for options in trees)
+        return all(_lives(options.pid) for options in trees)
     items = error.items if isinstance(error, Findings) else (error,)
     return all(isinstance(item, Refused) and item.is_passing for item in items)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(Vanished):
+        return proc.parse_stat(proc.read_text(pid, "stat")).state not in "ZX"
+    return False

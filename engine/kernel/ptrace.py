@@ -15,7 +15,7 @@ from torpor.engine.kernel.arch import x86_64 as arch
 MOST_ROUNDS = 50
 LONGEST_END_S, LONGEST_STOP_S = 10.0, 2.0
 GLANCE_S = 0.0005
-SIGKILL = 9
+SIGKILL, WALL = 9, 0x40000000
 
 
 class Option(IntFlag):
@@ -88,9 +88,18 @@ def release_all(tids: Iterable[int]) -> None:
     """Release every task that still is there; errors of one keep none of the others."""
     wanted = list(tids)
     for tid, regs in zip(wanted, native.get_regs_of(wanted), strict=True):
-        if regs is not None:
+        if regs is None:
+            _take_leave(tid)
+        else:
             with suppress(Error):
                 native.release(tid, _other(regs))
+
+
+def _take_leave(tid: int) -> None:
+    """Of one that was killed: its parent hears of it only when its tracer has waited for it."""
+    with suppress(Error, OSError):
+        if proc.parse_stat(proc.read_text(tid, "stat")).ppid != os.getpid():
+            os.waitpid(tid, os.WNOHANG | WALL)
 
 
 def _other(regs: arch.Regs) -> arch.Regs | None:

@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ from torpor.engine import api
 from torpor.engine.dump.freeze import list_tasks
 from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.errors import Findings
+from torpor.engine.kernel import proc, ptrace
 from torpor.engine.options import After, DumpOptions, TcpPolicy
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
@@ -88,5 +90,25 @@ def test_a_client_that_is_accepted_meanwhile_is_waited_for(tmp_path):
         assert "waits to be accepted" in told[0]
         assert report.tasks == 1
         live.unharmed()
+    finally:
+        live.end()
+
+
+def test_a_parent_hears_of_a_task_that_was_killed_while_it_stood(tmp_path):
+    live = Live(
+        tmp_path, ["sh", "-c", f"cd {tmp_path}; touch ready; sleep 1000; touch ended; wait"]
+    )
+    try:
+        live.await_file("ready")
+        while len(found := tree(live.pid)) < 2:
+            time.sleep(0.01)
+        pid = max(found, key=lambda one: one != live.pid)
+        tids = ptrace.stop_process(pid)
+        os.kill(pid, signal.SIGKILL)
+        while proc.parse_stat(proc.read_text(pid, "stat")).state != "Z":
+            time.sleep(0.01)
+        assert not (tmp_path / "ended").exists()
+        ptrace.release_all(tids)
+        live.await_file("ended")
     finally:
         live.end()
