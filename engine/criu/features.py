@@ -26,7 +26,6 @@ NETWORK = "network namespaces are not restored yet"
 LOCK = "the network is locked by nftables only"
 TUN = "tun devices are refused"
 LAZY = "a restore has all pages in place at once"
-UFFD_USER_MODE_ONLY = 1
 SO_BUF_LOCK, IPV6_FREEBIND = 72, 78
 SIOCUNIXFILE = 0x89E0
 NETLINK_NETFILTER = 12
@@ -142,10 +141,6 @@ def _vdso() -> None:
 
 def _memfd_hugetlb() -> None:
     os.close(os.memfd_create("torpor-check", os.MFD_CLOEXEC | os.MFD_HUGETLB))
-
-
-def _uffd() -> None:
-    os.close(call("syscall", syscall_number("userfaultfd"), os.O_CLOEXEC | UFFD_USER_MODE_ONLY))
 
 
 def _nftables() -> None:

@@ -12,7 +12,7 @@ from torpor.engine.dump import beforehand, sharing
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import list_tasks, stopped
 from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
-from torpor.engine.dump.preflight import may_read_filters, preflight
+from torpor.engine.dump.preflight import check_newcomers, may_read_filters, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
@@ -27,7 +27,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
     with ExitStack() as cleanup:
         with phase("look"):
             may_read = may_read_filters()
-            preflight(options, may_read)
+            dump.looked_at = preflight(options, may_read)
             dump.spaces = beforehand.look(list_tasks(options.pid))
             dump.parents = parents_of(options, cleanup)
             out = cleanup.enter_context(directory_for(options))
@@ -37,6 +37,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
         phase.pause_begins()
         with stopped([options], Option.SUSPEND_SECCOMP if may_read else 0) as (stop,):
             phase.all_stand()
+            check_newcomers(options, stop.tasks, dump.looked_at, may_read)
             sharing.find([task.pid for task in stop.tasks if task.tids])
             dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
             with phase("memory"):

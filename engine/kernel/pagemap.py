@@ -105,11 +105,6 @@ def _own_runs(fd: int, start: int, end: int) -> "array[int]":
     return pairs(_scan(fd, start, end, inverted=absent, required=absent, any_of=OWN_PRESENT))
 
 
-def resident_runs(fd: int, start: int, end: int) -> "array[int]":
-    """(address, length) pairs of all pages that are there; for shared memory."""
-    return pairs(_scan(fd, start, end, any_of=Page.PRESENT | Page.SWAPPED))
-
-
 def guard_runs(fd: int, start: int, end: int) -> "array[int]":
     """(address, length) pairs of guard pages; empty where the kernel knows none."""
     if not knows_guards():

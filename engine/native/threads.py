@@ -140,14 +140,6 @@ def rseq_config(tid: int) -> tuple[int, int, int, int]:
     return values[0], values[1], values[2], values[3]
 
 
-def user_dispatch(tid: int) -> tuple[int, int, int, int]:
-    """(mode, offset, length, selector) of syscall user dispatch. Linux 6.4."""
-    values = ffi.new("uint64_t[4]")
-    result = lib.seam_user_dispatch(tid, values)
-    check(result, "ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG)", tid)
-    return values[0], values[1], values[2], values[3]
-
-
 def seccomp_filters(tid: int) -> list[tuple[bytes, int]]:
     """(BPF instructions, flags) of each filter, the one installed first comes first.
 
