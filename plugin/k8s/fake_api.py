@@ -299,12 +299,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self) -> None:
         query = self._query()
+        generation = self.api.watch_generation  # before anybody can see the request, and break it
         self.api.requests.append(f"WATCH {self.path}")
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
-            for event in self._stream(_address(self.path), query):
+            for event in self._stream(_address(self.path), query, generation):
                 line = json.dumps(event).encode() + b"\n"
                 self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
                 self.wfile.flush()
@@ -312,10 +313,11 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
-    def _stream(self, address: Address, query: dict[str, str]) -> Iterator[JsonObject]:
+    def _stream(
+        self, address: Address, query: dict[str, str], generation: int
+    ) -> Iterator[JsonObject]:
         """Events until somebody breaks the watch, which ends the stream without a last chunk."""
         sent = int(query["resourceVersion"])
-        generation = self.api.watch_generation
         while True:
             with self.api.changed:
                 if sent < self.api.oldest:
