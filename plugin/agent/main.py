@@ -5,16 +5,12 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from prometheus_client import generate_latest
 
 from torpor.engine import api
 from torpor.engine.errors import Error, Refused
@@ -31,6 +27,7 @@ from torpor.plugin.api.common import NODE_LABEL, node_label
 from torpor.plugin.api.fields import JsonObject
 from torpor.plugin.k8s import logs
 from torpor.plugin.k8s.client import Client, Selector, connect
+from torpor.plugin.k8s.daemon import served, stop_on_signals
 from torpor.plugin.k8s.errors import NotFound
 from torpor.plugin.k8s.kinds import CHECKPOINTS, RESTORES, Kind
 from torpor.plugin.k8s.loop import Loop
@@ -156,10 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         client = connect(
             kubeconfig=settings.kubeconfig, context=settings.context, user_agent="torpor-agent"
         )
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        run(make_context(client, settings), settings, stop)
+        run(make_context(client, settings), settings, stop_on_signals())
     except Error as error:
         sys.stderr.write(f"torpor-agent: {error}\n")
         return error.exit_code
@@ -186,9 +180,14 @@ def run(context: Context, settings: Settings, stop: threading.Event) -> None:
     with ExitStack() as stack:
         context = _with_hook(context, stack)
         agent = Agent(context, workers=settings.workers)
-        server = _serve(settings.listen, agent, context.metrics)
-        stack.callback(server.server_close)
-        stack.callback(server.shutdown)
+        stack.enter_context(
+            served(
+                settings.listen,
+                context.metrics.registry,
+                healthy=lambda: agent.healthy,
+                ready=lambda: agent.ready,
+            )
+        )
         stack.callback(agent.stop)
         if hold(settings.view.cgroups, stop.wait) is None:
             return
@@ -223,35 +222,6 @@ def _fresh(client: Client, kind: Kind, key: Key) -> JsonObject | None:
         return client.get(kind, key.namespace, key.name)
     except NotFound:
         return None
-
-
-def _serve(listen: tuple[str, int], agent: Agent, metrics: Metrics) -> ThreadingHTTPServer:
-    """Health and metrics over plain HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                self._answer(200, generate_latest(metrics.registry))
-            elif self.path in ("/healthz", "/readyz"):
-                is_good = agent.healthy if self.path == "/healthz" else agent.ready
-                self._answer(200 if is_good else 503, b"ok\n" if is_good else b"not yet\n")
-            else:
-                self._answer(404, b"not found\n")
-
-        def _answer(self, code: int, body: bytes) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Leave probes out of the log."""
-
-    server = ThreadingHTTPServer(listen, Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-    return server
 
 
 def _settings(argv: Sequence[str] | None) -> Settings:

@@ -5,15 +5,11 @@ import argparse
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-from prometheus_client import generate_latest
 
 from torpor.engine.errors import Error, Refused
 from torpor.plugin.api.common import CONTROLLER_MANAGER, RESTORE_LABEL
@@ -23,6 +19,7 @@ from torpor.plugin.controller.podtemplate import HelperImage
 from torpor.plugin.controller.reconcile import Cluster, reconcilers
 from torpor.plugin.k8s import logs
 from torpor.plugin.k8s.client import Client, Selector, connect
+from torpor.plugin.k8s.daemon import served, stop_on_signals
 from torpor.plugin.k8s.events import Recorder
 from torpor.plugin.k8s.kinds import CHECKPOINTS, NODES, PODS, RESTORES, STORES, Kind
 from torpor.plugin.k8s.lease import LeaderElection
@@ -156,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             context=settings.context,
             user_agent="torpor-controller",
         )
-        return run(client, settings, _stop_on_signals())
+        return run(client, settings, stop_on_signals())
     except Error as error:
         sys.stderr.write(f"torpor-controller: {error}\n")
         return error.exit_code
@@ -170,7 +167,6 @@ def run(client: Client, settings: Settings, stop: threading.Event) -> int:
     election = LeaderElection(
         client, namespace=settings.namespace, name=LEASE_NAME, identity=settings.identity
     )
-    server = _serve(settings.listen, controller, metrics, election)
 
     def lead() -> None:
         metrics.leader.set(1)
@@ -183,7 +179,17 @@ def run(client: Client, settings: Settings, stop: threading.Event) -> int:
             lost.set()
             stop.set()
 
-    try:
+    def is_ready() -> bool:
+        standby = election.takes_part and not election.leading
+        return controller.synced or standby
+
+    with served(
+        settings.listen,
+        metrics.registry,
+        healthy=lambda: True,
+        ready=is_ready,
+        measure=controller.measure,
+    ):
         if settings.elect:
             thread = threading.Thread(target=election.run, args=(lead, follow), daemon=True)
             thread.start()
@@ -194,52 +200,7 @@ def run(client: Client, settings: Settings, stop: threading.Event) -> int:
             lead()
             stop.wait()
             follow()
-    finally:
-        server.shutdown()
-        server.server_close()
     return 1 if lost.is_set() else 0
-
-
-def _serve(
-    listen: tuple[str, int], controller: Controller, metrics: Metrics, election: LeaderElection
-) -> ThreadingHTTPServer:
-    """Health and metrics over plain HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                controller.measure()
-                self._answer(200, generate_latest(metrics.registry))
-            elif self.path == "/healthz":
-                self._answer(200, b"ok\n")
-            elif self.path == "/readyz":
-                standby = election.takes_part and not election.leading
-                ready = controller.synced or standby
-                self._answer(200 if ready else 503, b"ok\n" if ready else b"listing\n")
-            else:
-                self._answer(404, b"not found\n")
-
-        def _answer(self, code: int, body: bytes) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Leave probes out of the log."""
-
-    server = ThreadingHTTPServer(listen, Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.1,), name="http", daemon=True).start()
-    return server
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _settings(argv: Sequence[str] | None) -> Settings:
