@@ -3,19 +3,21 @@
 
 Each is opened once (by /proc/PID/map_files of some task that maps it, or by its exe link), goes
 through the kinds like a file behind a descriptor, and its areas get the number of that
-description.
+description. A packet socket whose rings are mapped is found among the descriptors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torpor.engine.dump.capture import Captured
+from torpor.engine.errors import Refused
 from torpor.engine.files.memfd import gaps, huge_content, unmapped_content
 from torpor.engine.kernel.fdview import MappedFd, Views
 from torpor.engine.kernel.maps import DELETED, Vma
-from torpor.engine.kind import FileId
+from torpor.engine.kind import FdView, FileId, refuse
 from torpor.engine.memory import sysv
-from torpor.engine.memory.areas import PENDING, Area, Backing
+from torpor.engine.memory.areas import PENDING, SPECIAL_FILE, Area, Backing
+from torpor.engine.sockets.packet import PacketState
 
 Key = tuple[int, int, bool]
 """Device, inode, and whether it is mapped so that it can be written through."""
@@ -71,6 +73,29 @@ def number(found: Sequence[Mapped], ids: Sequence[FileId]) -> None:
             item.areas = [replace(a, file_id=file_id) if a.start in mine else a for a in item.areas]
 
 
+def packet_rings(
+    captured: Sequence[Captured],
+    views: Mapping[FileId, FdView],
+    sockets: Mapping[FileId, PacketState],
+    warn: Callable[[str], None],
+) -> list[Refused]:
+    """Give mapped rings the number of their socket; the areas of sockets are that."""
+    numbers = {views[file_id].st_ino: file_id for file_id in sockets}
+    refused = []
+    for item in captured:
+        rings = {a.start: v.inode for a, v in _waiting(item) if a.backing is Backing.PACKETS}
+        for area in [a for a in item.areas if a.start in rings]:
+            found = numbers.get(rings[area.start], FileId(0))
+            whole = sockets[found].rings_bytes if found else 0
+            if area.size_bytes == whole:
+                item.areas = [replace(a, file_id=found) if a is area else a for a in item.areas]
+                warn(f"{views[found].subject}: the mapped rings begin anew, without packets")
+                continue
+            cause = "a part of the rings" if found else "no packet socket of the tree"
+            refused.append(refuse(SPECIAL_FILE, f"{item.capture.subject}, {area.subject}", cause))
+    return refused
+
+
 def unattached(
     captured: Sequence[Captured], views: Views
 ) -> dict[int, Sequence[tuple[int, bytes]]]:
@@ -106,5 +131,9 @@ def ranges(captured: Sequence[Captured]) -> dict[int, list[tuple[int, int]]]:
 
 
 def _pending(item: Captured) -> list[tuple[Area, Vma]]:
+    return [one for one in _waiting(item) if one[0].backing is not Backing.PACKETS]
+
+
+def _waiting(item: Captured) -> list[tuple[Area, Vma]]:
     waiting = {area.start: area for area in item.areas if area.file_id == PENDING}
     return [(waiting[vma.start], vma) for vma in item.vmas if vma.start in waiting]

@@ -33,6 +33,8 @@ from torpor.engine.options import Progress, ProgressFn
 from torpor.engine.text import size
 
 PIECE_BYTES = 1 << 20
+ELSEWHERE = (Backing.FILE_SHARED, Backing.PACKETS)
+"""Shared memory that images do not hold: in a file with a name, on its way to or from a device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ def take(
         taken.segments.append(Segment(name=name, parts=_private_parts(item)))
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
-            if area.shared and area.backing is not Backing.FILE_SHARED and not area.huge_shift:
+            if area.shared and area.backing not in ELSEWHERE and not area.huge_shift:
                 guarded = any(at < area.end and area.start < end for at, end in item.guards)
                 place = _Place(pid=item.task.pid, area=area, guarded=guarded)
                 shared.setdefault(area.pages_id, []).append(place)

@@ -16,6 +16,7 @@ from torpor.engine.kernel import fdtexts, fdview
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
 from torpor.engine.kinds import FILE_KINDS
+from torpor.engine.sockets import packet
 from torpor.engine.tasks.encode import FIRST_ID
 
 
@@ -84,5 +85,7 @@ def collect(
         found = table.collect_tables(tables, FILE_KINDS, context, directories, opened)
         unattached = mapped.unattached(alive, views)
     mapped.number(nameless, found.mapped)
+    packets = found.states.get(packet.KIND.name, {})
+    found.refusals += mapped.packet_rings(alive, found.views, packets, dump.warnings.append)
     dump.loose = {**context.loose, **unattached}
     return found

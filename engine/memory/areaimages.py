@@ -34,8 +34,10 @@ from torpor.engine.memory.areas import (
 
 REGULAR, STACK, VSYSCALL, VDSO, HEAP = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
 FILE_PRIVATE, FILE_SHARED, ANON_SHARED, ANON_PRIVATE = 1 << 6, 1 << 7, 1 << 8, 1 << 9
-SYSVIPC, VVAR, AIORING, MEMFD = 1 << 10, 1 << 12, 1 << 13, 1 << 14
+SYSVIPC, SOCKET, VVAR, AIORING, MEMFD = 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14
 USUAL_HUGE_SHIFT = 21
+BY_FILE = (Backing.FILE, Backing.FILE_SHARED, Backing.MEMFD, Backing.PACKETS)
+"""Areas of a file that has a number in files.img."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,7 @@ _STATUS = {
     Backing.FILE_SHARED: REGULAR | FILE_SHARED,
     Backing.AIO: AIORING,
     Backing.URING: AIORING,
+    Backing.PACKETS: REGULAR | SOCKET,
     Backing.VDSO: REGULAR | VDSO | ANON_PRIVATE,
     Backing.VVAR: REGULAR | VVAR | ANON_PRIVATE,
     Backing.VSYSCALL: VSYSCALL | ANON_PRIVATE,
@@ -90,7 +93,7 @@ _STATUS = {
 def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack: int) -> None:  # noqa: ANN401
     """Fill a vma_entry; ``file_id`` is the id in files.img of a file with a path."""
     entry.start, entry.end, entry.pgoff = area.start, area.end, area.offset
-    named = area.backing in (Backing.FILE, Backing.FILE_SHARED, Backing.MEMFD)
+    named = area.backing in BY_FILE
     entry.shmid = (area.file_id or file_id) if named else area.shared_id
     entry.prot = area.prot
     flags = sharing_flags(area)
@@ -115,7 +118,7 @@ def encode(area: Area, entry: Any, *, file_id: int, heap: tuple[int, int], stack
         entry.flags, entry.fdflags = MAP_SHARED, O_RDWR
     if area.advice:
         entry.madv = sum(1 << number for number in area.advice)
-    if area.writable_file:
+    if area.writable_file or area.backing is Backing.PACKETS:
         entry.fdflags = O_RDWR
 
 
@@ -131,6 +134,7 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         (Backing.VVAR, VVAR),
         (Backing.AIO, AIORING),
         (Backing.SYSV, SYSVIPC),
+        (Backing.PACKETS, SOCKET),
         (Backing.FILE, FILE_PRIVATE),
         (Backing.MEMFD, MEMFD),
         (Backing.FILE_SHARED, FILE_SHARED),
@@ -143,6 +147,8 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         backing = Backing.URING
     is_anonymous = backing in (Backing.ANON, Backing.AIO, *SPECIAL)
     path, shared_id, file_id = "", 0 if is_anonymous else entry.shmid, 0
+    if backing is Backing.PACKETS:
+        shared_id, file_id = 0, entry.shmid
     inode = files.memfds.get(entry.shmid) if entry.status & MEMFD else None
     if backing in (Backing.FILE, Backing.FILE_SHARED):
         path, shared_id = inode.path if inode else files.paths.get(entry.shmid, ""), 0

@@ -19,6 +19,8 @@ Facts:
 - Memory of reserved huge pages (`ht`) has KernelPageSize. Anonymous one shows as `/anon_hugepage
   (deleted)` and has an inode; when it is shared, it is to all but its name a memfd (MFD_HUGETLB).
   The file of one may be read, not written, and tells no holes (fs/hugetlbfs/inode.c; v6.18).
+- Rings of a packet socket that are mapped (packet(7)) show as its link, `socket:[INODE]`, and have
+  VmFlags `mm`. They are mapped as a whole, receiving and sending ones at once.
 - MAP_GROWSDOWN must be given again, or the area is not marked `gd` and does not grow.
 """
 
@@ -59,6 +61,7 @@ class Backing(Enum):
     FILE_SHARED = "shared file"
     AIO = "ring of events"
     URING = "io_uring"
+    PACKETS = "rings of a packet socket"
     VDSO = "vdso"
     VVAR = "vvar"
     VSYSCALL = "vsyscall"
@@ -66,12 +69,18 @@ class Backing(Enum):
 
 THROUGH = (Backing.FILE_SHARED, Backing.MEMFD, Backing.SYSV)
 """What may have been mapped so that it cannot be written through, whatever mprotect asks."""
+_SHARED = (
+    Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.FILE_SHARED, Backing.PACKETS,
+)  # fmt: skip
 WITH_ID = (Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.URING)
 SPECIAL = (Backing.VDSO, Backing.VVAR, Backing.VSYSCALL)
 RINGS = (Backing.AIO, Backing.URING)
 """While they are restored: private memory that holds the content."""
 RING_NAME = "anon_inode:[io_uring]"
+SOCKET_NAME = "socket:["
 SPECIAL_NAMES = ("[vdso]", "[vvar", "[vsyscall]")
+EXCEPTED = (*SPECIAL_NAMES, RING_NAME, SOCKET_NAME)
+"""Their flags do not forbid to take them."""
 
 LIMITS = (
     Limit(
@@ -87,6 +96,7 @@ LIMITS = (
         remedy="close it before the checkpoint",
     ),
 )
+SPECIAL_FILE = LIMITS[-1]
 _BY_CASE = {limit.case: limit for limit in LIMITS}
 _FLAG_CASES = {
     "um": "userfaultfd",
@@ -131,7 +141,7 @@ class Area:
     @property
     def shared(self) -> bool:
         """Writes are seen by others."""
-        return self.backing in (Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.FILE_SHARED)
+        return self.backing in _SHARED
 
     @property
     def is_plain(self) -> bool:
@@ -187,11 +197,11 @@ def collect(vmas: Sequence[Vma], subject: str) -> tuple[list[Area], list[Refused
 def _collect_one(*line: Any) -> Area:  # noqa: ANN401 - all of a Vma but the details
     vma = Vma(*line)
     case = _case(vma.vm_flags)
-    if case is not None and not vma.name.startswith((*SPECIAL_NAMES, RING_NAME)):
+    if case is not None and not vma.name.startswith(EXCEPTED):
         raise refuse(case, "")
     backing = _backing(vma)
     named = backing in (Backing.FILE, Backing.FILE_SHARED)
-    nameless = backing is Backing.MEMFD or (named and vma.deleted)
+    nameless = backing in (Backing.MEMFD, Backing.PACKETS) or (named and vma.deleted)
     droppable = "dp" in vma.vm_flags
     return Area(
         start=vma.start,
@@ -246,7 +256,7 @@ def _backing(vma: Vma) -> Backing:
         return Backing.SYSV
     if name.startswith(MEMFD_PREFIX):
         return Backing.MEMFD if shared else Backing.FILE
-    if name.startswith(("anon_inode:", "socket:", "/secretmem", "/dmabuf:", "[")):
+    if name.startswith(("anon_inode:", "/secretmem", "/dmabuf:", "[")):
         raise refuse(_BY_CASE["special-file"], "")
     return Backing.FILE_SHARED if shared else Backing.FILE
 
@@ -257,6 +267,7 @@ _BY_NAME = {
     "[vvar": Backing.VVAR,
     "/[aio]": Backing.AIO,
     RING_NAME: Backing.URING,
+    SOCKET_NAME: Backing.PACKETS,
 }
 
 

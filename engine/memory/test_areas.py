@@ -138,6 +138,22 @@ def test_reserved_huge_pages():
     assert mapping.plan_map(shared, 600, filled=False).args[3] == 0x11
 
 
+def test_rings_of_a_packet_socket():
+    text = (
+        "7f0000000000-7f0000006000 rw-s 00000000 00:09 4711    socket:[4711]\n"
+        "Size:    24 kB\nVmFlags: rd wr sh mr mw ms mm \n"
+    )
+    ((area,), refused) = areas.collect(parse_smaps(text), "task 41")
+    assert refused == []
+    assert (area.backing, area.file_id, area.shared) == (Backing.PACKETS, PENDING, True)
+    entry = pb.vma_entry()
+    numbered = replace(area, file_id=6)
+    areaimages.encode(numbered, entry, file_id=0, heap=(0, 0), stack=0)
+    assert (entry.shmid, entry.status, entry.flags, entry.fdflags) == (6, 1 | 1 << 11, 1, 2)
+    assert areaimages.decode(entry, MappedFiles()) == numbered
+    assert mapping.plan_map(numbered, 1006, filled=False).args[3:] == (0x11, 1006, 0)
+
+
 def test_files_without_a_name():
     files = MappedFiles(
         paths={4: "/gone"}, memfds={3: MemfdInode(name=b"x", shared_id=8)}, nameless={4}

@@ -4,7 +4,8 @@
 Facts:
 - packet_diag tells by inode: protocol, interface, version, flags, memberships, rings, fanout. It
   sees one network namespace: that of the socket.
-- A ring's size is kept; a ring that is mapped is refused with the memory it is mapped to.
+- A ring's size is kept. One that is mapped is mapped again (`memory/areas.py`) and begins anew, at
+  its first frame: where the kernel is in it is not told. CRIU does the same.
 - Interfaces are named by index, as by CRIU: they must be there again with the same number.
 - What waits to be read is lost, as a full queue may lose it at any time.
 - A socket of the old type SOCK_PACKET is bound by the name of the interface.
@@ -99,6 +100,11 @@ class PacketState:
     more: tuple[tuple[int, int], ...] = ()
     owner: Owner = NOBODY
     options: SocketOptions = field(default_factory=SocketOptions)
+
+    @property
+    def rings_bytes(self) -> int:
+        """What mmap(2) of the socket maps: size and number of the blocks of both rings."""
+        return sum(ring[0] * ring[1] for ring in (self.receive_ring, self.send_ring) if ring)
 
     @property
     def label(self) -> str:

@@ -192,7 +192,9 @@ def _maps(here: Path, names: dict[str, str]) -> dict[str, str]:
         found = MAP.match(line)
         if found:
             start, end, perms, offset, device, inode, path = found.groups()
-            named = path
+            named = ANON_LINK.sub(lambda m: _order(m, names), path)
+            if named != path:
+                inode = "anonymous"
             if path.startswith(("/dev/zero (deleted)", "/memfd:", "/SYSV", "anon_inode:")) or (
                 "(deleted)" in path and inode != "0"
             ):

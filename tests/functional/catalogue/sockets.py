@@ -162,7 +162,8 @@ INTERNET_REFUSED = {
 }
 
 BY_NAME = {
-    "mapped_ring": ("a packet socket whose rings are mapped", "memory of a device"),
+    "part_of_rings": ("a part of the mapped rings of a packet socket", "a part of the rings"),
+    "closed_ring": ("mapped rings of a closed packet socket", "no packet socket of the tree"),
     "netlink_queued": ("a netlink message between tasks", "waits in this netlink socket"),
     "vsock": ("AF_VSOCK", "virtual machine's host"),
     "alg": ("AF_ALG", "crypto socket"),
@@ -280,4 +281,6 @@ CASES: tuple[Case, ...] = (
     ),
     Case(state="packet sockets with memberships", program="sockets_packet", arguments=("plain",)),
     Case(state="packet sockets with rings", program="sockets_packet", arguments=("rings",)),
+    Case(state="packet sockets whose rings are mapped", program="sockets_packet",
+         arguments=("mapped",)),
 )  # fmt: skip

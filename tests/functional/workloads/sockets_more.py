@@ -6,6 +6,7 @@ import mmap
 import os
 import socket
 import struct
+from pathlib import Path
 
 from files_base import LackingError, chosen, state
 
@@ -21,15 +22,30 @@ def made(*which):
 
 
 @state
-def mapped_ring(place):
-    """A packet socket whose rings are mapped."""
+def part_of_rings(place):
+    """A packet socket of whose mapped rings a part was unmapped."""
     one = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
     one.setsockopt(SOL_PACKET, 5, struct.pack("4I", 4096, 4, 2048, 8))
-    one.setsockopt(SOL_PACKET, 13, struct.pack("4I", 4096, 2, 2048, 4))
-    area = mmap.mmap(one.fileno(), 6 * 4096)
-    one.bind(("lo", 0x0800))
+    area = mmap.mmap(one.fileno(), 4 * 4096)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None)
+    assert libc.munmap(ctypes.c_void_p(at + 3 * 4096), ctypes.c_size_t(4096)) == 0
     yield
-    assert len(area[:]) == 6 * 4096
+    assert len(area[:4096]) == 4096
+
+
+@state
+def closed_ring(place):
+    """The mapped rings of a packet socket that is closed."""
+    with socket.socket(AF_PACKET, socket.SOCK_RAW, 0) as one:
+        one.setsockopt(SOL_PACKET, 5, struct.pack("4I", 4096, 4, 2048, 8))
+        file = os.dup(one.fileno())
+        area = mmap.mmap(file, 4 * 4096)
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_symlink() and "socket:" in os.readlink(link):
+            os.close(int(link.name))
+    yield
+    assert len(area[:]) == 4 * 4096
 
 
 @state

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packet sockets on the loopback device, of every type, with rings and memberships."""
 
+import mmap
+import os
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 
 from files_base import workload
@@ -69,7 +72,34 @@ def rings(_):
     assert [one.getsockopt(SOL_PACKET, 18) & 0xFFFF for one in group] == [4711, 4711]
 
 
-BODIES = {"plain": plain, "rings": rings}
+def mapped(_):
+    """Rings that are mapped, by a child as well; each sees the next packet in the first frame."""
+    one = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+    option(one, 10, 1)
+    option(one, 5, struct.pack("4I", 4096, 4, 2048, 8))
+    option(one, 13, struct.pack("4I", 4096, 2, 2048, 4))
+    area = mmap.mmap(one.fileno(), 6 * 4096)
+    unbound = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+    option(unbound, 5, struct.pack("4I", 4096, 1, 2048, 2))
+    read_only = mmap.mmap(unbound.fileno(), 4096, prot=mmap.PROT_READ)
+    asked, asks = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(asked, 1)
+        os._exit(not area[0] & 1)
+    one.bind(("lo", IP))
+    yield
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.sendto(b"to be seen", ("127.0.0.1", 9))
+    while not area[0] & 1:
+        time.sleep(0.01)
+    assert b"to be seen" in area[:2048]
+    assert read_only[:] == bytes(4096)
+    os.write(asks, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+BODIES = {"plain": plain, "rings": rings, "mapped": mapped}
 
 if __name__ == "__main__":
     assert Path(sys.argv[1])
