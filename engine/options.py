@@ -252,6 +252,9 @@ class RestoreOptions:
     """Where statistics go; None: there are none."""
     lazy: Lazy = Lazy.OFF
     """Pages that come later are not checked against their digest."""
+    filled_by: "socket | None" = None
+    """Connection to a process that is handed large memory to fill (`torpor.engine.lazy.handing`);
+    it may have pages that the images have not."""
     check_files: bool = False
     """Open files must have the mode and size that they had, not only be long enough."""
 

@@ -20,12 +20,12 @@ from torpor.engine.errors import Error, Unavailable
 from torpor.engine.kernel import features, proc
 from torpor.engine.kernel.arch.x86_64 import syscall_number
 from torpor.engine.kernel.rights import call
+from torpor.engine.lazy import uffd
 
 MOUNTS = "mount namespaces are not restored yet"
 NETWORK = "network namespaces are not restored yet"
 LOCK = "the network is locked by nftables only"
 TUN = "tun devices are refused"
-LAZY = "a restore has all pages in place at once"
 SO_BUF_LOCK, IPV6_FREEBIND = 72, 78
 SIOCUNIXFILE = 0x89E0
 NETLINK_NETFILTER = 12
@@ -143,6 +143,25 @@ def _memfd_hugetlb() -> None:
     os.close(os.memfd_create("torpor-check", os.MFD_CLOEXEC | os.MFD_HUGETLB))
 
 
+@contextmanager
+def _userfaultfd() -> Iterator[int]:
+    fd = call("syscall", syscall_number("userfaultfd"), uffd.FLAGS)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _faults() -> None:
+    with _userfaultfd():
+        return
+
+
+def _fault_events() -> None:
+    with _userfaultfd() as fd:
+        uffd.begin(fd)
+
+
 def _nftables() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER):
         return
@@ -169,8 +188,9 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
                 torpor="sock_diag", category=NAMED),
     CriuFeature(name="compat_cr", lacking="32-bit programs are refused",
                 category=Category.EXPERIMENTAL),
-    CriuFeature(name="uffd", lacking=LAZY),
-    CriuFeature(name="uffd-noncoop", lacking=LAZY),
+    CriuFeature(name="uffd", use="memory that is filled while its tasks run", probe=_faults),
+    CriuFeature(name="uffd-noncoop", use="the same, when they fork or move memory",
+                probe=_fault_events),
     CriuFeature(name="can_map_vdso", use="find and move the vDSO", probe=_vdso),
     CriuFeature(name="sk_ns", use="sockets of the tree's network namespace",
                 torpor="pidfd_getfd", category=NAMED),

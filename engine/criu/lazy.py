@@ -1,36 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`criu lazy-pages` and `restore --lazy-pages`, for scripts that use them.
+"""`criu lazy-pages`: fills memory that a `restore --lazy-pages` has left out, while its tasks run.
 
 Facts (criu 4.2.1, tried): the daemon listens at lazy-pages.socket in the work directory, where a
-restore must find it, and ends with 0 when all pages are in place; the socket's name stays. Here a
-restore puts all pages in place before anything runs, and then tells the daemon: nothing is left to
-do on demand. A restore by CRIU, which hands over userfaultfds, is sent away.
+restore must find it, takes one restore, and ends with 0 when all pages are in place; the socket's
+name stays. --status-fd gets its byte, and scripts the stage `status-ready`, when it listens. With
+--page-server it connects there when the restore has come; without, pages are in the image
+directory. A pid file is written only with -d. What is handed over is in
+`torpor.engine.lazy.handing`; a restore by CRIU leaves out all private anonymous memory, which its
+dumps mark as LAZY, so pages are looked for there.
 """
 
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torpor.engine import logs
-from torpor.engine.criu import pageserver, session
+from torpor.engine.criu import network, pageserver, session
 from torpor.engine.criu.parse import CommandLine
-from torpor.engine.errors import Refused
+from torpor.engine.criu.session import Session
+from torpor.engine.errors import Error
 from torpor.engine.images.failures import translated
 
+if TYPE_CHECKING:
+    from torpor.engine.restore.contents import Contents
+
 NAME = "lazy-pages.socket"
-RESTORED = b"torpor: all pages are in place\n"
 
 log = logs.logger(__name__)
 
 
 def run(line: CommandLine) -> int:
-    """Wait for one restore."""
-    if line.flag("page_server"):
-        raise Refused("pages are not fetched from a page server", subject="--page-server",
-                      remedy="have the pages in the image directory")  # fmt: skip
+    """Fill the memory of one restore."""
     begun = session.begin(line)
+    if line.flag("page_server"):
+        network.check(line)
     path = begun.work_dir / NAME
     with socket.socket(socket.AF_UNIX) as listening, translated("listen at", str(path)):
         with suppress(FileNotFoundError):
@@ -39,34 +46,75 @@ def run(line: CommandLine) -> int:
         listening.listen(1)
         if pageserver.leave(begun):
             return 0
-        pageserver.tell_ready(line)
-        connection, _ = listening.accept()
-        with connection:
-            said = connection.recv(len(RESTORED), socket.MSG_WAITALL)
-    if said != RESTORED:
-        session.tell_failure(
-            Refused(
-                "a restore wants its pages on demand",
-                subject=str(path),
-                cause="only this engine's restores are served, which have them at once",
-                remedy="restore without --lazy-pages",
-            )
-        )
+        pageserver.tell_ready(begun)
+        restore, _ = listening.accept()
+    with restore:
+        return _attend(begun, restore)
+
+
+def _attend(begun: Session, restore: socket.socket) -> int:
+    from torpor.engine.lazy.attend import attend
+
+    log.info("a restore has come")
+    try:
+        attend(restore, lambda handed: _fill(begun, handed))
+    except Error as error:
+        session.tell_failure(error)
         return 1
     log.info("all pages are in place")
     return 0
 
 
+def _fill(begun: Session, handed: socket.socket) -> int:
+    """In the process that fills; its status."""
+    try:
+        _fill_all(begun, handed)
+    except Error as error:
+        session.tell_failure(error)
+        return 1
+    return 0
+
+
+def _fill_all(begun: Session, handed: socket.socket) -> None:
+    from torpor.engine.images.directory import ImageDirectory, Verify
+    from torpor.engine.lazy.attend import Queue, fill
+    from torpor.engine.restore import waiting
+    from torpor.engine.restore.load import open_contents
+
+    with ImageDirectory.open(begun.images_dir, verify=Verify.WITHOUT_PAGES) as images:
+        contents = open_contents(images, later=True)
+        try:
+            if begun.line.flag("page_server"):
+                _fetch(begun.line, handed, contents)
+            else:
+                fill(Queue(handed, partial(waiting.in_files, contents)))
+        finally:
+            contents.close()
+
+
+def _fetch(line: CommandLine, handed: socket.socket, contents: "Contents") -> None:
+    from torpor.engine.images.pagefetch import PATIENCE_S, Fetcher, notice_death
+    from torpor.engine.lazy.attend import Queue, fill
+    from torpor.engine.restore import waiting
+
+    with network.connect(line) as connection:
+        notice_death(connection, patience_s=PATIENCE_S)
+        fetcher = Fetcher(connection)
+        fill(Queue(handed, partial(waiting.at_server, contents, fetcher)))
+        try:
+            fetcher.end()
+        except Error as error:  # all pages are there
+            log.warning("%s", error)
+
+
 @contextmanager
-def daemon(work_dir: Path) -> Iterator[None]:
-    """Connected to the daemon, which is told when what is inside went well."""
+def daemon(work_dir: Path) -> Iterator[socket.socket]:
+    """A connection to the daemon, for a restore."""
     path = work_dir / NAME
     with socket.socket(socket.AF_UNIX) as connection:
         with translated("connect to", f"{path} (criu lazy-pages)"):
             connection.connect(_short(path))
-        yield
-        with translated("send to", str(path)):
-            connection.sendall(RESTORED)
+        yield connection
 
 
 def _short(path: Path) -> str:

@@ -29,13 +29,21 @@ def given(line: CommandLine) -> socket.socket | None:
         return socket.socket(fileno=line.number("ps_socket"))
 
 
+def check(line: CommandLine) -> None:
+    """Whether a command line names a page server.
+
+    Raises: Refused.
+    """
+    if not (line.flag("port") or line.flag("ps_socket")):
+        raise Refused("which page server is not said", subject="--page-server",
+                      remedy="give --address and --port")  # fmt: skip
+
+
 def connect(line: CommandLine) -> socket.socket:
     """To the page server that a command line names."""
     connection = given(line)
     if connection is None:
-        if not line.flag("port"):
-            raise Refused("which page server is not said", subject="--page-server",
-                          remedy="give --address and --port")  # fmt: skip
+        check(line)
         address = (line.last("address", "127.0.0.1"), line.number("port"))
         with translated("connect to", f"{address[0]}, port {address[1]}"):
             connection = socket.create_connection(address)

@@ -163,8 +163,8 @@ OPTIONS: Sequence[Option] = (
     _done("tls-cert", "our certificate", takes=VALUE),
     _done("tls-key", "its key", takes=VALUE),
     _done("tls-no-cn-verify", "the server's certificate may have another name"),
-    _accepted("lazy-pages", "a restore has all pages in place at once, and tells the daemon; a "
-              "dump with it is refused"),
+    _done("lazy-pages", "of `restore`: large memory is left to `criu lazy-pages`; a dump with it "
+          "is refused"),
     _done("feature", "of `check`: one of those listed below", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),

@@ -11,10 +11,13 @@ import socket
 from torpor.engine import logs
 from torpor.engine.criu import network, session
 from torpor.engine.criu.parse import CommandLine
+from torpor.engine.criu.scripts import Scripts
 from torpor.engine.criu.session import Session
 from torpor.engine.errors import Error, Refused
 from torpor.engine.images.failures import translated
 from torpor.engine.images.pageserver import Server
+
+READY = "status-ready"
 
 log = logs.logger(__name__)
 
@@ -31,7 +34,7 @@ def run(line: CommandLine) -> int:
         log.info("page server waits at port %d", listening.getsockname()[1])
     if leave(begun):
         return 0
-    tell_ready(line)
+    tell_ready(begun)
     return serve(begun, connection, listening)
 
 
@@ -72,8 +75,13 @@ def _write_pid(begun: Session, pid: int) -> None:
             path.write_text(f"{pid}", encoding="ascii")
 
 
-def tell_ready(line: CommandLine) -> None:
-    """--status-fd: a zero byte, and closed, once it can be connected to."""
+def tell_ready(begun: Session) -> None:
+    """It can be connected to: scripts, and a zero byte to --status-fd, which is closed."""
+    line = begun.line
+    if line.flag("action_script"):
+        scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
+                          images_dir=begun.images_dir)  # fmt: skip
+        scripts.run(READY)
     if line.flag("status_fd"):
         number = line.number("status_fd")
         with translated("write to", f"descriptor {number}"):

@@ -24,7 +24,8 @@ from torpor.engine.start import leave
 from torpor.engine.version import CRIU_VERSION
 
 FAILED, NOT_UNDERSTOOD = 1, 255
-FEATURES = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store": "pidfd_store"}
+FEATURES = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd-noncoop",
+            "pidfd_store": "pidfd_store"}  # fmt: skip
 """Field of a feature check → name for `criu check --feature`."""
 
 log = logs.logger(__name__)

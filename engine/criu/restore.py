@@ -106,7 +106,7 @@ def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> Restore
         if begun.line.flag("lazy_pages"):
             from torpor.engine.criu import lazy
 
-            until.enter_context(lazy.daemon(begun.work_dir))
+            asked = replace(asked, filled_by=until.enter_context(lazy.daemon(begun.work_dir)))
         return api.restore(
             replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
             progress=told,

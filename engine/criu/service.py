@@ -54,7 +54,7 @@ def run(line: CommandLine) -> int:
     if pageserver.leave(begun):
         return 0
     log.info("The service socket is bound to %s", path)
-    pageserver.tell_ready(line)
+    pageserver.tell_ready(begun)
     while True:
         signal.signal(signal.SIGCHLD, lambda *_: reap())
         connection, _ = listening.accept()

@@ -56,6 +56,11 @@ class PageRun:
         """First address behind the run."""
         return self.vaddr + self.size_bytes
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether no directory has its bytes: they are still where it was dumped."""
+        return self.flags == PageFlags.LAZY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedRun:
@@ -82,11 +87,6 @@ class Pagemap:
     def stored_bytes(self) -> int:
         """Bytes of the runs that are PRESENT."""
         return sum(run.size_bytes for run in self.runs if PageFlags.PRESENT in run.flags)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all bytes are in the pages file of the same directory."""
-        return all(PageFlags.PRESENT in run.flags for run in self.runs)
 
     def located(self) -> Iterator[LocatedRun]:
         """Runs with the offset of their bytes."""

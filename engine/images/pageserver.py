@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
-from torpor.engine.errors import BadImage, KernelError
+from torpor.engine.errors import BadImage, KernelError, Timeout
 from torpor.engine.images.failures import translated
 from torpor.engine.images.format import Buffer, Writer
 from torpor.engine.images.kinds import kind_of
@@ -45,6 +45,26 @@ class Connection(Protocol):
         """Receive some."""
 
 
+def receive(connection: Connection, size: int) -> bytes:
+    """That many bytes.
+
+    Raises: EOFError when the other side has closed; Timeout when it says nothing.
+    """
+    data = bytearray()
+    while len(data) < size:
+        try:
+            with translated("receive from", "the other side"):
+                piece = connection.recv(size - len(data))
+        except KernelError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise Timeout("the other side does not answer", remedy=REMEDY) from error
+            raise
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
 class Client:
     """The dumping side."""
 
@@ -55,7 +75,7 @@ class Client:
         """Begin a pagemap by the name of its image; whether the server has a parent for it."""
         self._owner = _owner(name)
         self._send(REQUEST.pack(OPEN, 0, 0, 0, 0, self._owner))
-        return _receive(self._connection, 1) != b"\0"
+        return receive(self._connection, 1) != b"\0"
 
     def add(self, run: PageRun, data: Iterable[Buffer] = ()) -> None:
         """Send a run, and its bytes, piece by piece, if it has any of its own."""
@@ -70,7 +90,7 @@ class Client:
         Raises: KernelError when it has not.
         """
         self._send(REQUEST.pack(CLOSE, 0, 0, 0, 0, 0))
-        (status,) = struct.unpack("<i", _receive(self._connection, len(DONE)))
+        (status,) = struct.unpack("<i", receive(self._connection, len(DONE)))
         if status:
             raise KernelError("the page server failed", errno=abs(status), remedy=REMEDY)
 
@@ -157,21 +177,9 @@ def _requests(connection: Connection) -> Iterator[tuple[int, int, int, int, int]
     with suppress(EOFError):
         while True:
             command, flags, _, count, address, owner = REQUEST.unpack(
-                _receive(connection, REQUEST.size)
+                receive(connection, REQUEST.size)
             )
             yield command, flags, count, address, owner
-
-
-def _receive(connection: Connection, size: int) -> bytes:
-    """That many bytes. Raises EOFError when the other side has closed."""
-    data = b""
-    while len(data) < size:
-        with translated("receive from", "the other side"):
-            piece = connection.recv(size - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return data
 
 
 def _owner(name: str) -> int:

@@ -8,6 +8,7 @@ and pages. The link leads out of the directory, so it is followed only for calle
 """
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from torpor.engine.images.kinds import file_name
 from torpor.engine.images.pages import LocatedRun, PageFlags, PageRun
 from torpor.engine.images.writing import PARENT
 
+OF_TASKS = re.compile(r"pagemap-\d")
 MAX_DEPTH = 200
 
 
@@ -55,8 +57,10 @@ class Stored:
 class Chain:
     """A directory and those that its link leads to, youngest first. Use it in `with`."""
 
-    def __init__(self, images: ImageDirectory) -> None:
+    def __init__(self, images: ImageDirectory, *, later: bool = False) -> None:
         self.levels = [images]
+        self._later = later
+        """Pages of tasks that are still where it was dumped are passed over."""
         self.files: dict[tuple[int, str], int] = {}
         """Level and name of what is open → descriptor."""
         self.changed: set[tuple[int, int]] = set()
@@ -141,7 +145,7 @@ class Chain:
                         offset=one.offset,
                     )
                 )
-            else:
+            elif not (self._later and OF_TASKS.match(name) and one.run.is_elsewhere):
                 found += self._above(name, level, one.run)
         return found
 

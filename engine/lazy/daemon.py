@@ -25,10 +25,14 @@ FAILED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be filled: address spaces by the pids that images have; the image directory."""
+    """What is to be filled.
+
+    Address spaces by the pids that images have; the image directory; the pages files.
+    """
 
     spaces: Mapping[int, Space]
     directory: int
+    files: Sequence[int]
 
 
 def start(job: Job, pids: Sequence[int]) -> int:
@@ -38,12 +42,11 @@ def start(job: Job, pids: Sequence[int]) -> int:
     spaces are closed here.
     """
     pidfds = [os.pidfd_open(pid) for pid in pids]
-    spaces = job.spaces.values()
-    kept = [job.directory, *pidfds, *(fd for space in spaces for fd in (space.fd, space.source))]
+    kept = [job.directory, *job.files, *pidfds, *(space.fd for space in job.spaces.values())]
     child = os.fork()
     if not child:
         _become_daemon(kept, job, pids, pidfds)
-    for fd in {*pidfds, *(space.fd for space in spaces)}:
+    for fd in {*pidfds, *(space.fd for space in job.spaces.values())}:
         os.close(fd)
     return child
 
@@ -87,7 +90,7 @@ def _guard(job: Job, pids: Sequence[int], pidfds: Sequence[int]) -> None:
     if status:
         syslog.syslog(syslog.LOG_ERR, f"the memory of task {pids[0]} could not be filled: "
                       "its tasks are ended")  # fmt: skip
-        _end(pids, pidfds)
+        end(pids, pidfds)
     os._exit(0 if not status else FAILED)
 
 
@@ -106,11 +109,11 @@ def _fill(job: Job) -> int:
     return 0
 
 
-def _end(pids: Sequence[int], pidfds: Sequence[int]) -> None:
-    """Every task, and what they have forked since."""
+def end(pids: Sequence[int], pidfds: Sequence[int]) -> None:
+    """End every task, and what they have forked since."""
     forked = set[int]()
     for pid in pids:
-        forked |= _below(pid)
+        forked |= below(pid)
     for pidfd in pidfds:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -119,10 +122,11 @@ def _end(pids: Sequence[int], pidfds: Sequence[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _below(pid: int) -> set[int]:
+def below(pid: int) -> set[int]:
+    """Pids of all descendants."""
     found = set[int]()
     with suppress(OSError):
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, path.read_text(encoding="ascii").split()):
-                found |= {child} | _below(child)
+                found |= {child} | below(child)
     return found

@@ -10,23 +10,23 @@ import os
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from torpor.engine import native
 from torpor.engine.errors import KernelError
 from torpor.engine.lazy import uffd
 from torpor.engine.lazy.missing import Missing, Piece
+from torpor.engine.lazy.sources import Pages
 from torpor.engine.lazy.uffd import Event, Message
 
 PAGE = uffd.PAGE
 AHEAD_BYTES = 64 << 10
 """How much comes with a page that is waited for."""
-CHUNK_BYTES = 1 << 20
 FORK_FD_MASK = 0xFFFFFFFF
 
 
 @dataclass(slots=True)
 class Space:
-    """One address space. ``source`` is the descriptor of the pages file.
+    """One address space.
 
     ``faults`` are addresses that were waited for; ``order`` those to be filled first, the last of
     them before the others.
@@ -34,41 +34,82 @@ class Space:
 
     fd: int
     missing: Missing
-    source: int
+    source: Pages
     last: int = 0
     """Where it was filled last."""
     order: list[int] = field(default_factory=list)
     faults: list[int] = field(default_factory=list)
 
 
-def serve(spaces: Sequence[Space]) -> None:
+class Arrivals(Protocol):
+    """Address spaces that come one by one.
+
+    Until the last has come only what is waited for is copied: areas may not be registered yet.
+    """
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when there is something."""
+
+    def next(self) -> Space | None:
+        """The next one; None: there are no more.
+
+        Raises: Error when whoever had more is gone.
+        """
+
+
+def serve(spaces: Sequence[Space], arrivals: Arrivals | None = None) -> None:
     """Until all is there, or nobody is left who could want it.
 
     Raises:
-        KernelError: a page could not be had; what waits for it goes on waiting.
+        Error: a page could not be had; what waits for it goes on waiting.
     """
-    _Loop(list(spaces)).run()
+    _Loop(list(spaces), arrivals).run()
 
 
 class _Loop:
-    def __init__(self, spaces: list[Space]) -> None:
-        self._spaces = {space.fd: space for space in spaces}
+    def __init__(self, spaces: list[Space], arrivals: Arrivals | None) -> None:
+        self._spaces: dict[int, Space] = {}
+        self._arrivals = arrivals
         self._poll = select.poll()
+        if arrivals is not None:
+            self._poll.register(arrivals.fileno(), select.POLLIN)
         for space in spaces:
-            self._poll.register(space.fd, select.POLLIN)
+            self._add(space)
 
     def run(self) -> None:
-        while self._spaces:
-            self._hear()
-            for space in list(self._spaces.values()):
+        while (unfilled := self._unfilled()) or self._arrivals is not None:
+            self._hear(wait=not unfilled or self._arrivals is not None)
+            for space in self._unfilled() if self._arrivals is None else ():
                 self._fill_some(space)
+        for space in list(self._spaces.values()):
+            self._drop(space)
 
-    def _hear(self) -> None:
+    def _unfilled(self) -> list[Space]:
+        """One that is filled waits for the others: new memory of its areas is asked for here."""
+        return [space for space in self._spaces.values() if space.missing.pieces]
+
+    def _hear(self, *, wait: bool) -> None:
         """Everything that has come."""
-        while ready := [fd for fd, what in self._poll.poll(0) if what & select.POLLIN]:
+        timeout = None if wait else 0
+        while ready := [fd for fd, what in self._poll.poll(timeout) if what & select.POLLIN]:
             for fd in ready:
                 if fd in self._spaces:
                     self._hear_of(self._spaces[fd])
+                elif self._arrivals is not None and fd == self._arrivals.fileno():
+                    self._let_in(self._arrivals)
+            timeout = 0
+
+    def _let_in(self, arrivals: Arrivals) -> None:
+        space = arrivals.next()
+        if space is not None:
+            self._add(space)
+        else:
+            self._poll.unregister(arrivals.fileno())
+            self._arrivals = None
+
+    def _add(self, space: Space) -> None:
+        self._spaces[space.fd] = space
+        self._poll.register(space.fd, select.POLLIN)
 
     def _hear_of(self, space: Space) -> None:
         faults = []
@@ -86,8 +127,7 @@ class _Loop:
             child = Space(fd=first & FORK_FD_MASK, missing=space.missing.copy(),
                           source=space.source, last=space.last)  # fmt: skip
             os.set_blocking(child.fd, False)
-            self._spaces[child.fd] = child
-            self._poll.register(child.fd, select.POLLIN)
+            self._add(child)
         elif message.event == Event.REMAP:
             space.missing.move(first, second, third)
         else:
@@ -105,7 +145,8 @@ class _Loop:
 
     def _copy_ahead(self, space: Space, piece: Piece) -> None:
         start, end, offset = piece
-        self._copy(space, start, min(end - start, AHEAD_BYTES), offset)
+        most = AHEAD_BYTES if self._arrivals is None else PAGE
+        self._copy(space, start, min(end - start, most), offset)
 
     def _fill_some(self, space: Space) -> None:
         while space.order:
@@ -114,16 +155,14 @@ class _Loop:
                 self._copy_ahead(space, known)
                 return
         piece = space.missing.next(space.last)
-        if piece is None:
-            self._drop(space)
-            return
-        start, end, offset = piece
-        size = min(end - start, CHUNK_BYTES)
-        space.last = start + self._copy(space, start, size, offset)
+        if piece is not None:
+            start, end, offset = piece
+            size = min(end - start, space.source.chunk_bytes)
+            space.last = start + self._copy(space, start, size, offset)
 
     def _copy(self, space: Space, start: int, size: int, offset: int) -> int:
         """Copy as far as it goes; bytes that are there now."""
-        done, failure = native.copy_pages(space.fd, start, space.source, offset, size)
+        done, failure = space.source.copy(space.fd, start, offset, size)
         space.missing.take(start, start + done)
         if failure == errno.ESRCH:
             self._drop(space)

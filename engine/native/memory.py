@@ -106,6 +106,13 @@ def copy_pages(uffd: int, target: Address, fd: int, offset: int, size: int) -> t
     return int(lib.seam_copy_pages(uffd, target, fd, offset, size, error)), int(error[0])
 
 
+def put_pages(uffd: int, target: Address, data: bytes) -> tuple[int, int]:
+    """As `copy_pages`, of bytes that we have."""
+    error = ffi.new("int *")
+    source = ffi.from_buffer(data)
+    return int(lib.seam_put_pages(uffd, target, source, len(data), error)), int(error[0])
+
+
 def compare_runs(pid: int, runs: "array[int]", fd: int) -> "array[int]":
     """Addresses of pages that differ from the file, in the order of the runs (triples)."""
     words = ffi.from_buffer("uint64_t[]", runs)

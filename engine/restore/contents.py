@@ -11,7 +11,7 @@ import mmap
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
@@ -23,7 +23,7 @@ from torpor.engine.images import pages
 from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.manifest import XXH64, FileDigest
-from torpor.engine.images.pages import LocatedRun, Pagemap
+from torpor.engine.images.pages import LocatedRun, PageFlags, Pagemap, PageRun
 from torpor.engine.images.parents import Chain
 from torpor.engine.kernel import room
 from torpor.engine.memory.areas import PAGE, PROT_READ, PROT_WRITE, Area, Backing
@@ -55,14 +55,24 @@ class TaskPages:
     def between(self, low: int, high: int) -> list[tuple[int, int, int]]:
         """As `within`, for a range of addresses. Runs are in their order (a checked pagemap)."""
         found = []
-        for i in range(max(bisect_right(self._starts, low) - 1, 0), len(self.runs)):
-            run, offset = self.runs[i].run, self.runs[i].offset
-            if run.vaddr >= high:
-                break
-            start, end = max(run.vaddr, low), min(run.end, high)
-            if offset is not None and start < end:
-                found.append((start, end - start, offset + start - run.vaddr))
+        for one in self._touching(low, high):
+            start, end = max(one.run.vaddr, low), min(one.run.end, high)
+            if one.offset is not None and start < end:
+                found.append((start, end - start, one.offset + start - one.run.vaddr))
         return found
+
+    def lacks(self, area: Area) -> bool:
+        """Whether pages of an area are still where it was dumped."""
+        return any(
+            one.offset is None and one.run.end > area.start
+            for one in self._touching(area.start, area.end)
+        )
+
+    def _touching(self, low: int, high: int) -> Iterator[LocatedRun]:
+        for i in range(max(bisect_right(self._starts, low) - 1, 0), len(self.runs)):
+            if self.runs[i].run.vaddr >= high:
+                break
+            yield self.runs[i]
 
 
 @dataclass(slots=True)
@@ -76,11 +86,13 @@ class Contents:
     verified: set[str] = field(default_factory=set)
     parents: Chain | None = None
     """Earlier dumps that may have pages; None when they may not be used."""
+    later: bool = False
+    """Pages may be missing that are still where it was dumped."""
 
     def of(self, pid: int) -> TaskPages:
         """Pages of a task."""
         if pid not in self.tasks:
-            self.tasks[pid] = self._open(f"pagemap-{pid}")
+            self.tasks[pid] = self._open(f"pagemap-{pid}", later=self.later)
         return self.tasks[pid]
 
     def of_shared(self, shared_id: int) -> TaskPages:
@@ -89,19 +101,21 @@ class Contents:
             self.shared[shared_id] = self._open(f"pagemap-shmem-{shared_id}")
         return self.shared[shared_id]
 
-    def _open(self, name: str) -> TaskPages:
+    def _open(self, name: str, *, later: bool = False) -> TaskPages:
         if name not in self.images:
             return TaskPages(runs=(), fd=-1)
         pagemap: Pagemap = pages.read_pagemap(self.images, name)
-        if not pagemap.is_whole:
-            return self._open_merged(name)
+        missing = [run for run in pagemap.runs if PageFlags.PRESENT not in run.flags]
+        elsewhere = [run for run in missing if later and run.is_elsewhere]
+        if missing != elsewhere:
+            return self._open_merged(name, elsewhere)
         return TaskPages(
             runs=tuple(pagemap.located()),
             fd=pages.open_pages(self.images, pagemap),
             file=file_name(pagemap.pages_name),
         )
 
-    def _open_merged(self, name: str) -> TaskPages:
+    def _open_merged(self, name: str, elsewhere: Sequence[PageRun]) -> TaskPages:
         if self.parents is None:
             raise BadImage(
                 "pages of an earlier dump are missing",
@@ -109,7 +123,8 @@ class Contents:
                 remedy="restore by `criu restore`, where the earlier dump is",
             )
         runs, fd = self.parents.merged(name)
-        return TaskPages(runs=runs, fd=fd)
+        more = [LocatedRun(run=run, offset=None) for run in elsewhere]
+        return TaskPages(runs=tuple(sorted([*runs, *more], key=lambda one: one.run.vaddr)), fd=fd)
 
     def private_runs(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int, int]]:
         """Runs of a task's private areas, by address."""

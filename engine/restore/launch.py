@@ -83,7 +83,12 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
 
 def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
     """Create the tree anew on this host (see `torpor.engine.api`)."""
-    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES, with_parents=True)
+    snapshot = load(
+        options.images_dir,
+        verify=Verify.WITHOUT_PAGES,
+        with_parents=True,
+        later=options.filled_by is not None,
+    )
     try:
         restore = _Restore(
             snapshot,
@@ -130,7 +135,10 @@ class _Restore(Work):
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
         self.groups = cgroups.Groups()
-        self.lazy = lazily.LazyMemory(wanted=host is not None and self._is_lazy(host.lazy))
+        self.lazy = lazily.LazyMemory(
+            wanted=host is not None and self._is_lazy(host),
+            filled_by=host.filled_by if host else None,
+        )
         self.suspend_seccomp = False
         self.terminal: int | None = None
         self.deadline = time.perf_counter() + timeout_s
@@ -196,13 +204,13 @@ class _Restore(Work):
                     leave_stopped=self.host is not None and self.host.leave_stopped,
                     last=self._fill_later,
                 )
-                self.lazy.finish()
         except BaseException:
             self.lazy.close()
             self._give_up(pid, root)
             self.groups.take_away()
             self.contents.verify()  # damaged pages may have led to any error
             raise
+        self.lazy.finish(self)
         return RestoreReport(
             pid=pid,
             tasks=len(self.tree.tasks),
@@ -302,6 +310,7 @@ class _Restore(Work):
             uring.create(self, root)
             segments.take_semaphores(self, root)
             state.place_descriptors(self)
+            self.lazy.hand_over(self)
             for task in self.alive():
                 state.task_state(self, task)
             state.unlock_network(self)
@@ -315,9 +324,9 @@ class _Restore(Work):
         """What a task that was just forked by ``maker`` had."""
         memories.give(self, task, maker)
 
-    def _is_lazy(self, asked: Lazy) -> bool:
-        if asked is not Lazy.AUTO:
-            return asked is Lazy.ON
+    def _is_lazy(self, host: RestoreOptions) -> bool:
+        if host.lazy is not Lazy.AUTO or host.filled_by is not None:
+            return host.lazy is Lazy.ON or host.filled_by is not None
         pids = [task.pid for task in self.tree.tasks if task.memory]
         runs = [one for pid in pids for one in self.contents.of(pid).runs]
         stored = sum(one.run.size_bytes for one in runs if one.offset is not None)

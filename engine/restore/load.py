@@ -63,17 +63,25 @@ class Snapshot:
         self.images.close()
 
 
-def load(path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False) -> Snapshot:
+def open_contents(images: ImageDirectory, *, later: bool) -> Contents:
+    """Pages of a directory, and of those of earlier dumps."""
+    return Contents(images, parents=Chain(images, later=later), later=later)
+
+
+def load(
+    path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False, later: bool = False
+) -> Snapshot:
     """Read and check a directory; nothing of the machine is touched.
 
     With ``verify`` WITHOUT_PAGES, `Contents.verify` has to follow before anything runs.
-    ``with_parents`` takes pages from the directories of earlier dumps.
+    ``with_parents`` takes pages from the directories of earlier dumps; with ``later`` pages may
+    be missing that are still where it was dumped.
 
     Raises:
         BadImage: something is missing, damaged or does not fit.
     """
     images = ImageDirectory.open(path, verify=verify)
-    contents = Contents(images, parents=Chain(images) if with_parents else None)
+    contents = open_contents(images, later=later) if with_parents else Contents(images)
     try:
         inventory = read_inventory(images)
         source = Source(images)

@@ -96,7 +96,8 @@ def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
         a for a in memory.areas if a.start not in starts and a.backing not in area_kinds.SPECIAL
     ]
     chosen = work.lazy.choose(memory.areas, work.contents, task.image.pid)
-    task.lazy = {start for start in chosen if start not in starts or start in parent.lazy}
+    lacking = {a.start for a in memory.areas if work.contents.of(task.image.pid).lacks(a)}
+    task.lazy = {s for s in chosen if s not in starts or s in parent.lazy or s in lacking}
     drops = work.contents.fill_forked(
         task.pid,
         task.image.pid,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Pages of a file into memory that a userfaultfd is registered for. */
+/* Pages of a file, or of ours, into memory that a userfaultfd is registered for. */
 #include "seam_internal.h"
 
 #include <linux/userfaultfd.h>
@@ -8,11 +8,12 @@
 
 #define PAGE ((uint64_t)4096)
 
-/* Bytes of `size` that are there now, those that were before too; whole pages. */
-static uint64_t put_pages(int uffd, uint64_t target, const char *from, uint64_t size, int *error)
+uint64_t seam_put_pages(int uffd, uint64_t target, const void *pages, uint64_t size, int *error)
 {
+	const char *from = pages;
 	uint64_t done = 0;
 
+	*error = 0;
 	while (done < size) {
 		struct uffdio_copy copy = { .dst = target + done, .len = size - done,
 					    .src = (uintptr_t)from + done };
@@ -48,7 +49,7 @@ uint64_t seam_copy_pages(int uffd, uint64_t target, int fd, uint64_t offset, uin
 
 		*error = -read_file(fd, local, step, offset + done);
 		if (!*error)
-			put = put_pages(uffd, target + done, local, step, error);
+			put = seam_put_pages(uffd, target + done, local, step, error);
 		done += put;
 	}
 	free(local);

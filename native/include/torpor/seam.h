@@ -146,6 +146,8 @@ int64_t seam_fill(struct seam_fill *asked);
 /* lazy.c: pages of a file by UFFDIO_COPY; bytes that are there now (before, too), and why no more. */
 uint64_t seam_copy_pages(int uffd, uint64_t target, int fd, uint64_t offset, uint64_t size,
 			 int *error);
+/* The same, of pages that we have. */
+uint64_t seam_put_pages(int uffd, uint64_t target, const void *pages, uint64_t size, int *error);
 
 /* digest.c: of a buffer, or of a file when that is NULL. */
 uint64_t seam_xxh64(const void *data, size_t size);
