@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from socket import socket
@@ -102,6 +102,22 @@ def no_progress(_: Progress) -> None:
     """Take no notice of progress."""
 
 
+class Follower(Protocol):
+    """Takes pages of images elsewhere while they are written (docs/adr/0022)."""
+
+    def begin(self) -> None:
+        """Images are begun, maybe not for the first time: what was told before is void."""
+
+    def grown(self, name: str, fd: int, size_bytes: int, *, whole: bool = False) -> None:
+        """So many bytes of a file (by its path in ``images_dir``) are final, nobody reads them.
+
+        May take them out of the file, and their time. What it raises ends the dump.
+        """
+
+    def catch_up(self) -> None:
+        """Return when all that was told of is safe; what is left to the stop waits for nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreCopyRules:
     """When the rounds of a pre-copy end: by whichever comes first, or when they bring nothing."""
@@ -112,8 +128,6 @@ class PreCopyRules:
     max_copies: float = 4.0
     """Bytes copied, in comparison with those of the first round."""
     max_seconds: float = 30.0
-    one_directory: bool = False
-    """Of tasks that are stopped, what the rounds have is copied into the images, not a parent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +190,10 @@ class DumpOptions:
     precopy: PreCopyRules = PreCopyRules()
     dedup: bool = False
     """Take from the parents the pages that this dump has anew."""
+    follower: Follower | None = None
+    """Has the pages as they are written; the rounds of a pre-copy of tasks that will be stopped
+    then become directories inside, which it has before the stop. What it has need not be durable
+    here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

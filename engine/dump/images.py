@@ -47,7 +47,11 @@ OWN_TIME = 0
 
 def directory_for(options: DumpOptions) -> NewImageDirectory:
     """The directory to write."""
-    return NewImageDirectory.create(options.images_dir, replace=options.replace)
+    images = NewImageDirectory.create(options.images_dir, replace=options.replace)
+    images.follower = options.follower
+    if options.follower is not None:
+        options.follower.begin()
+    return images
 
 
 def write_all(

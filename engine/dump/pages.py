@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from torpor.engine import native
-from torpor.engine.dump import increment
+from torpor.engine.dump import increment, pagesfile
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.ways import scan
 from torpor.engine.dump.ways.way import Content, Part, Segment, Way
-from torpor.engine.images.failures import translated
 from torpor.engine.images.pages import PageFlags, PageRun, write_pagemap
 from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
@@ -175,24 +174,17 @@ def write(
     taken: PagesTaken, images: NewImageDirectory, parents: Chain | None, told: ProgressFn
 ) -> int:
     """Write pagemaps and pages files, without what the parents have; bytes written."""
-    total = taken.size_bytes
+    total, written = taken.size_bytes, 0
 
     def tell(done: int) -> None:
-        text = f"{size(done)} of {size(total)}"
-        told(Progress(phase="write", text=text, done=done, total=total))
+        text = f"{size(written + done)} of {size(total)}"
+        told(Progress(phase="write", text=text, done=written + done, total=total))
 
-    progress = native.PagesProgress(tell)
     for number, segment in enumerate(taken.segments, 1):
         runs, extents = _new(segment, parents) if parents is not None else _all(segment)
         write_pagemap(images, segment.name, number, runs)
-        name = f"pages-{number}"
-        fd = images.create_file(name)
-        try:
-            with translated("write", f"{name}.img"):
-                images.digested(name, native.write_pages(extents, fd, progress))
-        finally:
-            os.close(fd)
-    return progress.written_bytes
+        written += pagesfile.write(images, f"pages-{number}", extents, tell)
+    return written
 
 
 def send(taken: PagesTaken, server: Client) -> None:

@@ -4,7 +4,8 @@
 Facts: CRIU keeps a link `parent` in a directory, relative to it, that leads to the dump before;
 runs of a pagemap with PARENT have their bytes in the pagemap of the same name there, or further up
 in the same way. A task without a pagemap there has none. A pre-dump has only inventory, pagemaps
-and pages. The link leads out of the directory, so it is followed only for callers that ask for it.
+and pages. The link leads out of the directory, so it is followed only for callers that ask for it;
+rounds inside of it (`rounds.py`) always are.
 """
 
 import os
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.engine.errors import BadImage, Error
-from torpor.engine.images import pages
+from torpor.engine.images import pages, rounds
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.failures import translated
 from torpor.engine.images.kinds import file_name
@@ -57,8 +58,9 @@ class Stored:
 class Chain:
     """A directory and those that its link leads to, youngest first. Use it in `with`."""
 
-    def __init__(self, images: ImageDirectory, *, later: bool = False) -> None:
+    def __init__(self, images: ImageDirectory, *, links: bool = True, later: bool = False) -> None:
         self.levels = [images]
+        self._links = links
         self._later = later
         """Pages of tasks that are still where it was dumped are passed over."""
         self.files: dict[tuple[int, str], int] = {}
@@ -154,7 +156,10 @@ class Chain:
         if PageFlags.PARENT not in run.flags:
             raise _missing(name, run, "they are still where it was dumped (--lazy-pages)")
         if level + 1 == len(self.levels) and not self.follow():
-            raise _missing(name, run, f"there is no link {PARENT} to an earlier dump")
+            what = f"there is no link {PARENT} to an earlier dump"
+            raise _missing(
+                name, run, what if self._links else "links to earlier dumps are not followed here"
+            )
         parts = overlapping(self.stored(name, level + 1), run.vaddr, run.end)
         if sum(part.size_bytes for part in parts) != run.size_bytes:
             raise _missing(name, run, f"{self.levels[level + 1].path} has them not")
@@ -166,8 +171,8 @@ class Chain:
         Raises: BadImage when it is no directory of images, or leads back to one of the chain.
         """
         last = self.levels[-1]
-        path = last.path / PARENT
-        if not os.path.lexists(path):
+        path = rounds.before(last.path, last.facts) or last.path / PARENT
+        if path.name == PARENT and not (self._links and os.path.lexists(path)):
             return False
         if len(self.levels) > MAX_DEPTH:
             raise BadImage("too many parents", subject=str(path))

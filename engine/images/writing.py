@@ -20,7 +20,7 @@ from typing import Any, Self
 from google.protobuf.message import Message
 
 from torpor.engine.errors import Bug, Refused
-from torpor.engine.images import manifest
+from torpor.engine.images import manifest, rounds
 from torpor.engine.images.directory import (
     INCOMPLETE,
     INVENTORY,
@@ -33,6 +33,7 @@ from torpor.engine.images.failures import translated
 from torpor.engine.images.format import Buffer, Writer
 from torpor.engine.images.kinds import SERVICE, file_name, kind_of
 from torpor.engine.images.manifest import Manifest
+from torpor.engine.options import Follower
 
 CREATE_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_MODE = 0o600
@@ -51,6 +52,9 @@ class NewImageDirectory:
 
     def __init__(self, path: Path, place: Path, fd: int) -> None:
         self.path = path
+        self.follower: Follower | None = None
+        """Who has the pages as they are written."""
+        self._told_as = ""
         self.fd = fd
         self._place = place
         self._writers: dict[str, Writer] = {}
@@ -125,6 +129,17 @@ class NewImageDirectory:
         with translated("create", name):
             return os.open(checked_name(name), CREATE_FILE, FILE_MODE, dir_fd=self.fd)
 
+    def grown(self, name: str, fd: int, size_bytes: int, *, whole: bool = False) -> None:
+        """Say that so many bytes of a pages file are final."""
+        if self.follower is not None:
+            told_as = f"{self._told_as}{checked_name(name)}"
+            self.follower.grown(told_as, fd, size_bytes, whole=whole)
+
+    def catch_up(self) -> None:
+        """Wait until who follows has all that was said."""
+        if self.follower is not None:
+            self.follower.catch_up()
+
     def digested(self, name: str, digest: str) -> None:
         """Say the digest (xxh64-256k) of a pages file, so that it is not read again."""
         self._digests[checked_name(name)] = digest
@@ -153,6 +168,10 @@ class NewImageDirectory:
         with translated("link", PARENT):
             os.symlink(target, PARENT, dir_fd=self.fd)
 
+    def follow_round(self, number: int) -> None:
+        """Say which round has the pages that this one, or these images, leave out."""
+        self.extra("dump", rounds.LAST, number)
+
     @property
     def directories_inside(self) -> list[Path]:
         """Of the images that `inside` began, where they are at the end."""
@@ -161,7 +180,9 @@ class NewImageDirectory:
     def inside(self, name: str) -> "NewImageDirectory":
         """Images of a directory inside, which go when these are given up."""
         self._inside.append(name)
-        return NewImageDirectory.create(self.place / name)
+        images = NewImageDirectory.create(self.place / name)
+        images.follower, images._told_as = self.follower, f"{self._told_as}{name}/"
+        return images
 
     def pages_elsewhere(self) -> None:
         """Say that pages go to a page server, which may write them into this very directory."""
@@ -190,8 +211,9 @@ class NewImageDirectory:
     def finish(self, *, durable: bool = True) -> Path:
         """Close all files, write torpor.json, and make the directory appear; returns `path`.
 
-        `durable` has everything on the disk before it appears.
+        `durable` has everything on the disk before it appears, unless a follower sees to that.
         """
+        durable = durable and self.follower is None
         with translated("write", str(self.path)):
             self._close_streams()
             images = list_images(self.fd) - set(SERVICE)

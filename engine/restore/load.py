@@ -63,9 +63,9 @@ class Snapshot:
         self.images.close()
 
 
-def open_contents(images: ImageDirectory, *, later: bool) -> Contents:
-    """Pages of a directory, and of those of earlier dumps."""
-    return Contents(images, parents=Chain(images, later=later), later=later)
+def open_contents(images: ImageDirectory, *, later: bool, links: bool = True) -> Contents:
+    """Pages of a directory, of rounds inside of it, and of earlier dumps that links lead to."""
+    return Contents(images, parents=Chain(images, links=links, later=later), later=later)
 
 
 def load(
@@ -81,7 +81,7 @@ def load(
         BadImage: something is missing, damaged or does not fit.
     """
     images = ImageDirectory.open(path, verify=verify)
-    contents = open_contents(images, later=later) if with_parents else Contents(images)
+    contents = open_contents(images, later=later, links=with_parents)
     try:
         inventory = read_inventory(images)
         source = Source(images)

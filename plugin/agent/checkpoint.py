@@ -9,23 +9,16 @@ and the controller has deleted the pod; if anything fails until then, they run o
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from torpor.engine.errors import Error, Vanished
-from torpor.engine.options import (
-    After,
-    DumpOptions,
-    DumpReport,
-    MemoryWay,
-    PreCopyRules,
-    Progress,
-    TcpPolicy,
-)
+from torpor.engine.options import DumpOptions, DumpReport
 from torpor.plugin.agent import rootfs
 from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFound
+from torpor.plugin.agent.dumpoptions import dump_options
 from torpor.plugin.agent.locate import (
     Container,
     StrangerInside,
@@ -35,37 +28,27 @@ from torpor.plugin.agent.locate import (
     pod_ips,
 )
 from torpor.plugin.agent.nodefacts import node_facts
-from torpor.plugin.agent.report import Reporter
+from torpor.plugin.agent.report import Reporter, persist
 from torpor.plugin.agent.staging import JobFolder
-from torpor.plugin.api import v1alpha1
+from torpor.plugin.agent.storing import Storing
 from torpor.plugin.api.common import REQUESTED_BY_HOOK, REQUESTED_BY_LABEL
 from torpor.plugin.api.conditions import Condition, condition
 from torpor.plugin.api.duration import format_duration, parse_duration_s
 from torpor.plugin.api.fields import JsonObject
 from torpor.plugin.api.podrecord import record
 from torpor.plugin.api.reasons import ConditionType, Reason
-from torpor.plugin.api.v1alpha1 import (
-    AfterCheckpoint,
-    Checkpoint,
-    CheckpointedContainer,
-    EstablishedTcp,
-)
+from torpor.plugin.api.v1alpha1 import AfterCheckpoint, Checkpoint, CheckpointedContainer
 from torpor.plugin.k8s.errors import NotFound, Unreachable
 from torpor.plugin.k8s.kinds import PODS
-from torpor.plugin.store.base import Cancel, SourceTree, StoredManifest
+from torpor.plugin.store.base import SourceTree, StoredManifest
 from torpor.plugin.store.manifest import CheckpointRef, ContainerFacts, Head
 
 _log = logging.getLogger(__name__)
 FACTS = "facts.json"
+_LONG_PHASES = ("prepare memory", "write", "sync")
+"""Of the engine; what is within the pause is told apart."""
 _BREAKS_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Between one attempt and the next: the commands of probes and `kubectl exec` come and go."""
-_LONGEST_DUMP_S = 120.0
-_WAYS = {
-    v1alpha1.MemoryWay.AUTO: MemoryWay.AUTO,
-    v1alpha1.MemoryWay.FROZEN: MemoryWay.FROZEN,
-    v1alpha1.MemoryWay.SNAPSHOT: MemoryWay.SNAPSHOT,
-    v1alpha1.MemoryWay.PRE_COPY: MemoryWay.PRECOPY,
-}
 
 
 def reference(checkpoint: Checkpoint) -> CheckpointRef:
@@ -84,7 +67,11 @@ class CheckpointJob:
     report: Reporter
     deadline: Deadline = field(init=False)
     is_captured: bool = field(default=False, init=False)
+    _storing: Storing = field(init=False)
     _instant: datetime = field(init=False)
+    _stopped_at_s: float = field(default=0.0, init=False)
+    _ahead_bytes: int = field(default=0, init=False)
+    """In the store when the tasks were stopped."""
     _notes: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -113,15 +100,21 @@ class CheckpointJob:
         Raises:
             Error: it failed; the workload runs on.
         """
-        self.context.store(self.checkpoint.status.store_name)
+        store = self.context.store(self.checkpoint.status.store_name)
         self.report.write(
             {"startedAt": datetime.now(UTC)},
             [self._condition(ConditionType.CAPTURED, False, Reason.IN_PROGRESS, "being captured")],
         )
-        pod, containers, reports = self._dump()
-        self.context.metrics.freeze.observe(max(each.frozen_s for each in reports))
-        if not self._is_stop:
-            self._store(pod, containers, reports)
+        with Storing(
+            store=store,
+            ref=reference(self.checkpoint),
+            deadline=self.deadline,
+            progress=self.report.note,
+        ) as self._storing:
+            pod, containers, reports = self._dump()
+            self.context.metrics.freeze.observe(max(each.frozen_s for each in reports))
+            if not self._is_stop:
+                self._store(pod, containers, reports)
 
     # ---- the cut -----------------------------------------------------------------------
 
@@ -167,28 +160,20 @@ class CheckpointJob:
         )
 
     def _options(self, pod: JsonObject, container: Container) -> DumpOptions:
-        refuse = self.checkpoint.spec.tcp.established is EstablishedTcp.REFUSE
-        return DumpOptions(
-            pid=container.init_pid,
-            images_dir=self.folder.tree / "images" / container.name,
-            after=After.STOP if self._is_stop else After.CONTINUE,
-            tcp=TcpPolicy.REFUSE if refuse else TcpPolicy.CLOSE,
-            container=True,
-            runtime_seccomp_filters=runtime_filters(pod, container.name, self._filters(container)),
-            freezer_cgroups=(container.cgroup,),
-            timeout_s=max(1.0, min(self.deadline.left_s, _LONGEST_DUMP_S)),
-            memory=_WAYS[self.checkpoint.spec.memory.way],
-            precopy=PreCopyRules(
-                max_rounds=self.checkpoint.spec.memory.max_rounds, one_directory=True
-            ),
+        return dump_options(
+            self.checkpoint.spec,
+            pod,
+            container,
+            self.folder.tree / "images" / container.name,
+            seccomp_filters=self.context.view.seccomp_filters(container.init_pid),
+            left_s=max(1.0, self.deadline.left_s),
+            follower=self._storing.following(f"images/{container.name}"),
         )
-
-    def _filters(self, container: Container) -> int:
-        return self.context.view.seccomp_filters(container.init_pid)
 
     def _capture(self, containers: tuple[Container, ...]) -> None:
         """What must be consistent with memory; runs while the tasks stand still."""
-        self._instant = datetime.now(UTC)
+        self._instant, self._stopped_at_s = datetime.now(UTC), time.monotonic()
+        self._ahead_bytes = self._storing.upload.stored_bytes
         view, tree = self.context.view, self.folder.tree
         for container in containers:
             strangers = foreign_tasks(container, view, self._tolerance)
@@ -230,10 +215,12 @@ class CheckpointJob:
         captured = self._condition(ConditionType.CAPTURED, True, Reason.COMPLETED, text)
         storing = self._condition(ConditionType.STORED, False, Reason.IN_PROGRESS, "being stored")
         self.report.post({}, [captured, storing])
-        with self._stage("store"):
-            stored = self._put_and_verify(self._head(pod, containers, reports))
-        self.context.metrics.transferred.labels("to-store").inc(stored.size_bytes)
+        head = self._head(pod, containers, reports)
+        stored = self._storing.commit(SourceTree(root=self.folder.tree, head=head))
+        self._measure(stored)
         text = f"{stored.size_bytes} bytes in store {self.checkpoint.status.store_name}, verified"
+        if self._is_stop:
+            text += f"; {self._ahead_bytes} were there before the pod was stopped"
         fields: dict[str, object] = {
             "sizeBytes": stored.size_bytes,
             "storedBytes": stored.stored_bytes,
@@ -244,7 +231,8 @@ class CheckpointJob:
             "containers": _told(containers, reports, stored),
             "progress": None,
             "pause": format_duration(max(each.frozen_s for each in reports)),
-            "pauseSteps": _steps(reports),
+            "pauseSteps": _told_steps(reports[-1].pause_s),
+            "steps": _told_steps(self._steps(reports)),
         }
         self._persist(
             fields,
@@ -253,17 +241,25 @@ class CheckpointJob:
         )
         _log.info("%s: %s", self._subject, text)
 
-    def _put_and_verify(self, head: Head) -> StoredManifest:
-        store = self.context.store(self.checkpoint.status.store_name)
-        tree = SourceTree(root=self.folder.tree, head=head)
-        cancel = Cancel()
+    def _measure(self, stored: StoredManifest) -> None:
+        metrics = self.context.metrics
+        metrics.transferred.labels("to-store").inc(stored.size_bytes)
+        metrics.ahead.inc(self._ahead_bytes)
+        metrics.stored(stored)
+        for name, took_s in self._storing.seconds.items():
+            metrics.stage.labels("Checkpoint", name).observe(took_s)
 
-        def work() -> StoredManifest:
-            put = store.put(head.ref, tree, self.report.note, cancel=cancel)
-            self.report.note(Progress(phase="verifying"))
-            return store.verify(head.ref, digest=put.digest, cancel=cancel)
-
-        return self.deadline.run("storing", work, cancel)
+    def _steps(self, reports: tuple[DumpReport, ...]) -> dict[str, float]:
+        """The long ones, in their order; containers are taken together."""
+        phases, began_s = reports[-1].phases_s, self._stopped_at_s
+        found = {name: phases[name] for name in _LONG_PHASES if name in phases}
+        found |= self._storing.seconds
+        if self._is_stop:
+            found["stopped until stored"] = time.monotonic() - began_s
+            self.context.metrics.stage.labels("Checkpoint", "stopped").observe(
+                found["stopped until stored"]
+            )
+        return found
 
     def _head(
         self,
@@ -386,46 +382,9 @@ class CheckpointJob:
         _log.info("%s: %s took %.3f s", self._subject, name, took_s)
 
 
-def persist(
-    report: Reporter,
-    fields: dict[str, object],
-    conditions: tuple[Condition, ...],
-    deadline: Deadline,
-    poll_s: float,
-) -> None:
-    """Write a status until the API server takes it or time is up."""
-    while True:
-        try:
-            report.write(fields, conditions)
-        except Unreachable:
-            if deadline.left_s <= 0:
-                raise
-            time.sleep(poll_s)
-        else:
-            return
-
-
-def runtime_filters(pod: JsonObject, name: str, installed: int) -> int:
-    """How many seccomp filters of the init the runtime has put there.
-
-    A profile that the pod names is one filter. Where it names none, kubelet may still have set
-    the default one (``seccompDefault``): then an init that has any filter got its first so.
-    """
-    container = next(each for each in pod["spec"]["containers"] if each["name"] == name)
-    own = container.get("securityContext") or {}
-    if own.get("privileged"):
-        return 0
-    profile = own.get("seccompProfile") or (pod["spec"].get("securityContext") or {}).get(
-        "seccompProfile"
-    )
-    if profile is not None and profile.get("type") == "Unconfined":
-        return 0
-    return min(1, installed)
-
-
-def _steps(reports: tuple[DumpReport, ...]) -> dict[str, str]:
-    """`status.pauseSteps`: containers are taken one after the other, in one pause."""
-    return {name: format_duration(s) for name, s in reports[-1].pause_s.items()}
+def _told_steps(seconds: Mapping[str, float]) -> dict[str, str]:
+    """As a status has durations by step."""
+    return {name: format_duration(s) for name, s in seconds.items()}
 
 
 def _told(

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from torpor.engine.options import After, DumpReport, MemoryWay, Progress, RestoreReport
+from torpor.plugin.agent.checkpoint import reference
 from torpor.plugin.agent.context import Context
+from torpor.plugin.agent.jobs import Jobs
 from torpor.plugin.agent.metrics import Metrics
 from torpor.plugin.agent.procview import NodeView
 from torpor.plugin.api import codec
 from torpor.plugin.api.conditions import condition
+from torpor.plugin.api.v1alpha1 import Checkpoint
 from torpor.plugin.k8s.fake_api import FakeApi
 from torpor.plugin.k8s.kinds import CHECKPOINTS, PODS, RESTORES
 from torpor.plugin.store.volume import VolumeStore
@@ -102,6 +105,7 @@ class RecordedEngine:
     before = staticmethod(lambda: None)
     errors: list[BaseException] = field(default_factory=list)
     taken_away: Path | None = None
+    pages: bytes = b"p" * 4096
 
     def dump(self, trees, *, while_frozen=None, commit=None, progress=None):
         self.calls.append("dump")
@@ -109,7 +113,7 @@ class RecordedEngine:
         self.before()
         for tree in trees:
             tree.images_dir.mkdir(parents=True)
-            (tree.images_dir / "pages-1.img").write_bytes(b"p" * 4096)
+            self.write_pages(tree, "pages-1.img")
             (tree.images_dir / "core-1.img").write_bytes(b"core of %d" % tree.pid)
             progress(Progress(phase="memory", done=1, total=2))
         if while_frozen:
@@ -133,6 +137,18 @@ class RecordedEngine:
             commit(reports)
         self.ended = trees[0].after is After.STOP
         return reports
+
+    def write_pages(self, tree, name):
+        """In two parts, each of which is told."""
+        tree.follower.begin()
+        with (tree.images_dir / name).open("xb+") as file:
+            for part in (self.pages[: len(self.pages) // 2], self.pages[len(self.pages) // 2 :]):
+                file.write(part)
+                file.flush()
+                tree.follower.grown(name, file.fileno(), file.tell())
+            tree.follower.grown(name, file.fileno(), file.tell(), whole=True)
+        if tree.memory is MemoryWay.PRECOPY:
+            tree.follower.catch_up()
 
     def takeover(self, options, *, progress=None):
         self.calls.append(f"takeover {options.pid}")
@@ -207,6 +223,21 @@ class World:
                 },
             },
         )  # fmt: skip
+
+    def take(self, **spec):
+        """A Checkpoint of a pod with one container and one changed file, and who takes it."""
+        pod = self.pod()
+        merged = self.run_container(pod, "app", 100)
+        (merged / "data" / "volume-file").write_text("in the volume")
+        self.node.change(100, "etc/conf", "changed")
+        return self.checkpoint(**spec), Jobs(context=self.context)
+
+    def stored(self, name="cp"):
+        """What the store has of a Checkpoint, verified."""
+        item = self.api.take(CHECKPOINTS, NS, name)
+        return self.context.stores["main"].verify(
+            reference(codec.decode(Checkpoint, item)), digest=item["status"]["manifestDigest"]
+        )
 
     def conditions(self, kind, name):
         item = self.api.take(kind, NS, name)

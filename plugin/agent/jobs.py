@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from torpor.engine.errors import Bug, Error
-from torpor.plugin.agent.checkpoint import CheckpointJob, persist, reference
+from torpor.plugin.agent.checkpoint import CheckpointJob, reference
 from torpor.plugin.agent.context import (
     AgentRestarted,
     Context,
@@ -23,7 +23,7 @@ from torpor.plugin.agent.context import (
     PodDeleting,
     PodNotFound,
 )
-from torpor.plugin.agent.report import Reporter
+from torpor.plugin.agent.report import Reporter, persist
 from torpor.plugin.agent.restore import RestoreJob
 from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.api import codec
@@ -35,6 +35,7 @@ from torpor.plugin.api.v1alpha1 import Checkpoint, DeletionPolicy, Restore
 from torpor.plugin.k8s.apply import StatusWriter
 from torpor.plugin.k8s.errors import NotFound, Unreachable
 from torpor.plugin.k8s.kinds import CHECKPOINTS, RESTORES, Kind
+from torpor.plugin.store.base import StoreFailed
 
 _log = logging.getLogger(__name__)
 MOST_ATTEMPTS = 3
@@ -151,7 +152,7 @@ class Jobs:
                 folder,
                 report,
                 work,
-                lambda: ConditionType.STORED if job.is_captured else ConditionType.CAPTURED,
+                lambda error: _part(error, is_captured=job.is_captured),
             )
 
     def _run_restore(self, item: JsonObject, restore: Restore) -> None:
@@ -174,7 +175,7 @@ class Jobs:
                     raise
                 job.run()
 
-            self._finish(Restore.KIND, folder, report, work, lambda: ConditionType.RESTORED)
+            self._finish(Restore.KIND, folder, report, work, lambda _: ConditionType.RESTORED)
 
     def _finish(
         self,
@@ -182,7 +183,7 @@ class Jobs:
         folder: JobFolder,
         report: Reporter,
         work: Callable[[], None],
-        condition_type: Callable[[], ConditionType],
+        condition_type: Callable[[Error], ConditionType],
     ) -> None:
         """Run a job to its end, and tell how it ended."""
         metrics = self.context.metrics
@@ -207,7 +208,7 @@ class Jobs:
             return
         _log.error("%s %s failed: %s", prefix, kind, error)
         generation = metadata.get("generation")
-        failed = condition(condition_type(), False, reason, str(error), generation=generation)
+        failed = condition(condition_type(error), False, reason, str(error), generation=generation)
         deadline = Deadline(limit_s=_TELL_FAILURE_S, subject=prefix)
         persist(report, {"progress": None}, (failed,), deadline, self.context.poll_s)
 
@@ -269,6 +270,12 @@ def _outcome(work: Callable[[], None]) -> Error | None:
             remedy="report it with the log of the agent",
         )
     return None
+
+
+def _part(error: Error, *, is_captured: bool) -> ConditionType:
+    """Which part of a checkpoint failed; a store may fail before all is captured."""
+    at_store = is_captured or isinstance(error, StoreFailed)
+    return ConditionType.STORED if at_store else ConditionType.CAPTURED
 
 
 def _check_attempt(attempt: int) -> None:

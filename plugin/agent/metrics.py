@@ -3,7 +3,10 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from torpor.plugin.store.base import StoredManifest
+
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_RATIOS = (1, 1.25, 1.5, 2, 3, 4, 6, 10, 20, 50, 100)
 _STAGES_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -43,9 +46,31 @@ class Metrics:
             ["direction"],
             registry=self.registry,
         )
+        self.ahead = Counter(
+            "torpor_agent_ahead_bytes",
+            "Plain bytes that were in the store before the tasks of a pod were stopped.",
+            registry=self.registry,
+        )
+        self.packed = Counter(
+            "torpor_agent_stored_bytes",
+            "Bytes of states in stores after compression, those that were there before included.",
+            registry=self.registry,
+        )
+        self.ratio = Histogram(
+            "torpor_agent_compression_ratio",
+            "Plain bytes of a state by bytes in its store.",
+            buckets=_RATIOS,
+            registry=self.registry,
+        )
         self.errors = Counter(
             "torpor_agent_errors",
             "Errors outside of any job, tried again.",
             ["kind"],
             registry=self.registry,
         )
+
+    def stored(self, stored: StoredManifest) -> None:
+        """Count a state that is in its store."""
+        self.packed.inc(stored.stored_bytes)
+        if stored.stored_bytes:
+            self.ratio.observe(stored.size_bytes / stored.stored_bytes)

@@ -8,16 +8,18 @@ once (`write`).
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from torpor.engine.options import Progress as EngineProgress
+from torpor.plugin.agent.context import Deadline
 from torpor.plugin.api.common import Progress
 from torpor.plugin.api.conditions import Condition
 from torpor.plugin.api.fields import JsonObject
 from torpor.plugin.k8s.apply import StatusWriter
-from torpor.plugin.k8s.errors import ApiError
+from torpor.plugin.k8s.errors import ApiError, Unreachable
 
 _log = logging.getLogger(__name__)
 
@@ -106,3 +108,22 @@ class Reporter:
                     self._fields = fields | self._fields
                     self._conditions = conditions | self._conditions
                 raise
+
+
+def persist(
+    report: Reporter,
+    fields: dict[str, object],
+    conditions: tuple[Condition, ...],
+    deadline: Deadline,
+    poll_s: float,
+) -> None:
+    """Write a status until the API server takes it or time is up."""
+    while True:
+        try:
+            report.write(fields, conditions)
+        except Unreachable:
+            if deadline.left_s <= 0:
+                raise
+            time.sleep(poll_s)
+        else:
+            return

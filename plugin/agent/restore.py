@@ -17,7 +17,7 @@ from typing import Any
 from torpor.engine.errors import BadImage, Error, Refused, Vanished
 from torpor.engine.options import Progress, RestoreReport, TakeoverOptions
 from torpor.plugin.agent import rootfs
-from torpor.plugin.agent.checkpoint import FACTS, persist, reference
+from torpor.plugin.agent.checkpoint import FACTS, reference
 from torpor.plugin.agent.context import (
     Context,
     Deadline,
@@ -36,7 +36,7 @@ from torpor.plugin.agent.locate import (
     pod_ips,
 )
 from torpor.plugin.agent.nodefacts import check_node
-from torpor.plugin.agent.report import Reporter
+from torpor.plugin.agent.report import Reporter, persist
 from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.api import codec
 from torpor.plugin.api.common import RESTORE_UID_ANNOTATION
@@ -78,6 +78,7 @@ class RestoreJob:
     deadline: Deadline = field(init=False)
     _placeholders: list[Container] = field(default_factory=list, init=False)
     _back: list[Container] = field(default_factory=list, init=False)
+    _steps: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -337,6 +338,7 @@ class RestoreJob:
             "restoredAt": now,
             "downtime": format_duration(max(0.0, away_s)),
             "progress": None,
+            "steps": {name: format_duration(took_s) for name, took_s in self._steps.items()},
         }
         persist(self.report, fields, (restored,), self.deadline, self.context.poll_s)
         _log.info("%s: %s", self._subject, text)
@@ -387,6 +389,7 @@ class RestoreJob:
         start_s = time.monotonic()
         yield
         took_s = time.monotonic() - start_s
+        self._steps[name] = took_s
         self.context.metrics.stage.labels("Restore", name).observe(took_s)
         _log.info("%s: %s took %.3f s", self._subject, name, took_s)
 

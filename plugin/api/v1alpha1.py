@@ -149,6 +149,13 @@ class CheckpointStatus:
     pause_steps: dict[str, str] = prop(
         "The same by step.", factory=dict, maxProperties=32, items={"maxLength": 32}
     )
+    steps: dict[str, str] = prop(
+        "How long the long steps took: rounds of a PreCopy, writing, storing, verifying; of a pod "
+        "that was stopped also the time from then until its state was stored.",
+        factory=dict,
+        maxProperties=32,
+        items={"maxLength": 32},
+    )
     started_at: datetime | None = prop("When the agent began.", default=None)
     completed_at: datetime | None = prop("When the manifest was committed.", default=None)
     manifest_digest: str | None = prop(
@@ -241,6 +248,12 @@ class RestoreStatus:
     restored_at: datetime | None = prop("When its processes ran on.", default=None)
     downtime: str | None = prop(
         "From the instant of the checkpoint to the restore.", default=None, **DURATION
+    )
+    steps: dict[str, str] = prop(
+        "How long the steps took: fetching, waiting for the new pod, files, takeover.",
+        factory=dict,
+        maxProperties=32,
+        items={"maxLength": 32},
     )
     containers: tuple[RestoredContainer, ...] = prop(
         "What was brought back, by container.", default=(), maxItems=64, **MAP_BY_NAME

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How Checkpoints and Restores look on a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -116,7 +116,9 @@ def print_checkpoint(console: Console, item: Checkpoint) -> None:
         f"{format_size(status.stored_bytes)} stored; pause {status.pause or '-'}"
     )
     if status.pause_steps:
-        tree.add("pause by step: " + ", ".join(f"{n} {s}" for n, s in status.pause_steps.items()))
+        tree.add("pause by step: " + _steps(status.pause_steps))
+    if status.steps:
+        tree.add("steps: " + _steps(status.steps))
     if status.manifest_digest:
         tree.add(f"manifest {status.manifest_digest}")
     branch = tree.add("containers")
@@ -138,6 +140,8 @@ def print_restore(console: Console, item: Restore) -> None:
     tree.add(f"checkpoint {item.spec.checkpoint_ref.name}")
     tree.add(f"pod {status.pod_name or '?'} on node {status.node_name or '?'}")
     tree.add(f"downtime {status.downtime or '-'}")
+    if status.steps:
+        tree.add("steps: " + _steps(status.steps))
     branch = tree.add("containers")
     for container in status.containers:
         branch.add(
@@ -173,6 +177,10 @@ def _add_timeline(tree: Tree, item: Item) -> None:
             f"[{colour}]{entry.type}={entry.status}[/] {entry.reason}"
             + (f": {escape(entry.message)}" if entry.message else "")
         )
+
+
+def _steps(steps: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {took}" for name, took in steps.items())
 
 
 def _moment(entry: Condition) -> datetime:

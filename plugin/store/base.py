@@ -4,6 +4,8 @@
 The first kind is a mounted volume (`volume.py`). Whatever comes later keeps this face.
 """
 
+from collections.abc import Callable, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -40,10 +42,11 @@ class StoredManifest:
 
 
 class Cancel:
-    """Lets another thread end a transfer between two chunks."""
+    """Lets another thread end a transfer between two chunks; ``also`` may raise as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[], None] = lambda: None) -> None:
         self._event = Event()
+        self._also = also
 
     def set(self) -> None:
         """Ask for the end."""
@@ -53,10 +56,51 @@ class Cancel:
         """Raise if the end was asked for."""
         if self._event.is_set():
             raise Vanished("the transfer was called off", remedy="start it again")
+        self._also()
+
+
+class Upload(Protocol):
+    """A checkpoint on its way into a store; files may come while they are still written."""
+
+    @property
+    def verified(self) -> Set[str]:
+        """Digests of the chunks that were read back."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Plain bytes that are in the store by now."""
+        ...
+
+    def grown(self, path: str, fd: int, size_bytes: int, *, whole: bool = False) -> None:
+        """Take what is new of a file, in its tree's ``path``: so many bytes are final.
+
+        What was stored of it is taken out of the file, which keeps its size. Waits while too much
+        waits to be stored.
+        """
+        ...
+
+    def forget(self, folder: str) -> None:
+        """Files whose path begins so are written anew; chunks of theirs may be needed again."""
+        ...
+
+    def catch_up(self) -> None:
+        """Wait until all that was told of is stored."""
+        ...
+
+    def commit(self, tree: SourceTree) -> StoredManifest:
+        """Take the rest of the tree and write the manifest."""
+        ...
 
 
 class Store(Protocol):
     """Holds checkpoints. Every method raises `StoreFailed` when the store itself fails."""
+
+    def upload(
+        self, ref: CheckpointRef, progress: ProgressFn, *, cancel: Cancel | None = None
+    ) -> AbstractContextManager[Upload]:
+        """Begin to take a checkpoint; may be done again after a failure, and goes on there."""
+        ...
 
     def put(
         self,
@@ -66,13 +110,18 @@ class Store(Protocol):
         *,
         cancel: Cancel | None = None,
     ) -> StoredManifest:
-        """Take a tree; may be called again after a failure and goes on where it was."""
+        """Take a whole tree, as an upload does."""
         ...
 
     def verify(
-        self, ref: CheckpointRef, *, digest: str | None = None, cancel: Cancel | None = None
+        self,
+        ref: CheckpointRef,
+        *,
+        digest: str | None = None,
+        known: Set[str] = frozenset(),
+        cancel: Cancel | None = None,
     ) -> StoredManifest:
-        """Read all of it back.
+        """Read all of it back, but for chunks that are ``known`` to be good.
 
         Raises:
             BadImage: something is missing or changed, or it is not the one of ``digest``.

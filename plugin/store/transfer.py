@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import TypeVar
 
 from torpor.engine.errors import Refused
 from torpor.engine.options import Progress, ProgressFn
+from torpor.engine.text import size
 from torpor.plugin.store.base import Cancel, StoreFailed
-from torpor.plugin.store.chunks import CHUNK_BYTES
 from torpor.plugin.store.manifest import MAX_MANIFEST_BYTES, Chunk
 
-WORKERS = 2
+WORKERS = min(max(len(os.sched_getaffinity(0)), 2), 8)
+"""Threads of a transfer; each holds a chunk, plain and compressed."""
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -43,7 +44,8 @@ class Counter:
         """
         self._cancel.check()
         self._done += size_bytes
-        self._progress(Progress(phase=self._phase, done=self._done, total=self._total))
+        text = f"{size(self._done)} of {size(self._total)}"
+        self._progress(Progress(phase=self._phase, text=text, done=self._done, total=self._total))
 
 
 @contextmanager
@@ -55,7 +57,9 @@ def translated(subject: str) -> Iterator[None]:
         raise _explain(error, subject) from error
 
 
-def in_parallel(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+def in_parallel(
+    work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Generator[_Result, None, None]:
     """Do ``work`` on the items with a few threads, in order, holding only a few at once."""
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
@@ -93,19 +97,16 @@ def walk(root: Path) -> Iterator[Path]:
                 )
 
 
-def pieces(fd: int, source: Path) -> Iterator[bytes]:
-    """The content of a file, a chunk at a time."""
-    while True:
-        with translated(f"staged file {source}"):
-            parts = []
-            missing = CHUNK_BYTES
-            while missing and (part := os.read(fd, missing)):
-                parts.append(part)
-                missing -= len(part)
-        if parts:
-            yield b"".join(parts)
-        if missing:
-            return
+def read_at(fd: int, size_bytes: int, offset: int) -> bytes:
+    """So many bytes of a file, which has them."""
+    parts, end = [], offset + size_bytes
+    while offset < end:
+        part = os.pread(fd, end - offset, offset)
+        if not part:
+            raise OSError(errno.EIO, "it has become shorter")
+        parts.append(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def offsets(chunks: Iterable[Chunk]) -> Iterator[tuple[int, Chunk]]:

@@ -20,33 +20,26 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from torpor.engine.errors import BadImage, Refused, Timeout
 from torpor.engine.options import ProgressFn, no_progress
 from torpor.plugin.store.base import Cancel, SourceTree, StoredManifest, StoreFailed
-from torpor.plugin.store.chunks import ZEROS_SHA256, ChunkDirectory, sync_directory, write_synced
+from torpor.plugin.store.chunks import ChunkDirectory, sync_directory, write_synced
+from torpor.plugin.store.fetch import Fetch
 from torpor.plugin.store.manifest import (
     CheckpointRef,
-    Chunk,
     FileEntry,
+    Head,
     Manifest,
     decode,
     digest,
     encode,
 )
-from torpor.plugin.store.transfer import (
-    Counter,
-    in_parallel,
-    offsets,
-    pieces,
-    read_limited,
-    translated,
-    walk,
-    write_at,
-)
+from torpor.plugin.store.transfer import Counter, in_parallel, read_limited, translated
+from torpor.plugin.store.upload import VolumeUpload
 
 _log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -64,6 +57,31 @@ class VolumeStore:
         self._grace_s = grace_s
         self._lock_timeout_s = lock_timeout_s
 
+    @contextmanager
+    def upload(
+        self,
+        ref: CheckpointRef,
+        progress: ProgressFn = no_progress,
+        *,
+        cancel: Cancel | None = None,
+    ) -> Iterator[VolumeUpload]:
+        """See `Store.upload`."""
+        with ExitStack() as stack:
+            with self._translated():
+                anchor = stack.enter_context(self._opened(create=True))
+                stack.enter_context(self._lock(fcntl.LOCK_SH))
+
+            def finish(
+                head: Head, files: Sequence[FileEntry], written: Set[Path]
+            ) -> StoredManifest:
+                return self._finish(ref, anchor, Manifest(head=head, files=tuple(files)), written)
+
+            work = VolumeUpload(
+                self._chunk_files, self._subject, finish, progress, cancel or Cancel()
+            )
+            stack.callback(work.close)
+            yield work
+
     def put(
         self,
         ref: CheckpointRef,
@@ -73,31 +91,16 @@ class VolumeStore:
         cancel: Cancel | None = None,
     ) -> StoredManifest:
         """See `Store.put`."""
-        with self._translated(), self._opened(create=True) as anchor, self._lock(fcntl.LOCK_SH):
-            sources = tuple(walk(tree.root))
-            total = sum(each.stat().st_size for each in sources)
-            count = Counter("storing", total, progress, cancel or Cancel())
-            written: set[Path] = set()
-            files = tuple(self._put_file(tree.root, each, count, written) for each in sources)
-            manifest = Manifest(head=tree.head, files=files)
-            for directory in sorted(written):
-                sync_directory(directory)
-            sync_directory(self._v1 / "chunks")
-            stored = self._stored_bytes(manifest)
-            self._check_anchor(anchor)
-            encoded = encode(manifest)
-            self._write_manifest(ref, encoded)
-            self._check_anchor(anchor)
-        return StoredManifest(
-            ref=ref,
-            manifest=manifest,
-            digest=digest(encoded),
-            size_bytes=manifest.size_bytes,
-            stored_bytes=stored,
-        )
+        with self.upload(ref, progress, cancel=cancel) as upload:
+            return upload.commit(tree)
 
     def verify(
-        self, ref: CheckpointRef, *, digest: str | None = None, cancel: Cancel | None = None
+        self,
+        ref: CheckpointRef,
+        *,
+        digest: str | None = None,
+        known: Set[str] = frozenset(),
+        cancel: Cancel | None = None,
     ) -> StoredManifest:
         """See `Store.verify`."""
         with self._translated(), self._opened():
@@ -109,7 +112,8 @@ class VolumeStore:
                 with self._translated():
                     self._chunk_files.read(*item)
 
-            for _ in in_parallel(check, found.manifest.chunks.items()):
+            unknown = [each for each in found.manifest.chunks.items() if each[0] not in known]
+            for _ in in_parallel(check, unknown):
                 pass
         return found
 
@@ -134,8 +138,8 @@ class VolumeStore:
                         subject=str(into),
                         remedy="name a new one",
                     )
-            for entry in found.manifest.files:
-                self._get_file(entry, into, count)
+            fetch = Fetch(chunks=self._chunk_files, subject=self._subject, into=into, count=count)
+            fetch.run(found.manifest.files)
         return found
 
     def delete(self, ref: CheckpointRef) -> int:
@@ -174,65 +178,28 @@ class VolumeStore:
             names = {path.stem for path in (self._v1 / "chunks").glob("??/*.zst")}
             return self._remove_chunks(names, self._grace_s)
 
-    # ---- files -------------------------------------------------------------------------
-
-    def _put_file(self, root: Path, source: Path, count: Counter, written: set[Path]) -> FileEntry:
-        with translated(f"staged file {source}"):
-            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(fd).st_mode & 0o777
-            chunks = tuple(
-                self._note(result, count, written)
-                for result in in_parallel(self._put_chunk, pieces(fd, source))
-            )
-        finally:
-            os.close(fd)
-        return FileEntry(
-            path=source.relative_to(root).as_posix(),
-            size_bytes=sum(chunk.size_bytes for chunk in chunks),
-            mode=mode,
-            chunks=chunks,
-        )
-
-    def _put_chunk(self, data: bytes) -> tuple[Chunk, Path | None]:
-        with self._translated():
-            sha256, directory = self._chunk_files.write(data)
-        return Chunk(sha256=sha256, size_bytes=len(data)), directory
-
-    @staticmethod
-    def _note(result: tuple[Chunk, Path | None], count: Counter, written: set[Path]) -> Chunk:
-        chunk, directory = result
-        if directory is not None:
-            written.add(directory)
-        count.add(chunk.size_bytes)
-        return chunk
-
-    def _get_file(self, entry: FileEntry, into: Path, count: Counter) -> None:
-        target = into / entry.path
-        with translated(f"file {target}"):
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(target, flags, entry.mode)
-        try:
-            with translated(f"file {target}"):
-                os.truncate(fd, entry.size_bytes)
-
-            def fetch(item: tuple[int, Chunk]) -> int:
-                offset, chunk = item
-                if chunk.sha256 == ZEROS_SHA256:
-                    return chunk.size_bytes
-                with self._translated():
-                    data = self._chunk_files.read(chunk.sha256, chunk.size_bytes)
-                with translated(f"file {target}"):
-                    write_at(fd, data, offset)
-                return chunk.size_bytes
-
-            for size_bytes in in_parallel(fetch, offsets(entry.chunks)):
-                count.add(size_bytes)
-        finally:
-            os.close(fd)
-
     # ---- manifests ---------------------------------------------------------------------
+
+    def _finish(
+        self, ref: CheckpointRef, anchor: int, manifest: Manifest, written: Set[Path]
+    ) -> StoredManifest:
+        """Make the checkpoint be there: its chunks first, then what names them."""
+        with self._translated():
+            for directory in sorted(written):
+                sync_directory(directory)
+            sync_directory(self._v1 / "chunks")
+            stored = self._stored_bytes(manifest)
+            self._check_anchor(anchor)
+            encoded = encode(manifest)
+            self._write_manifest(ref, encoded)
+            self._check_anchor(anchor)
+        return StoredManifest(
+            ref=ref,
+            manifest=manifest,
+            digest=digest(encoded),
+            size_bytes=manifest.size_bytes,
+            stored_bytes=stored,
+        )
 
     def _write_manifest(self, ref: CheckpointRef, encoded: bytes) -> None:
         directory = self._root / ref.path
@@ -384,5 +351,9 @@ class VolumeStore:
             else:
                 return True
 
+    @property
+    def _subject(self) -> str:
+        return f"store {self._root}"
+
     def _translated(self) -> AbstractContextManager[None]:
-        return translated(f"store {self._root}")
+        return translated(self._subject)

@@ -11,6 +11,7 @@ from torpor.engine.dump.preflight import may_read_filters
 from torpor.engine.dump.ways import obstacles, scan
 from torpor.engine.dump.ways.filing import Filing
 from torpor.engine.dump.ways.frozen import Frozen
+from torpor.engine.dump.ways.generations import Generations
 from torpor.engine.dump.ways.held import Held
 from torpor.engine.dump.ways.precopy import PreCopy
 from torpor.engine.dump.ways.rounds import Rounds
@@ -161,8 +162,10 @@ def _precopy(
         return _way_of(replace(choice, way=MemoryWay.FROZEN, copied_bytes=size_bytes))
 
     whole = options.parent or options.replace or options.page_server
-    bases = choice.held and not (whole or options.precopy.one_directory)
-    rounds = Rounds(root=options.pid, filing=Filing(images, bases=bases), seize=seize)
+    inside = choice.held and not whole
+    followed = inside and options.follower is not None
+    copies = Generations(images) if followed else Filing(images, bases=inside)
+    rounds = Rounds(root=options.pid, copies=copies, seize=seize)
     return PreCopy(rounds, options.precopy, rest, choice.copied_bytes, progress, held=choice.held)
 
 

@@ -21,17 +21,22 @@ STALL_S = 0.005
 """Too short a pause to look for progress: chance decides how much was written."""
 
 
-def predicted_s(dirty_bytes: int) -> float:
-    """What the last stop would take to copy that much."""
-    return dirty_bytes / COPY_BYTES_S
+def measured_bytes_s(rounds: Sequence[Round]) -> float:
+    """How fast rounds have gone, all of what they take included."""
+    copied, seconds = sum(one.copied_bytes for one in rounds), sum(one.seconds for one in rounds)
+    return max(copied, 1) / max(seconds, 1e-6)
 
 
-def why_stop(rounds: Sequence[Round], rules: PreCopyRules) -> str:
-    """Why there is no further round; empty when there is one. The first is rounds[0]."""
+def why_stop(rounds: Sequence[Round], rules: PreCopyRules, bytes_s: float = COPY_BYTES_S) -> str:
+    """Why there is no further round; empty when there is one. The first is rounds[0].
+
+    ``bytes_s`` is how fast the last stop would be.
+    """
     last = rounds[-1]
+    left_s = last.dirty_bytes / bytes_s
     copied, first = sum(one.copied_bytes for one in rounds), rounds[0].copied_bytes
     left = f"{_mib(last.dirty_bytes)} left after {len(rounds)} rounds"
-    if predicted_s(last.dirty_bytes) <= rules.pause_goal_s:
+    if left_s <= rules.pause_goal_s:
         return left
     if len(rounds) >= rules.max_rounds:
         return f"{left}, which is the most"
@@ -39,14 +44,14 @@ def why_stop(rounds: Sequence[Round], rules: PreCopyRules) -> str:
         return f"{left}, {_mib(copied)} were copied already"
     if sum(one.seconds for one in rounds) >= rules.max_seconds:
         return f"{left}, which took {rules.max_seconds:g} s"
-    if _stalls(rounds):
+    if left_s >= STALL_S and _stalls(rounds):
         return f"{left}, it writes faster than they get fewer"
     return ""
 
 
 def _stalls(rounds: Sequence[Round]) -> bool:
     """Whether the last rounds brought nothing."""
-    if len(rounds) <= PATIENCE or predicted_s(rounds[-1].dirty_bytes) < STALL_S:
+    if len(rounds) <= PATIENCE:
         return False
     recent = [one.dirty_bytes for one in rounds[-PATIENCE - 1 :]]
     return all(now > PROGRESS * before for before, now in pairwise(recent))

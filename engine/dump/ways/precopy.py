@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from torpor.engine import native
 from torpor.engine.dump.ways import convergence, kept, scan
-from torpor.engine.dump.ways.filing import Filing
+from torpor.engine.dump.ways.copies import Copies
 from torpor.engine.dump.ways.kept import Piece
-from torpor.engine.dump.ways.rounds import Rounds, Tracked
+from torpor.engine.dump.ways.rounds import Rounds
+from torpor.engine.dump.ways.tracked import Tracked
 from torpor.engine.dump.ways.way import Part, Way
 from torpor.engine.kernel import pagemap, uffd
 from torpor.engine.memory.areas import Area
@@ -62,7 +63,9 @@ class PreCopy(Way):
         """All rounds, then room for the rest."""
         while not self.reason:
             self._round()
-            self.reason = convergence.why_stop(self._rounds.done, self._rules)
+            done = self._rounds.done
+            pace = convergence.measured_bytes_s(done) if self._rounds.copies.sets_pace else None
+            self.reason = convergence.why_stop(done, self._rules, pace or convergence.COPY_BYTES_S)
         for pid, why in sorted(self._rounds.left_out.items()):
             self.reason += f"; task {pid} is left to the last stop: {why}"
         self._rounds.seal()
@@ -101,13 +104,14 @@ class PreCopy(Way):
         self._rest.settle()
         if not self._held:
             self._rounds.watch_no_more()
+        self._rounds.copies.link()
         for split in self._splits:
-            _join(split, self._rounds.filing)
+            _join(split, self._rounds.copies)
 
     def close(self) -> None:
         """Undo everything."""
         self._rounds.watch_no_more()
-        self._rounds.filing.close()
+        self._rounds.copies.close()
         if self._rest is not None:
             self._rest.close()
 
@@ -169,16 +173,16 @@ class _Pieces:
         return found
 
 
-def _join(split: _Split, filing: Filing) -> None:
+def _join(split: _Split, copies: Copies) -> None:
     """Runs and source of the whole part, and what the parent has of it."""
     valid = kept.without(kept.within(split.kept, sorted(split.watched)), sorted(split.stale))
     split.whole.elsewhere = _joined(
-        (one.start, one.end) for one in valid if filing.is_parents(one.file)
+        (one.start, one.end) for one in valid if copies.is_parents(one.file)
     )
     places = [
-        (one.start, one.end, native.of_file(filing.fd(one.file)), one.offset)
+        (one.start, one.end, native.of_file(copies.fd(one.file)), one.offset)
         for one in valid
-        if not filing.is_parents(one.file)
+        if not copies.is_parents(one.file)
     ]
     rest, at = split.rest, 0
     for start, size in zip(rest.runs[::2], rest.runs[1::2], strict=True):

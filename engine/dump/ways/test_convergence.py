@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from torpor.engine.dump.ways.convergence import predicted_s, why_stop
+from torpor.engine.dump.ways.convergence import COPY_BYTES_S, measured_bytes_s, why_stop
 from torpor.engine.options import PreCopyRules, Round
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -34,7 +34,7 @@ def test_an_idle_program_takes_one_round():
 def test_a_slow_writer_converges(percent):
     rules = PreCopyRules()
     rounds, reason = simulated(percent * GIB // 100, rules)
-    assert predicted_s(rounds[-1].dirty_bytes) <= rules.pause_goal_s
+    assert rounds[-1].dirty_bytes / COPY_BYTES_S <= rules.pause_goal_s
     assert 2 <= len(rounds) <= 5
     assert reason.endswith("rounds")
 
@@ -70,3 +70,12 @@ def test_little_is_no_stall():
         Round(number=n, copied_bytes=MIB, seconds=0.01, dirty_bytes=4096 * n) for n in range(1, 5)
     ]
     assert not why_stop(rounds[:3], rules)
+
+
+def test_where_pages_go_sets_the_pace():
+    """A copy of 10 MiB is short, its way to a slow store is not."""
+    rules = PreCopyRules(pause_goal_s=0.1)
+    rounds = [Round(number=0, copied_bytes=100 * MIB, seconds=2, dirty_bytes=10 * MIB)]
+    assert measured_bytes_s(rounds) == 50 * MIB
+    assert why_stop(rounds, rules)
+    assert not why_stop(rounds, rules, measured_bytes_s(rounds))

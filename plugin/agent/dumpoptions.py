@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine is asked to do with a container, from the Checkpoint and the pod."""
+
+from pathlib import Path
+
+from torpor.engine.options import (
+    After,
+    DumpOptions,
+    Follower,
+    MemoryWay,
+    PreCopyRules,
+    TcpPolicy,
+)
+from torpor.plugin.agent.locate import Container
+from torpor.plugin.api import v1alpha1
+from torpor.plugin.api.fields import JsonObject
+from torpor.plugin.api.v1alpha1 import AfterCheckpoint, CheckpointSpec, EstablishedTcp
+
+_ROAD_S = 0.1
+"""What the last pages of a pod that stops may take on their way to the store."""
+_WAYS = {
+    v1alpha1.MemoryWay.AUTO: MemoryWay.AUTO,
+    v1alpha1.MemoryWay.FROZEN: MemoryWay.FROZEN,
+    v1alpha1.MemoryWay.SNAPSHOT: MemoryWay.SNAPSHOT,
+    v1alpha1.MemoryWay.PRE_COPY: MemoryWay.PRECOPY,
+}
+
+
+def dump_options(
+    spec: CheckpointSpec,
+    pod: JsonObject,
+    container: Container,
+    images_dir: Path,
+    *,
+    seccomp_filters: int,
+    left_s: float,
+    follower: Follower,
+) -> DumpOptions:
+    """Options for the tree of a container, whose init has so many seccomp filters."""
+    is_stop = spec.after_checkpoint is AfterCheckpoint.STOP
+    refuse = spec.tcp.established is EstablishedTcp.REFUSE
+    return DumpOptions(
+        pid=container.init_pid,
+        images_dir=images_dir,
+        after=After.STOP if is_stop else After.CONTINUE,
+        tcp=TcpPolicy.REFUSE if refuse else TcpPolicy.CLOSE,
+        container=True,
+        runtime_seccomp_filters=runtime_filters(pod, container.name, seccomp_filters),
+        freezer_cgroups=(container.cgroup,),
+        timeout_s=left_s,
+        memory=_WAYS[spec.memory.way],
+        precopy=_rules(spec, left_s),
+        follower=follower,
+    )
+
+
+def _rules(spec: CheckpointSpec, left_s: float) -> PreCopyRules:
+    """Of a pod that stops, rounds go to the store, and so does what is left to the stop."""
+    most = spec.memory.max_rounds
+    if spec.after_checkpoint is not AfterCheckpoint.STOP:
+        return PreCopyRules(max_rounds=most)
+    return PreCopyRules(max_rounds=most, pause_goal_s=_ROAD_S, max_seconds=left_s / 2)
+
+
+def runtime_filters(pod: JsonObject, name: str, installed: int) -> int:
+    """How many seccomp filters of the init the runtime has put there.
+
+    A profile that the pod names is one filter. Where it names none, kubelet may still have set
+    the default one (``seccompDefault``): then an init that has any filter got its first so.
+    """
+    container = next(each for each in pod["spec"]["containers"] if each["name"] == name)
+    own = container.get("securityContext") or {}
+    if own.get("privileged"):
+        return 0
+    profile = own.get("seccompProfile") or (pod["spec"].get("securityContext") or {}).get(
+        "seccompProfile"
+    )
+    if profile is not None and profile.get("type") == "Unconfined":
+        return 0
+    return min(1, installed)
