@@ -13,10 +13,15 @@ from torpor.engine.kernel.maps import DELETED
 from torpor.engine.kernel.proc import parse_stat, parse_status
 from torpor.engine.kernel.proctexts import parse_limits, parse_timers
 from torpor.engine.kind import Limit
-from torpor.engine.memory import marks, vdso
+from torpor.engine.memory import marks, policies, vdso
 from torpor.engine.memory.areas import Backing
 from torpor.engine.tasks import creds, registers, seccomp, settings, signals, timers
-from torpor.engine.tasks.attributes import Scheduling, deadline_of, narrowed
+from torpor.engine.tasks.attributes import (
+    Scheduling,
+    deadline_of,
+    narrowed,
+    parse_autogroup,
+)
 from torpor.engine.tasks.cgroups import OWN_SET
 from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.seccomp import MODE_STRICT, Filter, filter_count
@@ -119,6 +124,7 @@ def _task(
         settings=settings.kept(settings.PROCESS, capture.settings),
         membarrier=capture.settings.get("membarrier", 0),
         coredump_filter=_coredump_filter(capture.texts["coredump_filter"]),
+        session_nice=parse_autogroup(capture.texts.get("autogroup", "")),
         stop_signal=stat.exit_code if item.task.state == "T" else 0,
         exit_signal=stat.exit_signal,
         cgroup_set=OWN_SET,  # until all sets are known
@@ -185,6 +191,7 @@ def _memory(item: Captured) -> Memory:
         exe=capture.links["exe"].removesuffix(DELETED) if item.exe_file else capture.links["exe"],
         exe_file=item.exe_file,
         marks=marks.collect(item.vmas, item.guards),
+        policies=policies.parse(capture.texts.get("numa_maps", "")),
         dumpable=capture.settings.get("dumpable", 1),
         thp_disabled=bool(thp & 1),
         thp_flags=thp & ~1,

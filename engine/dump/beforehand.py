@@ -8,12 +8,16 @@ this machine can have at all is asked once.
 smaps walks every page: 20 to 35 ms for a GiB of 4 KiB pages. Of a large task it is read now, and
 under the stop only maps is compared, and how much is locked. What neither tells (mseal, mlock2,
 guard regions, some of madvise) is looked for when smaps is read again after the pause.
+
+NUMA policies and the niceness of a session (autogroup, sched(7)) are taken as they were before it.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from torpor.engine.dump import threads
 from torpor.engine.dump.freeze import StoppedTask
@@ -38,6 +42,8 @@ class Looked:
     maps: str = ""
     smaps: str = ""
     locked: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Content of files of /proc/PID by name, of those which tell something."""
 
     def knows(self, maps: str, status: str) -> bool:
         """Whether its smaps may stand for the one that was not read under the stop."""
@@ -94,10 +100,29 @@ def _look_at(pid: int) -> Looked:
     vmas = parse_smaps(smaps)
     areas.collect(vmas, "")
     space = AddressSpace.find(pid, vmas)
-    kilobytes = parse_status(status).raw.get("VmRSS", "0").split()[0]
-    if int(kilobytes) << 10 < LARGE_BYTES or proc.read_text(pid, "maps") != maps:
-        return Looked(space=space)
-    return Looked(space=space, maps=maps, smaps=smaps, locked=_locked(status))
+    told = parse_status(status)
+    is_large = int(told.raw.get("VmRSS", "0").split()[0]) << 10 >= LARGE_BYTES
+    others = _others(pid, is_leader=told.pid == told.ns_sid[0], is_large=is_large)
+    if not is_large or proc.read_text(pid, "maps") != maps:
+        return Looked(space=space, others=others)
+    return Looked(space=space, maps=maps, smaps=smaps, locked=_locked(status), others=others)
+
+
+def _others(pid: int, *, is_leader: bool, is_large: bool) -> dict[str, str]:
+    names = ["autogroup"] if is_leader else []
+    if _has_nodes() or not is_large:
+        names.append("numa_maps")
+    found = {}
+    for name in names:
+        with suppress(Error):
+            found[name] = proc.read_text(pid, name)
+    return found
+
+
+@cache
+def _has_nodes() -> bool:
+    """Whether there is memory at more than one place."""
+    return len([*Path("/sys/devices/system/node").glob("node[0-9]*")]) > 1
 
 
 def _marks(smaps: str) -> dict[str, frozenset[str]]:

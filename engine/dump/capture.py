@@ -158,6 +158,8 @@ def _texts(tasks: Sequence[StoppedTask], spaces: Spaces) -> list[dict[str, str]]
         dict(zip(TEXTS, found[at : at + size], strict=True)) for at in range(0, len(found), size)
     ]
     for task, one in zip(tasks, texts, strict=True):
+        if task.pid in spaces:
+            one.update(spaces[task.pid].others)
         if task.pid in large:
             looked = spaces[task.pid]
             is_known = looked.knows(one["smaps"], one["status"])

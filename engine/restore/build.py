@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from torpor.engine.kind import FileId
-from torpor.engine.memory import mapping
+from torpor.engine.memory import mapping, policies
 from torpor.engine.memory.areas import AT_FDCWD, O_CLOEXEC
 from torpor.engine.program.ops import Data, Expect, Op, Program, Slot
 from torpor.engine.tasks import attributes, creds, seccomp, settings, signals, timers
@@ -26,6 +26,7 @@ def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
     program = Program("task")
     program.add(Op(call="umask", args=(task.umask,), subject="umask"))
     program.extend(mapping.plan_final(memory.areas, opened, memory.marks))
+    program.extend(policies.plan(memory.policies, memory.areas))
     program.add(memory_markers(memory), _personality(task.personality))
     program.extend(signals.plan_actions(task.actions))
     if task.fs_of is None and task.cwd_file is None and task.root_file is None:

@@ -2,6 +2,7 @@
 """What a task has besides memory: descriptors, threads, signals, limits, credentials last."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from torpor.engine import native
@@ -88,6 +89,7 @@ def task_state(work: Work, task: Living) -> None:
         )
     _oom_score(work, task)
     _core_filter(work, task)
+    _session_nice(work, task)
 
 
 def _loginuid(work: Work, task: Living) -> None:
@@ -108,17 +110,24 @@ def _oom_score(work: Work, task: Living) -> None:
     """In a container only of tasks that had another than its init, which the kubelet chose."""
     wanted = task.image.oom_score_adj
     if not (work.container and wanted == work.tree.root.oom_score_adj):
-        _write(work, task, "oom_score_adj", wanted, 10)
+        _write(work, task, "oom_score_adj", wanted, int)
+
+
+def _session_nice(work: Work, task: Living) -> None:
+    if task.image.session_nice:
+        _write(work, task, "autogroup", task.image.session_nice, attributes.parse_autogroup)
 
 
 def _core_filter(work: Work, task: Living) -> None:
     if task.image.coredump_filter is not None:
-        _write(work, task, "coredump_filter", task.image.coredump_filter, 16)
+        _write(
+            work, task, "coredump_filter", task.image.coredump_filter, lambda text: int(text, 16)
+        )
 
 
-def _write(work: Work, task: Living, name: str, wanted: int, base: int) -> None:
+def _write(work: Work, task: Living, name: str, wanted: int, parse: Callable[[str], int]) -> None:
     """A number in a file of /proc, unless it is there."""
-    now = int(proc.read_text(task.pid, name), base)
+    now = parse(proc.read_text(task.pid, name))
     if now == wanted:
         return
     try:

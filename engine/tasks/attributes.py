@@ -7,9 +7,12 @@ Facts:
   namespace; in a new container the runtime has set its own limits: they are kept where the
   old ones cannot be had, with a warning.
 - comm of another task cannot be written; PR_SET_NAME acts on the calling thread.
+- /proc/PID/autogroup is `/autogroup-N nice M`: the niceness of a session as a whole, which setsid
+  begins with 0; the number is new each time (CONFIG_SCHED_AUTOGROUP, kernel/sched/autogroup.c).
 - dumpable 2 (suidsafe) cannot be set by prctl; it follows from fs.suid_dumpable.
 """
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -191,6 +194,12 @@ def plan_pdeathsig(signal: int) -> list[Op]:
     if not signal:
         return []
     return [Op(call="prctl", args=(PR_SET_PDEATHSIG, signal, 0, 0, 0), subject="pdeathsig")]
+
+
+def parse_autogroup(text: str) -> int:
+    """The niceness in /proc/PID/autogroup; 0 when there is none."""
+    found = re.search(r" nice (-?\d+)$", text.rstrip())
+    return int(found[1]) if found else 0
 
 
 def narrowed(mask: bytes, processors: int) -> bytes | None:

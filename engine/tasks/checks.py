@@ -93,6 +93,8 @@ def _core(task: TaskImage) -> Iterator[str]:
     yield from _in_range("settings", numbers, SIGNED64)
     if not -1000 <= task.oom_score_adj <= 1000:
         yield f"oom_score_adj {task.oom_score_adj} cannot be"
+    if not -20 <= task.session_nice <= 19:
+        yield f"niceness {task.session_nice} of its session cannot be"
     if len(task.rlimits) > 16 or task.umask > 0o777:
         yield "its limits or its umask cannot be"
 

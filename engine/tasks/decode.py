@@ -11,7 +11,7 @@ from torpor.engine.errors import BadImage
 from torpor.engine.images.failures import readable
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSource
-from torpor.engine.memory import areaimages, marks
+from torpor.engine.memory import areaimages, marks, policies
 from torpor.engine.memory.areaimages import MappedFiles, MemfdInode
 from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
@@ -174,6 +174,7 @@ class _TaskReader:
             settings=_decode_settings(own),
             membarrier=tc.membarrier_registration_mask,
             coredump_filter=index(own["coredump_filter"]) if "coredump_filter" in own else None,
+            session_nice=index(own.get("session_nice", 0)),
             stop_signal=0 if own.get("stop_told", tc.task_state != STOPPED) else tc.stop_signo,
             exit_signal=exit_signal,
         )
@@ -271,6 +272,7 @@ class _TaskReader:
             marks=marks.decode(
                 self.images.extra("marks", str(self.entry.pid)), marks.decode_guards(entry.vmas)
             ),
+            policies=policies.decode(self.images.extra("policies", str(self.entry.pid))),
             dumpable=entry.dumpable if entry.HasField("dumpable") else 1,
             thp_disabled=entry.thp_disabled,
             thp_flags=thp_flags,

@@ -14,7 +14,7 @@ from typing import Any
 
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink
-from torpor.engine.memory import aio, areaimages, areas, marks
+from torpor.engine.memory import aio, areaimages, areas, marks, policies
 from torpor.engine.tasks import creds, registers, signals, timers
 from torpor.engine.tasks.model import STOPPED, Memory, TaskImage, ThreadImage, Tree
 from torpor.engine.tasks.registers import Component
@@ -122,6 +122,8 @@ def _encode_own(task: TaskImage, images: ImageSink) -> None:
         own["coredump_filter"] = task.coredump_filter
     if task.memory is not None and task.memory.thp_flags:
         own["thp_flags"] = task.memory.thp_flags
+    if task.session_nice:
+        own["session_nice"] = task.session_nice
     images.extra("tasks", str(task.pid), own)
 
 
@@ -264,3 +266,6 @@ def _encode_memory(
     marked = marks.encode(memory.marks)
     if marked:
         images.extra("marks", str(task.pid), marked)
+    bound = policies.encode(memory.policies)
+    if bound:
+        images.extra("policies", str(task.pid), bound)

@@ -7,9 +7,10 @@ Pids are those that the tasks themselves see. A zombie has no threads, no memory
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torpor.engine.memory import marks
+from torpor.engine.memory import marks, policies
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.marks import Marks
+from torpor.engine.memory.policies import Policies
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.creds import Creds
 from torpor.engine.tasks.registers import Registers
@@ -83,6 +84,7 @@ class Memory:
     exe_file: int = 0
     """Number of the description of a program whose file has no name any more."""
     marks: Marks = marks.NONE
+    policies: Policies = policies.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,8 @@ class TaskImage:
     membarrier: int = 0
     """Registrations, as bits of the commands that make them."""
     coredump_filter: int | None = None
+    session_nice: int = 0
+    """Niceness of the session that it leads beside others (autogroup, sched(7))."""
     cgroup_set: int = 1
     """Number of the set of control groups it is in; 1 is that of the dumping program."""
     stop_signal: int = 0

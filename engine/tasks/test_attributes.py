@@ -88,3 +88,8 @@ def test_what_the_restorer_has_otherwise_is_set_back():
     ops = attributes.plan_scheduling(PLAIN, narrow)
     assert [op.call for op in ops] == ["sched_setaffinity", "prctl", "ioprio_set"]
     assert set(ops[0].args[2].content) == {0xFF}
+
+
+def test_niceness_of_a_session():
+    assert attributes.parse_autogroup("/autogroup-66 nice -5\n") == -5
+    assert attributes.parse_autogroup("") == 0

@@ -133,6 +133,11 @@ def _task(pid: int, names: dict[str, str]) -> dict[str, str]:
         said[name] = _link(here / name)
     for name in sorted(os.listdir(here / "ns")):
         said[f"ns {name}"] = _link(here / "ns" / name)
+    said["autogroup"] = _read(here / "autogroup").partition(" ")[2]
+    for line in _read(here / "numa_maps").splitlines():
+        start, policy, *_ = line.split()
+        if policy != "default":
+            said[f"policy {start}"] = policy
     said["timers"] = "ID: ".join(sorted(_read(here / "timers").split("ID: ")))
     said |= _maps(here, names)
     said |= _descriptors(here, names)

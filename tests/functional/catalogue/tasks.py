@@ -28,13 +28,14 @@ STATES = (
     "ioprio_idle", "ioprio_of_threads", "affinity", "loginuid", "thread", "credentials_of_threads",
     "many_groups", "dropped_capabilities", "mce_kill_early", "mce_kill_late", "mdwe",
     "memory_merge", "thp_disable_but_advised", "membarrier", "coredump_filter",
-    "filter_that_logs", "filters_of_threads", "filter_without_no_new_privs",
+    "filter_that_logs", "filters_of_threads", "filter_without_no_new_privs", "autogroup", "numa",
 )  # fmt: skip
 LOST_BY_CRIU = (
     "ambient_not_to_be_raised", "pdeathsig", "timerslack", "ioprio", "personality",
     "personality_read_implies_exec", "deadline", "ioprio_realtime", "ioprio_idle",
     "ioprio_of_threads", "affinity", "thread", "mce_kill_early", "mce_kill_late", "mdwe",
     "memory_merge", "thp_disable_but_advised", "coredump_filter", "filter_without_no_new_privs",
+    "autogroup", "numa",
 )  # fmt: skip
 OF_ANOTHER_USER = ("keepcaps_of_a_user", "user", "ambient", "pdeathsig_of_a_user")
 STATES_REFUSED = {"process_keyring": "a keyring of its own"}

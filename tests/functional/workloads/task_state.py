@@ -5,6 +5,7 @@ task_state.py FOLDER CASE
 """
 
 import ctypes
+import mmap
 import os
 import resource
 import struct
@@ -26,6 +27,10 @@ SYS_SCHED_SETATTR, SYS_SCHED_GETATTR, SYS_MEMBARRIER, SYS_SECCOMP = 314, 315, 32
 SYS_SETFSUID, SYS_SETFSGID, SYS_CAPSET = 122, 123, 126
 SYS_SETGROUPS, SYS_SETRESUID, SYS_KEYCTL = 116, 117, 250
 SYS_IOPRIO_SET, SYS_IOPRIO_GET = 251, 252
+SYS_MBIND, SYS_SET_MEMPOLICY, SYS_GET_MEMPOLICY = 237, 238, 239
+NUMA_AREA = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+NUMA_AREA[:1] = b"x"
+NUMA_AT = ctypes.addressof(ctypes.c_char.from_buffer(NUMA_AREA))
 
 
 def prctl(number, *args):
@@ -102,10 +107,30 @@ def state():
         "oom_score_adj": read_own("oom_score_adj"),
         "loginuid": read_own("loginuid"),
         "coredump_filter": read_own("coredump_filter"),
+        "autogroup": read_own("autogroup").partition(" ")[2],
+        "memory_policies": memory_policies(),
         "membarrier": call(SYS_MEMBARRIER, 1 << 9, 0, 0),
         "resuid": [os.getresuid(), os.getresgid()],
         "cwd": os.getcwd(),
     }
+
+
+def memory_policies():
+    """Of the task, and of the area that NUMA_AREA is."""
+    told = []
+    for address, flags in ((0, 0), (NUMA_AT, 2)):
+        mode, nodes = ctypes.c_int(), ctypes.c_ulong()
+        at = ctypes.addressof
+        call(SYS_GET_MEMPOLICY, at(mode), at(nodes), 1024, address, flags)
+        told.append((mode.value, nodes.value))
+    return told
+
+
+def numa():
+    """MPOL_BIND for the task, MPOL_PREFERRED for a page."""
+    node = (ctypes.c_ulong * 16)(1)
+    call(SYS_SET_MEMPOLICY, 2, ctypes.addressof(node), 1024)
+    call(SYS_MBIND, NUMA_AT, mmap.PAGESIZE, 1, ctypes.addressof(node), 1024, 0)
 
 
 def capset(effective, permitted, inheritable):
@@ -303,6 +328,8 @@ CASES = {
     "filter_that_logs": filtered(2),
     "filters_of_threads": lambda: threads(filtered(), lambda: (filtered()(), filtered(2)())),
     "filter_without_no_new_privs": filtered_with_privileges,
+    "autogroup": lambda: Path("/proc/self/autogroup").write_text("7"),
+    "numa": numa,
     "process_keyring": new_session_keyring,
 }
 
