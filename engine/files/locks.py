@@ -5,6 +5,8 @@ Facts (probed on v6.18):
 - fdinfo has a line for each: `lock: 1: FLOCK  ADVISORY  WRITE 27268 fe:00:10010766 0 EOF`.
   FLOCK and OFDLCK belong to the description, POSIX to the table: those are shown at every
   descriptor of the inode.
+- The pid in it is that of who took the lock. Of a description that others have as well it is taken
+  again by the same task, unless that has let go of it or has ended.
 - A waiter (`->`) is a task in a system call, which starts again and waits anew.
 - A lease is of a description: `lock: 1: LEASE  ACTIVE    WRITE ...`. BREAKING in place of ACTIVE
   says that somebody waits in open(2), and the type is then what it is to become: READ or UNLCK. So
@@ -20,8 +22,8 @@ Source: fs/locks.c, lock_get_status (v6.18).
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torpor.engine.errors import Refused
 from torpor.engine.files.common import AT_FDCWD, F, O, bad_image
@@ -66,6 +68,8 @@ class Lock:
     fd: int
     start: int = 0
     length: int = 0
+    by: int = field(default=0, compare=False)
+    """Who has taken it, as seen from here; not in images."""
 
 
 def collect(
@@ -94,6 +98,22 @@ def collect(
             seen.add(key)
             locks.append(lock)
     return locks, refusals
+
+
+def of_takers(
+    locks: Sequence[Lock], ids: Callable[[Lock], FileId], owners: Mapping[int, int]
+) -> list[Lock]:
+    """Without those of holders of a description that somebody else of them has locked.
+
+    ``owners``: task as seen from here → the one that stands for its table.
+    """
+    taken = {_shared(lock, ids): lock.task for lock in locks if owners.get(lock.by) == lock.task}
+    return [one for one in locks if taken.get(_shared(one, ids), one.task) == one.task]
+
+
+def _shared(lock: Lock, ids: Callable[[Lock], FileId]) -> object:
+    """What is the same for all holders of a lock; one of fcntl(2) has none but its task."""
+    return (lock.flag, ids(lock)) if lock.flag in (FLOCK, LEASE) else id(lock)
 
 
 def encode(locks: Iterable[Lock], images: ImageSink) -> None:
@@ -175,7 +195,7 @@ def _parse(words: Sequence[str], task: int, fd: int) -> Lock:
     breaking = BREAKING if words[1] == "BREAKING" else 0
     return Lock(
         flag=NAMES[words[0]], kind=TYPES[words[2]] | breaking, task=task, fd=fd,
-        start=start, length=0 if end == "EOF" else int(end) - start + 1,
+        start=start, length=0 if end == "EOF" else int(end) - start + 1, by=int(words[3]),
     )  # fmt: skip
 
 

@@ -125,7 +125,20 @@ def collect_tables(
         locked, refused = locks.collect(table.tasks[0], table.views, by_fd)
         found.locks += locked
         found.refusals += refused
+    found.locks = _of_takers(found, tables, context)
     return found
+
+
+def _of_takers(found: Collected, tables: Sequence[Table], context: DumpContext) -> list[Lock]:
+    numbers = {table.tasks[0]: table.number for table in tables}
+    ids = {
+        (task, placed.fd): placed.file_id
+        for task, number in numbers.items()
+        for placed in found.entries[number]
+    }
+    stands = {task: table.tasks[0] for table in tables for task in table.tasks}
+    owners = {outer: stands[task] for outer, task in context.tasks.items() if task in stands}
+    return locks.of_takers(found.locks, lambda lock: ids[lock.task, lock.fd], owners)
 
 
 def encode_tables(found: Collected, kinds: Kinds, images: ImageSink) -> None:

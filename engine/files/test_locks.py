@@ -34,6 +34,17 @@ def test_lines_of_fdinfo(line):
     assert locks.decode(images) == found
 
 
+def test_who_has_taken_a_lock_takes_it_again():
+    mine, childs, other = (
+        Lock(flag=FLOCK, kind=WRITE, task=task, fd=3, by=by)
+        for task, by in ((41, 1042), (42, 1042), (42, 9))
+    )
+    numbers = {1041: 41, 1042: 42}
+    assert locks.of_takers([mine, childs], lambda _: FileId(1), numbers) == [childs]
+    both = [mine, other]
+    assert locks.of_takers(both, lambda lock: FileId(lock.task), numbers) == both
+
+
 def test_waiters_are_left_to_their_system_call():
     view = RecordedFd(info=("lock:\t1: -> FLOCK  ADVISORY  WRITE 1041 fe:00:1 0 EOF",))
     assert locks.collect(41, [view], {3: FileId(1)}) == ([], [])
