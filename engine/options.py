@@ -242,6 +242,8 @@ class TakeoverOptions:
     path_map: Mapping[str, str] = field(default_factory=dict)
     address_map: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 60.0
+    spare_images: bool = False
+    """The images are a copy that nobody needs afterwards, and may be changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from torpor.engine.images.writing import PARENT
 
 OF_TASKS = re.compile(r"pagemap-\d")
 MAX_DEPTH = 200
+OPEN_WRITABLE = os.O_RDWR | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +59,18 @@ class Stored:
 class Chain:
     """A directory and those that its link leads to, youngest first. Use it in `with`."""
 
-    def __init__(self, images: ImageDirectory, *, links: bool = True, later: bool = False) -> None:
+    def __init__(
+        self,
+        images: ImageDirectory,
+        *,
+        links: bool = True,
+        later: bool = False,
+        spare: bool = False,
+    ) -> None:
         self.levels = [images]
         self._links = links
+        self._spare = spare
+        """Nobody needs earlier images afterwards: their files may be written to."""
         self._later = later
         """Pages of tasks that are still where it was dumped are passed over."""
         self.files: dict[tuple[int, str], int] = {}
@@ -98,17 +108,24 @@ class Chain:
         return self.files[level, name]
 
     def merged(self, name: str) -> tuple[tuple[LocatedRun, ...], int]:
-        """All pages of a pagemap in one file that has no name: its runs and its descriptor."""
+        """All pages of a pagemap in one file: its runs and its descriptor.
+
+        The file has no name; or, of spare images, it is the earlier one that has most of the pages.
+        """
         stored = self.stored(name)
-        fd = self._nameless()
-        runs, offset = [], 0
+        base = _largest(stored) if self._spare else None
+        fd = self._nameless() if base is None else os.open(f"/proc/self/fd/{base}", OPEN_WRITABLE)
+        runs, end = [], os.fstat(fd).st_size
         try:
             for one in stored:
-                with translated("copy", file_name(name)):
-                    _copy(one, fd, offset)
                 run = PageRun(vaddr=one.vaddr, page_count=one.size_bytes // pages.PAGE_BYTES)
-                runs.append(LocatedRun(run=run, offset=offset))
-                offset += one.size_bytes
+                if one.fd == base:
+                    runs.append(LocatedRun(run=run, offset=one.offset))
+                    continue
+                with translated("copy", file_name(name)):
+                    _copy(one, fd, end)
+                runs.append(LocatedRun(run=run, offset=end))
+                end += one.size_bytes
         except BaseException:
             os.close(fd)
             raise
@@ -199,6 +216,15 @@ def overlapping(stored: Sequence[Stored], start: int, end: int) -> list[Stored]:
         if stored[i].end > start:
             found.append(stored[i].cut(start, end))
     return found
+
+
+def _largest(stored: Sequence[Stored]) -> int | None:
+    """The file of an earlier dump that has most of the pages."""
+    sizes: dict[int, int] = {}
+    for one in stored:
+        if one.level:
+            sizes[one.fd] = sizes.get(one.fd, 0) + one.size_bytes
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _copy(one: Stored, fd: int, offset: int) -> None:

@@ -37,9 +37,9 @@ def level(path: Path, letters: str, parent: str = "") -> Path:
     return path
 
 
-def letters(path: Path) -> str:
+def letters(path: Path, **options) -> str:
     """What a chain has, as `level` takes it."""
-    with ImageDirectory.open(path) as images, Chain(images) as chain:
+    with ImageDirectory.open(path) as images, Chain(images, **options) as chain:
         runs, fd = chain.merged("pagemap-7")
         pages = {
             run.run.vaddr + at: os.pread(fd, 1, run.offset + at).decode()
@@ -122,3 +122,15 @@ def test_a_directory_that_is_used_again_has_no_old_parent(chain):
         new.finish(durable=False)
     assert not os.path.lexists(chain / "parent")
     assert not (chain / "torpor.new").exists()
+
+
+def test_spare_images_are_added_to(chain):
+    """One file of an earlier dump gets the others' pages; the youngest stays as it is."""
+    before = letters(chain)
+    files = [chain.parent / str(number) / "pages-1.img" for number in range(3)]
+    old = [path.read_bytes() for path in files]
+    assert letters(chain, spare=True) == before
+    new = [path.read_bytes() for path in files]
+    assert new[2] == old[2]
+    assert all(now.startswith(then) for now, then in zip(new, old, strict=True))
+    assert [len(now) > len(then) for now, then in zip(new, old, strict=True)].count(True) == 1

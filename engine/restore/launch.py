@@ -59,7 +59,7 @@ GAVE_UP = 124
 
 def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
     """Turn a waiting placeholder into the dumped tree (see `torpor.engine.api`)."""
-    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES)
+    snapshot = load(options.images_dir, verify=Verify.WITHOUT_PAGES, spare=options.spare_images)
     try:
         choose = None
         if options.choose_pid is not None:

@@ -63,25 +63,33 @@ class Snapshot:
         self.images.close()
 
 
-def open_contents(images: ImageDirectory, *, later: bool, links: bool = True) -> Contents:
+def open_contents(
+    images: ImageDirectory, *, later: bool = False, links: bool = True, spare: bool = False
+) -> Contents:
     """Pages of a directory, of rounds inside of it, and of earlier dumps that links lead to."""
-    return Contents(images, parents=Chain(images, links=links, later=later), later=later)
+    chain = Chain(images, links=links, later=later, spare=spare)
+    return Contents(images, parents=chain, later=later)
 
 
 def load(
-    path: Path, *, verify: Verify = Verify.ALL, with_parents: bool = False, later: bool = False
+    path: Path,
+    *,
+    verify: Verify = Verify.ALL,
+    with_parents: bool = False,
+    later: bool = False,
+    spare: bool = False,
 ) -> Snapshot:
     """Read and check a directory; nothing of the machine is touched.
 
     With ``verify`` WITHOUT_PAGES, `Contents.verify` has to follow before anything runs.
     ``with_parents`` takes pages from the directories of earlier dumps; with ``later`` pages may
-    be missing that are still where it was dumped.
+    be missing that are still where it was dumped. ``spare`` images may be changed.
 
     Raises:
         BadImage: something is missing, damaged or does not fit.
     """
     images = ImageDirectory.open(path, verify=verify)
-    contents = open_contents(images, later=later, links=with_parents)
+    contents = open_contents(images, later=later, links=with_parents, spare=spare)
     try:
         inventory = read_inventory(images)
         source = Source(images)

@@ -309,6 +309,7 @@ class RestoreJob:
             address_map=address_map(facts.pod_ips, pod_ips(pod)),
             path_map=rootfs.path_map(facts.data_links.get(container.name, {}), links),
             timeout_s=max(1.0, min(self.deadline.left_s, _LONGEST_TAKEOVER_S)),
+            spare_images=True,
         )
         self.deadline.check("takeover")
         report = self.context.engine.takeover(options, progress=self.report.note)

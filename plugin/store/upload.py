@@ -44,7 +44,10 @@ class _File:
     """So much of it was handed out."""
     open_chunks: int = 0
     is_whole: bool = False
-    chunks: list[Future[Chunk]] = field(default_factory=list)
+    is_void: bool = False
+    stored_bytes: int = 0
+    chunks: list[tuple[Future[Chunk], int]] = field(default_factory=list)
+    """With the bytes of each."""
 
 
 class VolumeUpload:
@@ -84,10 +87,13 @@ class VolumeUpload:
         """See `Upload`."""
         for path in [each for each in self._files if each.startswith(folder)]:
             file = self._files.pop(path)
-            for chunk in file.chunks:
-                chunk.cancel()
             with self._changed:
-                file.is_whole = True
+                file.is_void = file.is_whole = True
+                self._stored_bytes -= file.stored_bytes
+                for chunk, size_bytes in file.chunks:
+                    if chunk.cancel():
+                        self._waiting_bytes -= size_bytes
+                        file.open_chunks -= 1
                 self._close_when_done(file)
 
     def grown(self, path: str, fd: int, size_bytes: int, *, whole: bool = False) -> None:
@@ -153,7 +159,8 @@ class VolumeUpload:
             with self._changed:
                 self._waiting_bytes += count
                 file.open_chunks += 1
-            file.chunks.append(self._pool.submit(self._work, file, file.end, count))
+            work = self._pool.submit(self._work, file, file.end, count)
+            file.chunks.append((work, count))
             file.end += count
         file.is_whole |= whole
         if whole:
@@ -179,7 +186,7 @@ class VolumeUpload:
         self._progress(Progress(phase="storing", text=text, done=done, total=total))
 
     def _chunks_of(self, name: str) -> tuple[Chunk, ...]:
-        return tuple(each.result() for each in self._files[name].chunks)
+        return tuple(chunk.result() for chunk, _ in self._files[name].chunks)
 
     # ---- in the threads of the pool ------------------------------------------------------
 
@@ -190,13 +197,16 @@ class VolumeUpload:
             return self._store(file, offset, size_bytes)
         except BaseException as error:
             with self._changed:
-                self._failure = self._failure or error
+                if not file.is_void:
+                    self._failure = self._failure or error
             raise
         finally:
             with self._changed:
                 self._running -= 1
                 self._waiting_bytes -= size_bytes
-                self._stored_bytes += size_bytes
+                if not file.is_void:
+                    self._stored_bytes += size_bytes
+                    file.stored_bytes += size_bytes
                 file.open_chunks -= 1
                 self._close_when_done(file)
                 self._changed.notify_all()
