@@ -153,7 +153,8 @@ class _Planner:
             self._pair(file_id, other_id)
             return
         nameless = not state.stream and not state.name and state.peer is None
-        if (state.queue and nameless) or (state.peer == 0 and (state.stream or state.queue)):
+        had_end = state.peer == 0 and (state.stream or state.queue or not state.peer_name)
+        if had_end or (state.queue and nameless):
             self._pair(file_id, None)
             return
         fd = self.context.fd(file_id)

@@ -108,6 +108,7 @@ STATES = {
     "sender_gone": ("a datagram of a named sender that is closed", "forgets the sender"),
     "one_way": ("connected to a nameless receiver", "refuses it"),
     "pair_gone": ("ends whose other end is closed", ""),
+    "datagram_gone": ("a datagram end whose other end is closed", "makes it unconnected"),
     "disconnected": ("a datagram socket that was connected before", ""),
     "peer_credentials": ("SO_PEERCRED of what other users have made", "gives root's"),
     "peer_pid": ("SO_PEERCRED of a child that has called", "gives the root's pid"),

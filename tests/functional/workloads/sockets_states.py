@@ -387,6 +387,16 @@ def pair_gone(place):
 
 
 @state
+def datagram_gone(place):
+    """A datagram socket whose other end is closed, and nothing was sent."""
+    one, two = pair(DGRAM)
+    two.close()
+    yield
+    assert one.getpeername() == ""
+    assert number(one.send, b"x") == errno.ECONNREFUSED
+
+
+@state
 def disconnected(place):
     """A datagram socket that was connected and is not any more (AF_UNSPEC)."""
     server = socket.socket(UNIX, DGRAM)
