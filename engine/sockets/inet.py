@@ -206,6 +206,8 @@ class Inet:
             "options": sockopts.read(view, family, protocol, kind),
         }
         if kind != SOCK.STREAM:
+            if events & POLLERR:
+                context.warn(f"{view.subject}: an error that waits to be told is lost")
             if sockopts.number(view, IPPROTO.UDP, UDP.ENCAP) and kind == SOCK.DGRAM:
                 raise refuse(ENCAPSULATION, view.subject)
             common["groups"] = multicast.read(view, family, context)

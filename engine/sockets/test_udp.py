@@ -66,6 +66,12 @@ def test_datagrams_that_cannot_be_peeked_at_are_told():
     assert "queued datagrams are dropped" in warnings[0]
 
 
+def test_an_error_that_waits_is_told():
+    warnings = []
+    collect([view(7, at("127.0.0.1", 53), kind=DGRAM, poll=8)], warn=warnings.append)
+    assert "an error that waits to be told is lost" in warnings[0]
+
+
 def test_a_datagram_as_a_packet():
     here, there = Address(2, bytes([127, 0, 0, 1]), 53), Address(2, bytes([10, 0, 0, 9]), 4711)
     packet = datagram(there, here, b"odd")
