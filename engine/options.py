@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from socket import socket
 
+    from torpor.engine.images.pagefetch import Pool
+
 
 class TcpPolicy(Enum):
     """What to do with a TCP connection whose other end is outside the tree."""
@@ -185,6 +187,9 @@ class DumpOptions:
     """A pipe whose other end is outside may come back with one end only."""
     page_server: "socket | None" = None
     """Connection to a page server that gets the pages."""
+    serve: "Callable[[Pool], None] | None" = None
+    """Called when the images are whole, but for the pages of large memory, which it gives away; the
+    tasks stand still until it returns. When it raises, they run on."""
     memory: MemoryWay = MemoryWay.AUTO
     """Where it does not fit, the plan takes another and says why (`DumpReport.memory_reason`)."""
     precopy: PreCopyRules = PreCopyRules()

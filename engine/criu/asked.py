@@ -26,9 +26,6 @@ def dump_options(line: CommandLine) -> DumpOptions:
     """What `criu dump` asks of the engine."""
     if not line.flag("tree"):
         raise Refused("pid not specified", subject=f"criu {line.command}", remedy="give -t PID")
-    if line.flag("lazy_pages"):
-        raise Refused("pages are not served after a dump", subject="--lazy-pages",
-                      remedy="dump without it, or with --page-server")  # fmt: skip
     ghosts = line.last("ghost_limit")
     return DumpOptions(
         pid=line.number("tree"),

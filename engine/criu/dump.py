@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`criu dump`."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from torpor.engine import logs
@@ -46,11 +47,17 @@ def carry_out(asked: DumpOptions, begun: Session, notify: Notify | None = None) 
     line = begun.line
     scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
                       images_dir=begun.images_dir, notify=notify)  # fmt: skip
-    asked = with_server(
-        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, hold=scripts.any), line
-    )
-    scripts.run("pre-dump", asked.pid)
-    report = _dump(replace(asked, external=asked.external | scripts.externals()), scripts)
+    asked = replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, hold=scripts.any)
+    with ExitStack() as until:
+        if line.flag("lazy_pages"):
+            from torpor.engine.criu import lazydump
+
+            serve = until.enter_context(lazydump.server(line, asked.pid, scripts))
+            asked = replace(asked, serve=serve)
+        else:
+            asked = with_server(asked, line)
+        scripts.run("pre-dump", asked.pid)
+        report = _dump(replace(asked, external=asked.external | scripts.externals()), scripts)
     if line.flag("cpu_cap"):
         from torpor.engine.criu import cpuinfo
 

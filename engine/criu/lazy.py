@@ -4,10 +4,10 @@
 Facts (criu 4.2.1, tried): the daemon listens at lazy-pages.socket in the work directory, where a
 restore must find it, takes one restore, and ends with 0 when all pages are in place; the socket's
 name stays. --status-fd gets its byte, and scripts the stage `status-ready`, when it listens. With
---page-server it connects there when the restore has come; without, pages are in the image
-directory. A pid file is written only with -d. What is handed over is in
-`torpor.engine.lazy.handing`; a restore by CRIU leaves out all private anonymous memory, which its
-dumps mark as LAZY, so pages are looked for there.
+--page-server it connects there when the restore has come, here at once: a restore does not wait to
+hear that nobody is there. Without, pages are in the image directory. A pid file is written only
+with -d. What is handed over is in `torpor.engine.lazy.handing`; a restore by CRIU leaves out all
+private anonymous memory, which its dumps mark as LAZY, so pages are looked for there.
 """
 
 import os
@@ -35,9 +35,10 @@ log = logs.logger(__name__)
 
 def run(line: CommandLine) -> int:
     """Fill the memory of one restore."""
+    from torpor.engine.lazy.attend import attend  # it takes its time, and a restore waits for us
+
     begun = session.begin(line)
-    if line.flag("page_server"):
-        network.check(line)
+    server = network.connect(line) if line.flag("page_server") else None
     path = begun.work_dir / NAME
     with socket.socket(socket.AF_UNIX) as listening, translated("listen at", str(path)):
         with suppress(FileNotFoundError):
@@ -49,33 +50,27 @@ def run(line: CommandLine) -> int:
         pageserver.tell_ready(begun)
         restore, _ = listening.accept()
     with restore:
-        return _attend(begun, restore)
-
-
-def _attend(begun: Session, restore: socket.socket) -> int:
-    from torpor.engine.lazy.attend import attend
-
-    log.info("a restore has come")
-    try:
-        attend(restore, lambda handed: _fill(begun, handed))
-    except Error as error:
-        session.tell_failure(error)
-        return 1
+        log.info("a restore has come")
+        try:
+            attend(restore, lambda handed: _fill(begun, handed, server))
+        except Error as error:
+            session.tell_failure(error)
+            return 1
     log.info("all pages are in place")
     return 0
 
 
-def _fill(begun: Session, handed: socket.socket) -> int:
+def _fill(begun: Session, handed: socket.socket, server: socket.socket | None) -> int:
     """In the process that fills; its status."""
     try:
-        _fill_all(begun, handed)
+        _fill_all(begun, handed, server)
     except Error as error:
         session.tell_failure(error)
         return 1
     return 0
 
 
-def _fill_all(begun: Session, handed: socket.socket) -> None:
+def _fill_all(begun: Session, handed: socket.socket, server: socket.socket | None) -> None:
     from torpor.engine.images.directory import ImageDirectory, Verify
     from torpor.engine.lazy.attend import Queue, fill
     from torpor.engine.restore import waiting
@@ -84,27 +79,26 @@ def _fill_all(begun: Session, handed: socket.socket) -> None:
     with ImageDirectory.open(begun.images_dir, verify=Verify.WITHOUT_PAGES) as images:
         contents = open_contents(images, later=True)
         try:
-            if begun.line.flag("page_server"):
-                _fetch(begun.line, handed, contents)
-            else:
+            if server is None:
                 fill(Queue(handed, partial(waiting.in_files, contents)))
+            else:
+                _fetch(server, handed, contents)
         finally:
             contents.close()
 
 
-def _fetch(line: CommandLine, handed: socket.socket, contents: "Contents") -> None:
+def _fetch(server: socket.socket, handed: socket.socket, contents: "Contents") -> None:
     from torpor.engine.images.pagefetch import PATIENCE_S, Fetcher, notice_death
     from torpor.engine.lazy.attend import Queue, fill
     from torpor.engine.restore import waiting
 
-    with network.connect(line) as connection:
-        notice_death(connection, patience_s=PATIENCE_S)
-        fetcher = Fetcher(connection)
-        fill(Queue(handed, partial(waiting.at_server, contents, fetcher)))
-        try:
-            fetcher.end()
-        except Error as error:  # all pages are there
-            log.warning("%s", error)
+    notice_death(server, patience_s=PATIENCE_S)
+    fetcher = Fetcher(server)
+    fill(Queue(handed, partial(waiting.at_server, contents, fetcher)))
+    try:
+        fetcher.end()
+    except Error as error:  # all pages are there
+        log.warning("%s", error)
 
 
 @contextmanager

@@ -10,12 +10,15 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.engine import logs
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.errors import Refused
 from torpor.engine.images.failures import translated
 
 if TYPE_CHECKING:
     import ssl
+
+log = logs.logger(__name__)
 
 CERTIFICATE, KEY = Path("/etc/pki/criu/cert.pem"), Path("/etc/pki/criu/private/key.pem")
 AUTHORITY, REVOKED = Path("/etc/pki/CA/cacert.pem"), Path("/etc/pki/CA/cacrl.pem")
@@ -57,6 +60,14 @@ def listen(line: CommandLine) -> socket.socket:
     with translated("listen at", f"{host}, port {port}"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1)
+
+
+def accept(listening: socket.socket) -> socket.socket:
+    """The connection that is waited for."""
+    connection, peer = listening.accept()
+    listening.close()
+    log.info("page server: %s connected", peer[0])
+    return connection
 
 
 def secured(connection: socket.socket, line: CommandLine, *, is_server: bool) -> socket.socket:

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`criu page-server`: takes the pages of one dump over a connection.
+"""`criu page-server`: takes the pages of one dump over a connection, or gives them to a restore.
 
 Facts (criu 4.2.1, tried): it serves one connection, writes pagemap and pages files into the image
-directory, and exits. As a daemon the pid file has the pid of the one that stays.
+directory, and exits; with --lazy-pages it reads them, for `criu lazy-pages --page-server`. As a
+daemon the pid file has the pid of the one that stays.
 """
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 from torpor.engine import logs
 from torpor.engine.criu import network, session
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.criu.scripts import Scripts
 from torpor.engine.criu.session import Session
-from torpor.engine.errors import Error, Refused
+from torpor.engine.errors import Error
 from torpor.engine.images.failures import translated
 from torpor.engine.images.pageserver import Server
+from torpor.engine.text import size
+
+if TYPE_CHECKING:
+    from torpor.engine.images.pagefetch import Pool
 
 READY = "status-ready"
 
@@ -24,9 +30,6 @@ log = logs.logger(__name__)
 
 def run(line: CommandLine) -> int:
     """Serve one dump."""
-    if line.flag("lazy_pages"):
-        raise Refused("pages are not served to a restore", subject="--lazy-pages",
-                      remedy="restore from the directory of the dump")  # fmt: skip
     begun = session.begin(line)
     connection = network.given(line)
     listening = network.listen(line) if connection is None else None
@@ -39,20 +42,50 @@ def run(line: CommandLine) -> int:
 
 
 def serve(begun: Session, connection: socket.socket | None, listening: socket.socket | None) -> int:
-    """Take the pages of one connection, which is given or awaited; the status of the command."""
-    server = Server(begun.images_dir)
+    """Serve one connection, which is given or awaited; the status of the command."""
     try:
         if connection is None:
             assert listening is not None
-            connection, peer = listening.accept()
-            listening.close()
-            log.info("page server: %s connected", peer[0])
-        server.serve(network.secured(connection, begun.line, is_server=True))
+            connection = network.accept(listening)
+        connection = network.secured(connection, begun.line, is_server=True)
+        (_give if begun.line.flag("lazy_pages") else _take)(begun, connection)
     except Error as error:
         session.tell_failure(error, "The page server FAILED.")
         return 1
-    log.info("page server: %d pages written", server.pages_written)
     return 0
+
+
+def _take(begun: Session, connection: socket.socket) -> None:
+    """The pages of a dump."""
+    server = Server(begun.images_dir)
+    server.serve(connection)
+    log.info("page server: %d pages written", server.pages_written)
+
+
+def _give(begun: Session, connection: socket.socket) -> None:
+    """The pages of the images, to a lazy restore."""
+    from torpor.engine.images.directory import ImageDirectory, Verify
+    from torpor.engine.restore.load import open_contents
+    from torpor.engine.restore.waiting import Stored
+
+    with ImageDirectory.open(begun.images_dir, verify=Verify.WITHOUT_PAGES) as images:
+        contents = open_contents(images, later=False)
+        try:
+            give(connection, Stored(contents))
+        finally:
+            contents.close()
+
+
+def give(connection: socket.socket, pool: "Pool") -> None:
+    """Give pages away until the other side has all.
+
+    Raises: Error when it has not.
+    """
+    from torpor.engine.images.pagefetch import answer, notice_death
+
+    notice_death(connection)
+    served = answer(connection, pool)
+    log.info("page server: %s given in %d answers", size(served.size_bytes), served.requests)
 
 
 def leave(begun: Session) -> bool:
@@ -77,11 +110,14 @@ def _write_pid(begun: Session, pid: int) -> None:
 
 def tell_ready(begun: Session) -> None:
     """It can be connected to: scripts, and a zero byte to --status-fd, which is closed."""
-    line = begun.line
-    if line.flag("action_script"):
-        scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
-                          images_dir=begun.images_dir)  # fmt: skip
-        scripts.run(READY)
+    scripts = Scripts(paths=begun.line.all("action_script"), work_dir=begun.work_dir,
+                      images_dir=begun.images_dir)  # fmt: skip
+    scripts.run(READY)
+    tell_status(begun.line)
+
+
+def tell_status(line: CommandLine) -> None:
+    """--status-fd."""
     if line.flag("status_fd"):
         number = line.number("status_fd")
         with translated("write to", f"descriptor {number}"):

@@ -8,7 +8,7 @@ from torpor.engine.criu import dump, session
 from torpor.engine.criu.asked import dump_options
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.criu.session import Session
-from torpor.engine.errors import Error
+from torpor.engine.errors import Error, Refused
 from torpor.engine.options import DumpOptions
 from torpor.engine.text import size
 
@@ -18,6 +18,9 @@ log = logs.logger(__name__)
 def run(line: CommandLine) -> int:
     """Copy the memory of a tree that runs on."""
     asked = dump_options(line)
+    if line.flag("lazy_pages"):
+        raise Refused("a pre-dump leaves no pages for later", subject="--lazy-pages",
+                      remedy="give it to the dump")  # fmt: skip
     begun = session.begin(line)
     try:
         carry_out(asked, begun)

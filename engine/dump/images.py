@@ -143,7 +143,10 @@ def inventory(
 
 
 def write_pages(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> None:
-    """Pagemaps, pages and the link to those that have the others; then memory is let go."""
+    """Pagemaps, pages and the link to those that have the others; then memory is let go.
+
+    But for what is served afterwards.
+    """
     assert dump.taken is not None
     assert dump.way is not None
     if dump.parents is not None:
@@ -155,4 +158,5 @@ def write_pages(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> Non
             dump.written_bytes = dump.taken.size_bytes
         else:
             dump.written_bytes = pages.write(dump.taken, out, dump.parents, told)
-    dump.way.close()
+    if dump.options.serve is None:
+        dump.way.close()

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from torpor.engine import native
-from torpor.engine.dump import increment, pagesfile
+from torpor.engine.dump import increment, later, pagesfile
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.ways import scan
-from torpor.engine.dump.ways.way import Content, Part, Segment, Way
+from torpor.engine.dump.ways.way import Content, Left, Part, Segment, Way
 from torpor.engine.images.pages import PageFlags, PageRun, write_pagemap
 from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
@@ -50,6 +50,8 @@ class PagesTaken:
     """Everything captured of a tree."""
 
     segments: list[Segment] = field(default_factory=list)
+    left_bytes: int = 0
+    """What the images are without, because it is served afterwards."""
 
     @property
     def size_bytes(self) -> int:
@@ -58,17 +60,23 @@ class PagesTaken:
 
 
 def take(
-    captured: Sequence[Captured], way: Way, loose: Mapping[int, Sequence[tuple[int, bytes]]]
+    captured: Sequence[Captured],
+    way: Way,
+    loose: Mapping[int, Sequence[tuple[int, bytes]]],
+    *,
+    leave: bool = False,
 ) -> PagesTaken:
     """Have the memory of stopped tasks, in the way that was chosen.
 
-    ``loose`` is shared memory that was read from its file: id → (offset, bytes).
+    ``loose`` is shared memory that was read from its file: id → (offset, bytes). With ``leave``
+    large memory stays where it is.
     """
     taken = PagesTaken()
     shared: dict[int, list[_Place]] = {shared_id: [] for shared_id in loose}
     for item in captured:
         name = f"pagemap-{item.capture.ns_pid}"
-        taken.segments.append(Segment(name=name, parts=_private_parts(item)))
+        left = later.ranges(item.areas) if leave else ()
+        taken.segments.append(Segment(name=name, parts=_private_parts(item), later=left))
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
             if area.shared and area.backing not in ELSEWHERE and not area.huge_shift:
@@ -181,8 +189,9 @@ def write(
         told(Progress(phase="write", text=text, done=written + done, total=total))
 
     for number, segment in enumerate(taken.segments, 1):
-        runs, extents = _new(segment, parents) if parents is not None else _all(segment)
+        runs, extents = _some(segment, parents) if parents or segment.later else _all(segment)
         write_pagemap(images, segment.name, number, runs)
+        taken.left_bytes += sum(run.size_bytes for run in runs if run.is_elsewhere)
         written += pagesfile.write(images, f"pages-{number}", extents, tell)
     return written
 
@@ -208,16 +217,20 @@ def _pieces(part: Part, start: int, size_bytes: int) -> Iterator[bytes]:
         yield native.read_pages(part.extents(at, size), 0, size)
 
 
-def _new(segment: Segment, parents: Chain) -> tuple[list[PageRun], "array[int]"]:
-    """Runs of a pagemap, and extents of only those pages that the parents have not."""
-    stored = parents.stored(segment.name)
+def _some(segment: Segment, parents: Chain | None) -> tuple[list[PageRun], "array[int]"]:
+    """Runs of a pagemap, and extents of those pages that the parents have not, nor come later."""
+    stored = parents.stored(segment.name) if parents is not None else ()
     runs: list[PageRun] = []
     extents = array("Q")
     for part in segment.parts:
-        for piece in increment.pieces(part.runs, part.shift, part.source, stored):
-            runs.append(piece.run)
-            if PageFlags.PRESENT in piece.run.flags:
-                extents += part.extents(piece.start, piece.run.size_bytes)
+        for whole in increment.pieces(part.runs, part.shift, part.source, stored):
+            for piece in later.cut(whole, segment.later):
+                run = piece.run
+                runs.append(run)
+                if PageFlags.PRESENT in run.flags:
+                    extents += part.extents(piece.start, run.size_bytes)
+                elif run.is_elsewhere:
+                    segment.left.append(Left(run.vaddr, run.end, part, piece.start))
     return runs, extents
 
 

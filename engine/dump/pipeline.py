@@ -67,7 +67,7 @@ def _dump_once(
 ) -> tuple[DumpReport, ...]:
     phase = Phases(progress, max(options.timeout_s for options in trees))
     dumps = [TreeDump(options=options) for options in trees]
-    hold = any(options.after is not After.CONTINUE or options.hold for options in trees)
+    hold = any(o.after is not After.CONTINUE or o.hold or o.serve is not None for o in trees)
     with ExitStack() as cleanup:
         for dump in dumps:
             cleanup.enter_context(dump.lock)
@@ -114,6 +114,7 @@ def _dump_once(
             if commit is not None:
                 with phase("commit"):
                     commit(tuple(report_of(dump, phase, frozen_s) for dump in dumps))
+            _serve(dumps, phase)
             links.pop_all()
             for stop in trees_stopped:
                 if stop.options.after is After.STOP:
@@ -121,6 +122,14 @@ def _dump_once(
                 elif stop.options.after is After.PAUSE:
                     stop.pause()
     return tuple(report_of(dump, phase, frozen_s) for dump in dumps)
+
+
+def _serve(dumps: Sequence[TreeDump], phase: Phases) -> None:
+    """What the images are without; there is no other copy of it but the tasks."""
+    for dump in dumps:
+        if dump.options.serve is not None:
+            with phase("serve"):
+                dump.serve()
 
 
 def _remove_links(dumps: Sequence[TreeDump]) -> None:

@@ -69,7 +69,7 @@ class Phases:
 def stats_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
     """For CRIU's stats-dump."""
     assert dump.taken is not None
-    count = dump.taken.size_bytes // areas.PAGE
+    count, left = dump.taken.size_bytes // areas.PAGE, dump.taken.left_bytes // areas.PAGE
     return DumpStats(
         freezing_s=phase.seconds.get("stop", 0.0),
         frozen_s=frozen_s,
@@ -77,7 +77,8 @@ def stats_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:
         memory_write_s=phase.seconds.get("write", 0.0),
         pages_scanned=count,
         pages_written=dump.written_bytes // areas.PAGE,
-        pages_skipped_parent=count - dump.written_bytes // areas.PAGE,
+        pages_skipped_parent=count - left - dump.written_bytes // areas.PAGE,
+        pages_lazy=left,
     )
 
 
@@ -97,7 +98,7 @@ def report_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpReport:
         phases_s=flat(phase.seconds),
         pause_s=flat(phase.pause),
         warnings=tuple(dump.warnings),
-        skipped_bytes=dump.taken.size_bytes - dump.written_bytes,
+        skipped_bytes=dump.taken.size_bytes - dump.taken.left_bytes - dump.written_bytes,
         memory_way=dump.way.kind,
         memory_reason=dump.way.reason,
         rounds=tuple(dump.way.rounds),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torpor.engine.dump import pages, sharing
 from torpor.engine.dump.beforehand import Spaces
 from torpor.engine.dump.capture import Captured
+from torpor.engine.dump.later import LeftPages
 from torpor.engine.dump.netlock import Lock
 from torpor.engine.dump.ways.way import Way
 from torpor.engine.files.table import Collected
@@ -62,7 +63,19 @@ class TreeDump:
     def take(self, alive: Sequence[Captured]) -> None:
         """Have the memory of stopped tasks."""
         assert self.way is not None
-        self.taken = pages.take(alive, self.way, self.loose)
+        self.taken = pages.take(alive, self.way, self.loose, leave=self.options.serve is not None)
+
+    def serve(self) -> None:
+        """Give away the pages that the images are without.
+
+        Raises: Error when not all were wanted; the tasks must run on then.
+        """
+        if self.options.serve is None:
+            return
+        assert self.taken is not None
+        assert self.way is not None
+        with self.way.reading():
+            self.options.serve(LeftPages(self.taken.segments))
 
     def settle(self) -> None:
         """What of taking memory may wait until after the thaw."""

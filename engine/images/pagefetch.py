@@ -67,8 +67,8 @@ class Pool(Protocol):
     """What a server has."""
 
     @property
-    def size_bytes(self) -> int:
-        """How much it is."""
+    def must_be_wanted(self) -> bool:
+        """Whether somebody who wants nothing of it has given up."""
 
     def read(self, pid: int, address: int, size: int) -> bytes:
         """Pages of a task.
@@ -97,7 +97,7 @@ def answer(connection: Connection, pool: Pool) -> Served:
         except EOFError as error:
             raise _gone("the one who wants the pages has gone before it had all") from error
         if command == CLOSE:
-            if pool.size_bytes and not served.requests:
+            if pool.must_be_wanted and not served.requests:
                 raise _gone("the one who wants the pages gave up before it had any")
             with translated("send to", "the other side"):
                 connection.sendall(DONE)

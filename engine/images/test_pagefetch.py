@@ -16,7 +16,7 @@ from torpor.engine.images.pageserver import ADD, CLOSE, REQUEST
 class Memory:
     """Pages of a pid; each is full of the number of its page."""
 
-    size_bytes = 100 * PAGE_BYTES
+    must_be_wanted = True
 
     def read(self, pid, address, size):
         if pid != 7:
@@ -80,7 +80,7 @@ def test_one_who_ends_before_it_had_any_gave_up(pair):
 
 def test_where_there_is_nothing_to_have_the_end_is_good(pair):
     pool = Memory()
-    pool.size_bytes = 0
+    pool.must_be_wanted = False
     thread, found = served(pair, pool)
     Fetcher(pair[0]).end()
     thread.join()

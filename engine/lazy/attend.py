@@ -15,11 +15,12 @@ import struct
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from torpor.engine import logs, native
 from torpor.engine.errors import Error, KernelError
-from torpor.engine.kernel import proc
+from torpor.engine.kernel import maps, proc
 from torpor.engine.lazy import daemon, handing
 from torpor.engine.lazy.handing import Handed
 from torpor.engine.lazy.serve import Space, serve
@@ -161,16 +162,29 @@ class _Guard:
 def _found(restore: socket.socket, pid: int) -> int | None:
     """A task of the restore at the other end, by the pid that it sees itself.
 
-    It is a descendant of the restore, or of its parent (--restore-sibling).
+    It is a descendant of the restore, or of its parent (--restore-sibling); when the restore has
+    ended already, a task that has memory to wait for.
     """
     size = CREDENTIALS.size
     peer, _, _ = CREDENTIALS.unpack(restore.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     for root in (peer, _parent(peer)):
         for one in daemon.below(root) if root > 1 else ():
-            with suppress(Error):
-                if proc.innermost_pid(proc.read_bytes(one, "status")) == pid:
-                    return one
-    return None
+            if _own_pid(one) == pid:
+                return one
+    others = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return next((one for one in others if _own_pid(one) == pid and _waits(one)), None)
+
+
+def _own_pid(pid: int) -> int:
+    with suppress(Error):
+        return proc.innermost_pid(proc.read_bytes(pid, "status"))
+    return 0
+
+
+def _waits(pid: int) -> bool:
+    with suppress(Error):
+        return any("um" in vma.vm_flags for vma in maps.parse_smaps(proc.read_text(pid, "smaps")))
+    return False
 
 
 def _parent(pid: int) -> int:

@@ -68,6 +68,11 @@ class TaskPages:
             for one in self._touching(area.start, area.end)
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no pages are still where it was dumped."""
+        return all(one.offset is not None for one in self.runs)
+
     def _touching(self, low: int, high: int) -> Iterator[LocatedRun]:
         for i in range(max(bisect_right(self._starts, low) - 1, 0), len(self.runs)):
             if self.runs[i].run.vaddr >= high:

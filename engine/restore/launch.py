@@ -10,7 +10,7 @@ die with us until then (PTRACE_O_EXITKILL).
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -135,10 +135,14 @@ class _Restore(Work):
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
         self.groups = cgroups.Groups()
-        self.lazy = lazily.LazyMemory(
-            wanted=host is not None and self._is_lazy(host),
-            filled_by=host.filled_by if host else None,
-        )
+        self.lazy = lazily.LazyMemory()
+        if host is not None:
+            pids = [task.pid for task in self.tree.tasks if task.memory]
+            self.lazy = lazily.LazyMemory(
+                wanted=self._is_lazy(host, pids),
+                filled_by=host.filled_by,
+                only_lacking=not all(self.contents.of(pid).is_whole for pid in pids),
+            )
         self.suspend_seccomp = False
         self.terminal: int | None = None
         self.deadline = time.perf_counter() + timeout_s
@@ -324,10 +328,9 @@ class _Restore(Work):
         """What a task that was just forked by ``maker`` had."""
         memories.give(self, task, maker)
 
-    def _is_lazy(self, host: RestoreOptions) -> bool:
+    def _is_lazy(self, host: RestoreOptions, pids: Sequence[int]) -> bool:
         if host.lazy is not Lazy.AUTO or host.filled_by is not None:
             return host.lazy is Lazy.ON or host.filled_by is not None
-        pids = [task.pid for task in self.tree.tasks if task.memory]
         runs = [one for pid in pids for one in self.contents.of(pid).runs]
         stored = sum(one.run.size_bytes for one in runs if one.offset is not None)
         in_memory = lazily.is_in_memory(self.snapshot.images.fd)

@@ -29,7 +29,7 @@ from torpor.engine.lazy.serve import Space
 from torpor.engine.lazy.sources import FilePages
 from torpor.engine.memory.areas import PROT_READ, PROT_WRITE, Area
 from torpor.engine.restore import arena
-from torpor.engine.restore.contents import Contents
+from torpor.engine.restore.contents import Contents, TaskPages
 from torpor.engine.restore.spawn import Living
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class LazyMemory:
     wanted: bool = False
     filled_by: "socket | None" = None
     """Connection to another process that fills."""
+    only_lacking: bool = False
+    """The images are without some pages: those have to come later, and no others do."""
     fds: dict[int, int] = field(default_factory=dict)
     """Pid of a task, as it sees itself → a userfaultfd of its memory."""
     size_bytes: int = 0
@@ -65,8 +67,7 @@ class LazyMemory:
         return {
             area.start
             for area in areas
-            if pages.lacks(area)
-            or (may_wait(area) and sum(size for _, size, _ in pages.within(area)) >= LEAST_BYTES)
+            if (pages.lacks(area) if self.only_lacking else _is_large(area, pages))
         }
 
     def prepare(self, task: Living) -> None:
@@ -164,6 +165,10 @@ class LazyMemory:
             with suppress(OSError):
                 os.close(fd)
         self.fds = {}
+
+
+def _is_large(area: Area, pages: TaskPages) -> bool:
+    return may_wait(area) and sum(size for _, size, _ in pages.within(area)) >= LEAST_BYTES
 
 
 def may_wait(area: Area) -> bool:

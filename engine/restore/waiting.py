@@ -6,8 +6,10 @@ What exactly was left out the restore does not say; asking for more does no harm
 is all private anonymous memory.
 """
 
+import os
 from collections.abc import Iterator
 
+from torpor.engine.errors import BadImage
 from torpor.engine.images.pagefetch import Fetcher
 from torpor.engine.images.pages import PageFlags
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -27,12 +29,40 @@ def in_files(contents: Contents, handed: Handed) -> Space:
 
 
 def at_server(contents: Contents, fetcher: Fetcher, handed: Handed) -> Space:
-    """Pages that a server has, whether the images have them as well or not."""
+    """Pages that a server has: those that are marked, whether the images have them as well or not.
+
+    Where none is marked the images have all.
+    """
     runs = [one.run for one in contents.of(handed.pid).runs]
     marked = [(run.vaddr, run.end, run.vaddr) for run in runs if PageFlags.LAZY in run.flags]
-    found = marked or [(at, end, at) for at, end, _ in _stored(contents, handed.pid)]
-    return Space(fd=handed.fd, missing=Missing.of(found),
+    if not marked:
+        return in_files(contents, handed)
+    return Space(fd=handed.fd, missing=Missing.of(marked),
                  source=RemotePages(fetcher, handed.pid))  # fmt: skip
+
+
+class Stored:
+    """All pages of images, for a server (see `pagefetch.Pool`)."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+
+    must_be_wanted = False
+
+    def read(self, pid: int, address: int, size: int) -> bytes:
+        """Pages of a task.
+
+        Raises: BadImage when they are not there.
+        """
+        pages = self._contents.of(pid)
+        found = b"".join(
+            os.pread(pages.fd, length, offset)
+            for _, length, offset in pages.between(address, address + size)
+        )
+        if len(found) != size:
+            raise BadImage("pages are asked for that the images have not", subject=f"task {pid}",
+                           cause=f"{address:x}, {size} bytes")  # fmt: skip
+        return found
 
 
 def _stored(contents: Contents, pid: int) -> Iterator[Piece]:

@@ -3,46 +3,14 @@
 
 import os
 import signal
-import subprocess
-import time
-from contextlib import suppress
 
 import pytest
 
-from tests.functional.harness import PATIENCE_S
-from tests.functional.test_incremental import OURS, criu
+from tests.functional.lazyrun import Beside
+from tests.functional.test_incremental import criu
 from tests.functional.test_lazy import await_gone
-from torpor.engine.kernel import proc
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
-
-
-class Daemon:
-    """`criu lazy-pages` for a workload, which listens."""
-
-    def __init__(self, live, *words, name="images", program=OURS):
-        ready, tell = os.pipe()
-        self.log = live.folder / name / "lazy.log"
-        self.process = subprocess.Popen(
-            [*program, "lazy-pages", "-D", name, "-o", "lazy.log", "-v4",
-             "--status-fd", str(tell), *words],
-            cwd=live.folder, stdin=subprocess.DEVNULL, pass_fds=[tell],
-        )  # fmt: skip
-        os.close(tell)
-        assert os.read(ready, 1) == b"\0", self.log.read_text()
-        os.close(ready)
-
-    def ended(self):
-        """Its status."""
-        return self.process.wait(PATIENCE_S)
-
-    def filler(self):
-        """The child that fills; it is there when a restore has come."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not (found := proc.children(self.process.pid)):
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.005)
-        return found[0]
 
 
 @pytest.fixture
@@ -62,15 +30,13 @@ def dumped(start):
 def daemon():
     begun = []
 
-    def begin(*args, **more):
-        begun.append(Daemon(*args, **more))
+    def begin(live, *words):
+        begun.append(Beside(live, "lazy-pages", *words))
         return begun[-1]
 
     yield begin
     for one in begun:
-        with suppress(ProcessLookupError):
-            one.process.kill()
-        one.process.wait()
+        one.end()
 
 
 def test_memory_comes_while_it_is_used(dumped, daemon):
@@ -80,7 +46,7 @@ def test_memory_comes_while_it_is_used(dumped, daemon):
     live.unharmed()
     assert live.verdict() == "ok"
     assert filling.ended() == 0
-    assert "all pages are in place" in filling.log.read_text()
+    assert "all pages are in place" in filling.log()
 
 
 def test_it_ends_when_all_is_there(dumped, daemon):
@@ -118,7 +84,7 @@ def test_when_the_one_that_fills_dies_the_workload_is_ended(dumped, daemon):
     os.kill(stopped_filler(live, filling), signal.SIGKILL)
     assert filling.ended() == 1
     await_gone(live.pid)
-    assert "what was restored is ended" in filling.log.read_text()
+    assert "what was restored is ended" in filling.log()
 
 
 def test_when_the_one_that_was_started_dies_all_is_filled(dumped, daemon):
@@ -139,7 +105,7 @@ def test_a_restore_that_fails_leaves_nothing(dumped, daemon):
     criu(live, "restore", "images", "-d", "--lazy-pages", *words, status=1)
     assert filling.ended() == 1
     await_gone(live.pid)
-    assert "did not come to its end" in filling.log.read_text()
+    assert "did not come to its end" in filling.log()
 
 
 def test_pages_that_were_cut_off_end_the_workload(dumped, daemon):

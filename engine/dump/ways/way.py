@@ -65,12 +65,26 @@ class Part:
         return self.source.extents(start, size_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Pages that images are without, one behind the other, and where in a part they are."""
+
+    start: int
+    end: int
+    part: Part
+    at: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Segment:
     """What goes into one pagemap, in the order of addresses in the image."""
 
     name: str
     parts: list[Part]
+    later: Sequence[tuple[int, int]] = ()
+    """Where its pages are left out of the images (see `torpor.engine.dump.later`)."""
+    left: list[Left] = field(default_factory=list)
+    """Those pages, once the pagemap is written."""
 
     @property
     def size_bytes(self) -> int:

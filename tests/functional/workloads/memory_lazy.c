@@ -60,7 +60,7 @@ int main(int argc, char **argv)
 	area = map(AREA, RW, ANON, -1, 0);
 	for (size_t i = 0; i < AREA; i += 512)
 		*(uint64_t *)(area + i) = word_of(area + i);
-	target = room(PART);
+	target = map(PART, PROT_NONE, ANON | MAP_NORESERVE, -1, 0); /* so that no stack is there */
 	ready();
 	await_go();
 	CHECK(pthread_create(&thread, NULL, read_backwards, NULL) == 0);
