@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torpor.engine.errors import Error, Timeout
 from torpor.engine.options import (
@@ -124,7 +124,7 @@ class Deadline:
             Timeout: with what was being done.
         """
         if self.left_s <= 0:
-            raise self._timeout(doing)
+            raise self.timeout(doing)
 
     def run(self, doing: str, work: Callable[[], _Result], cancel: Cancel) -> _Result:
         """Do work that may hang (a dead NFS server) in a thread of its own.
@@ -132,28 +132,55 @@ class Deadline:
         Raises:
             Timeout: the deadline passed; ``cancel`` is set, and the thread ends when it can.
         """
-        results: list[_Result] = []
-        errors: list[BaseException] = []
+        return self.begin(doing, work, cancel).result()
 
-        def target() -> None:
-            try:
-                results.append(work())
-            except BaseException as error:  # noqa: BLE001 - raised again by the caller
-                errors.append(error)
+    def begin(self, doing: str, work: Callable[[], _Result], cancel: Cancel) -> "BesideIt[_Result]":
+        """As `run`, going on meanwhile."""
+        return BesideIt(self, doing, work, cancel)
 
-        thread = Thread(target=target, name=doing, daemon=True)
-        thread.start()
-        thread.join(max(0.0, self.left_s))
-        if thread.is_alive():
-            cancel.set()
-            raise self._timeout(doing)
-        if errors:
-            raise errors[0]
-        return results[0]
-
-    def _timeout(self, doing: str) -> Timeout:
+    def timeout(self, doing: str) -> Timeout:
+        """What to raise when it passed."""
         return Timeout(
             f"{doing} was not finished within {self.limit_s:g} s",
             subject=self.subject,
             remedy="set a longer spec.timeout; look at the store's speed",
         )
+
+
+class BesideIt(Generic[_Result]):
+    """Work in a thread of its own, under a deadline."""
+
+    def __init__(
+        self, deadline: Deadline, doing: str, work: Callable[[], _Result], cancel: Cancel
+    ) -> None:
+        self._deadline, self._doing, self._cancel = deadline, doing, cancel
+        self._results: list[_Result] = []
+        self._errors: list[BaseException] = []
+        self._thread = Thread(target=self._do, args=(work,), name=doing, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a result, or an error."""
+        return not self._thread.is_alive()
+
+    def result(self) -> _Result:
+        """What came of it, as `Deadline.run`."""
+        self._thread.join(max(0.0, self._deadline.left_s))
+        if self._thread.is_alive():
+            self._cancel.set()
+            raise self._deadline.timeout(self._doing)
+        if self._errors:
+            raise self._errors[0]
+        return self._results[0]
+
+    def call_off(self, patience_s: float) -> None:
+        """Have it end, and wait a little for that."""
+        self._cancel.set()
+        self._thread.join(patience_s)
+
+    def _do(self, work: Callable[[], _Result]) -> None:
+        try:
+            self._results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            self._errors.append(error)

@@ -26,6 +26,7 @@ from torpor.plugin.agent.context import (
     PodNotFound,
 )
 from torpor.plugin.agent.endtask import end_task
+from torpor.plugin.agent.fetching import Fetching
 from torpor.plugin.agent.locate import (
     PLACEHOLDER_MOUNT,
     Container,
@@ -47,7 +48,6 @@ from torpor.plugin.api.reasons import ConditionType, Reason
 from torpor.plugin.api.v1alpha1 import Checkpoint, Restore, RestoredContainer
 from torpor.plugin.k8s.errors import NotFound, Unreachable
 from torpor.plugin.k8s.kinds import CHECKPOINTS, PODS
-from torpor.plugin.store.base import Cancel, StoredManifest
 from torpor.plugin.store.manifest import ContainerFacts, Manifest
 
 _log = logging.getLogger(__name__)
@@ -108,16 +108,20 @@ class RestoreJob:
             raise
 
     def _work(self) -> None:
-        with self._stage("fetch"):
-            manifest = self._fetch()
-        facts = self._read_facts()
-        check_node(manifest.head.node, facts.cpu_flags, self.context.cpu_flags)
-        with self._stage("wait"):
-            pod, containers = self._await_placeholders(manifest)
-        self._compare_images(pod, manifest)
-        waiting = list(self._placeholders)
-        with self._stage("files"):
-            self._bring_files(waiting, manifest)
+        with self._fetching() as fetching:
+            with self._stage("fetch"):
+                manifest = fetching.early()
+            facts = self._read_facts()
+            check_node(manifest.head.node, facts.cpu_flags, self.context.cpu_flags)
+            with self._stage("wait"):
+                pod, containers = self._await_placeholders(manifest)
+            self._compare_images(pod, manifest)
+            waiting = list(self._placeholders)
+            with self._stage("files"):
+                self._bring_files(waiting, manifest)
+            with self._stage("pages"):
+                stored = fetching.whole()
+        self.context.metrics.transferred.labels("from-store").inc(stored.size_bytes)
         reports = {}
         with self._stage("takeover"):
             for container in waiting:
@@ -126,25 +130,19 @@ class RestoreJob:
 
     # ---- what was stored ---------------------------------------------------------------
 
-    def _fetch(self) -> Manifest:
+    def _fetching(self) -> Fetching:
         """Into the staging directory, every byte checked against the Checkpoint's digest."""
         checkpoint = self._checkpoint()
         status = checkpoint.status
-        store = self.context.store(status.store_name)
-        cancel = Cancel()
-
-        def work() -> StoredManifest:
-            return store.get(
-                reference(checkpoint),
-                self.folder.tree,
-                self.report.note,
-                digest=status.manifest_digest,
-                cancel=cancel,
-            )
-
-        stored = self.deadline.run("fetching", work, cancel)
-        self.context.metrics.transferred.labels("from-store").inc(stored.size_bytes)
-        return stored.manifest
+        assert status.manifest_digest is not None
+        return Fetching(
+            store=self.context.store(status.store_name),
+            ref=reference(checkpoint),
+            digest=status.manifest_digest,
+            into=self.folder.tree,
+            deadline=self.deadline,
+            progress=self.report.note,
+        )
 
     def _checkpoint(self) -> Checkpoint:
         namespace = self.restore.metadata.namespace

@@ -2,16 +2,19 @@
 """Restore jobs: a small API server, a node of files, a real store, a recorded engine."""
 
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
-from torpor.engine.errors import Refused
+from torpor.engine.errors import Refused, Vanished
 from torpor.plugin.agent.jobs import MOST_ATTEMPTS, Jobs
 from torpor.plugin.agent.restore import is_same_image
 from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.api import codec
 from torpor.plugin.api.conditions import condition
 from torpor.plugin.k8s.kinds import CHECKPOINTS, PODS, RESTORES
+from torpor.plugin.store.base import StoreFailed
 
 NS = "ns"
 
@@ -123,6 +126,72 @@ def test_restore_of_damaged_data(world, harm, reason):
     assert restored(world)["reason"] == reason
     assert (root / ".torpor" / "give-up").exists()
     assert world.engine.takeovers == []
+
+
+class LatePages:
+    """A store whose pages come when they are let go, or not at all."""
+
+    def __init__(self, whole, error=None):
+        self.whole, self.error = whole, error
+        self.may_come, self.called_off = threading.Event(), False
+
+    def get(self, *arguments, precedence, cancel, **options):
+        def when_early(manifest):
+            precedence.when_early(manifest)
+            while not self.may_come.wait(0.01):
+                try:
+                    cancel.check()
+                except Vanished:
+                    self.called_off = True
+                    raise
+            if self.error:
+                raise self.error
+
+        order = replace(precedence, when_early=when_early)
+        return self.whole.get(*arguments, precedence=order, cancel=cancel, **options)
+
+
+def test_files_are_brought_while_pages_are_fetched(world):
+    jobs, item, (root,) = prepare_restore(world)
+    store = world.context.stores["main"] = LatePages(world.context.stores["main"])
+    job = threading.Thread(target=jobs.restore, args=(item,))
+    job.start()
+    end_s = time.monotonic() + 10
+    while not (root / "data" / "volume-file").exists() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    brought = (root / "data" / "volume-file").exists()
+    taken = list(world.engine.takeovers)
+    store.may_come.set()
+    job.join()
+    assert brought
+    assert not taken
+    assert restored(world)["status"] == "True"
+    steps = world.conditions(RESTORES, "re")[0]["steps"]
+    assert {"fetch", "wait", "files", "pages", "takeover"} == steps.keys()
+
+
+def test_pages_that_do_not_come(world):
+    """The files are there already; the container is told to give up, and nothing runs."""
+    jobs, item, (root,) = prepare_restore(world)
+    store = LatePages(world.context.stores["main"], StoreFailed("gone half-way"))
+    world.context.stores["main"] = store
+    store.may_come.set()
+    jobs.restore(item)
+    assert restored(world)["reason"] == "StoreFailed"
+    assert (root / ".torpor" / "give-up").exists()
+    assert world.engine.takeovers == []
+    assert list(world.context.staging.iterdir()) == []
+
+
+def test_pages_are_not_waited_for_in_vain(world):
+    """What is found out without them ends the fetch."""
+    jobs, item, (root,) = prepare_restore(world, image_id="sha256:2")
+    store = world.context.stores["main"] = LatePages(world.context.stores["main"])
+    jobs.restore(item)
+    assert store.called_off
+    assert restored(world)["reason"] == "ImageMismatch"
+    assert (root / ".torpor" / "give-up").exists()
+    assert list(world.context.staging.iterdir()) == []
 
 
 def test_restore_on_another_architecture(world, monkeypatch):

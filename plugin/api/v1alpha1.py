@@ -250,7 +250,8 @@ class RestoreStatus:
         "From the instant of the checkpoint to the restore.", default=None, **DURATION
     )
     steps: dict[str, str] = prop(
-        "How long the steps took: fetching, waiting for the new pod, files, takeover.",
+        "How long the steps took: fetching, waiting for the new pod, files, what was left to fetch "
+        "of memory, takeover.",
         factory=dict,
         maxProperties=32,
         items={"maxLength": 32},

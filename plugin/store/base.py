@@ -59,6 +59,14 @@ class Cancel:
         self._also()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precedence:
+    """Files that may come last, and what to do when all others are there."""
+
+    is_late: Callable[[str], bool]
+    when_early: Callable[[Manifest], None]
+
+
 class Upload(Protocol):
     """A checkpoint on its way into a store; files may come while they are still written."""
 
@@ -135,6 +143,7 @@ class Store(Protocol):
         progress: ProgressFn,
         *,
         digest: str | None = None,
+        precedence: Precedence | None = None,
         cancel: Cancel | None = None,
     ) -> StoredManifest:
         """Write its files into a new directory, verifying every byte on the way."""

@@ -2,17 +2,18 @@
 """A checkpoint on its way out of a volume store: chunks of all its files, several at a time.
 
 A chunk is read, checked, decompressed and written by one thread, so that these steps of different
-chunks go on beside one another. Small files come first.
+chunks go on beside one another. Small files come first, those that may be late last.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torpor.plugin.store.base import Precedence
 from torpor.plugin.store.chunks import ZEROS_SHA256, ChunkDirectory
-from torpor.plugin.store.manifest import Chunk, FileEntry
+from torpor.plugin.store.manifest import Chunk, FileEntry, Manifest
 from torpor.plugin.store.transfer import Counter, in_parallel, offsets, translated, write_at
 
 
@@ -25,6 +26,7 @@ class _Piece:
     offset: int
     chunk: Chunk
     is_last: bool
+    is_late: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,25 +39,43 @@ class Fetch:
     count: Counter
     _open: set[int] = field(default_factory=set)
 
-    def run(self, entries: Sequence[FileEntry]) -> None:
+    def run(self, manifest: Manifest, precedence: Precedence | None) -> None:
         """Make them all."""
+        first = precedence or Precedence(is_late=lambda _: False, when_early=lambda _: None)
+        is_late, is_told = first.is_late, False
+        order = sorted(
+            manifest.files, key=lambda each: (is_late(each.path), each.size_bytes, each.path)
+        )
         try:
-            with closing(in_parallel(self._fetch, self._pieces(entries))) as done:
+            with closing(in_parallel(self._fetch, self._pieces(order, is_late))) as done:
                 for piece in done:
+                    if piece.is_late and not is_told:
+                        is_told = True
+                        first.when_early(manifest)
                     self.count.add(piece.chunk.size_bytes)
                     if piece.is_last:
                         self._finish(piece.fd)
+            if not is_told:
+                first.when_early(manifest)
         finally:
             for fd in self._open:
                 os.close(fd)
 
-    def _pieces(self, entries: Sequence[FileEntry]) -> Iterator[_Piece]:
-        for entry in sorted(entries, key=lambda each: (each.size_bytes, each.path)):
+    def _pieces(
+        self, entries: Sequence[FileEntry], is_late: Callable[[str], bool]
+    ) -> Iterator[_Piece]:
+        for entry in entries:
             target = self.into / entry.path
             fd = self._create(target, entry)
             for offset, chunk in offsets(entry.chunks):
-                is_last = offset + chunk.size_bytes == entry.size_bytes
-                yield _Piece(target=target, fd=fd, offset=offset, chunk=chunk, is_last=is_last)
+                yield _Piece(
+                    target=target,
+                    fd=fd,
+                    offset=offset,
+                    chunk=chunk,
+                    is_last=offset + chunk.size_bytes == entry.size_bytes,
+                    is_late=is_late(entry.path),
+                )
             if not entry.chunks:
                 self._finish(fd)
 

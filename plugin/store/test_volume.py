@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from torpor.engine.errors import BadImage, Refused, Timeout, Vanished
 from torpor.engine.options import Progress, no_progress
-from torpor.plugin.store.base import Cancel, SourceTree, StoreFailed
+from torpor.plugin.store.base import Cancel, Precedence, SourceTree, StoreFailed
 from torpor.plugin.store.chunks import CHUNK_BYTES
 from torpor.plugin.store.manifest import CheckpointRef, Head, NodeFacts
 from torpor.plugin.store.volume import VolumeStore
@@ -180,6 +180,25 @@ def test_missing_checkpoint_and_store(store: VolumeStore, tmp_path: Path):
         store.get(OTHER, tmp_path / "out")
     with pytest.raises(StoreFailed, match="not there"):
         VolumeStore(tmp_path / "absent").put(REF, source(tmp_path / "in", BIG))
+
+
+@pytest.mark.parametrize("late", ["images/", "nothing"])
+def test_late_files_come_last(store: VolumeStore, tmp_path: Path, late: str):
+    files = BIG | {"large": noise(CHUNK_BYTES * 2, 3), "empty": b""}
+    store.put(REF, source(tmp_path / "in", files))
+    early = {name for name in files if not name.startswith(late)}
+    seen = []
+
+    def when_early(manifest):
+        assert {entry.path for entry in manifest.files} == files.keys()
+        there = read_tree(tmp_path / "out")
+        assert {name: there[name] for name in early} == {name: files[name] for name in early}
+        seen.append(len(there))
+
+    order = Precedence(is_late=lambda path: path.startswith(late), when_early=when_early)
+    store.get(REF, tmp_path / "out", precedence=order)
+    assert len(seen) == 1
+    assert read_tree(tmp_path / "out") == files
 
 
 def test_get_wants_an_empty_directory(store: VolumeStore, tmp_path: Path):

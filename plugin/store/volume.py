@@ -26,7 +26,13 @@ from pathlib import Path
 
 from torpor.engine.errors import BadImage, Refused, Timeout
 from torpor.engine.options import ProgressFn, no_progress
-from torpor.plugin.store.base import Cancel, SourceTree, StoredManifest, StoreFailed
+from torpor.plugin.store.base import (
+    Cancel,
+    Precedence,
+    SourceTree,
+    StoredManifest,
+    StoreFailed,
+)
 from torpor.plugin.store.chunks import ChunkDirectory, sync_directory, write_synced
 from torpor.plugin.store.fetch import Fetch
 from torpor.plugin.store.manifest import (
@@ -124,6 +130,7 @@ class VolumeStore:
         progress: ProgressFn = no_progress,
         *,
         digest: str | None = None,
+        precedence: Precedence | None = None,
         cancel: Cancel | None = None,
     ) -> StoredManifest:
         """See `Store.get`."""
@@ -139,7 +146,7 @@ class VolumeStore:
                         remedy="name a new one",
                     )
             fetch = Fetch(chunks=self._chunk_files, subject=self._subject, into=into, count=count)
-            fetch.run(found.manifest.files)
+            fetch.run(found.manifest, precedence)
         return found
 
     def delete(self, ref: CheckpointRef) -> int:
