@@ -35,6 +35,7 @@ log = logs.logger(__name__)
 
 def run(line: CommandLine) -> int:
     """Fill the memory of one restore."""
+    from torpor.engine.lazy import handing
     from torpor.engine.lazy.attend import attend  # it takes its time, and a restore waits for us
 
     begun = session.begin(line)
@@ -47,6 +48,7 @@ def run(line: CommandLine) -> int:
         listening.listen(1)
         if pageserver.leave(begun):
             return 0
+        handing.announce()
         pageserver.tell_ready(begun)
         restore, _ = listening.accept()
     with restore:

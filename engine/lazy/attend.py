@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ from torpor.engine.lazy.handing import Handed
 from torpor.engine.lazy.serve import Space, serve
 
 FAILED = 1
-CREDENTIALS = struct.Struct("iII")
 
 log = logs.logger(__name__)
 
@@ -165,8 +163,7 @@ def _found(restore: socket.socket, pid: int) -> int | None:
     It is a descendant of the restore, or of its parent (--restore-sibling); when the restore has
     ended already, a task that has memory to wait for.
     """
-    size = CREDENTIALS.size
-    peer, _, _ = CREDENTIALS.unpack(restore.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    peer = handing.peer(restore)
     for root in (peer, _parent(peer)):
         for one in daemon.below(root) if root > 1 else ():
             if _own_pid(one) == pid:

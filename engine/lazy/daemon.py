@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.engine.errors import Error
-from torpor.engine.lazy import order
+from torpor.engine.lazy import handing, order
 from torpor.engine.lazy.serve import Space, serve
 
-NAME = "torpor-lazy"
 FAILED = 1
 
 
@@ -64,7 +63,7 @@ def _become_daemon(
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         _close_all_but(kept)
-        Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+        handing.announce()
         _guard(job, pids, pidfds)
     finally:
         os._exit(FAILED)

@@ -5,19 +5,44 @@ Facts (criu 4.2.1, seen on the wire): for each task its pid as the images have i
 little-endian, then one byte of zero that carries the userfaultfd (SCM_RIGHTS), with its handshake
 done; at the end of the restore `FTSR`. Nothing comes back. Areas are registered, and pages asked
 for, while the restore still goes on; only at its end are all areas registered and where they stay.
+CRIU's process fills what pagemaps mark as LAZY; what it does not know of is left to be zeros. Ours
+fills all, and is known by its name, because nothing else tells.
 """
 
 import os
 import socket
 import struct
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from torpor.engine.errors import BadImage
 from torpor.engine.images.failures import translated
 
 END = b"FTSR"
+NAME = "torpor-lazy"
+CREDENTIALS = struct.Struct("iII")
 PID = struct.Struct("<i")
 WHOM = "the process that fills memory"
+
+
+def announce() -> None:
+    """We fill whatever is handed over, marked or not."""
+    Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+
+
+def fills_all(connection: socket.socket) -> bool:
+    """Whether the other side has announced so."""
+    with suppress(OSError):
+        return Path(f"/proc/{peer(connection)}/comm").read_bytes().strip() == NAME.encode()
+    return False
+
+
+def peer(connection: socket.socket) -> int:
+    """Who has connected, or listens; 0 when it cannot be seen from here."""
+    size = CREDENTIALS.size
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return int(CREDENTIALS.unpack(credentials)[0])
 
 
 class Handed(NamedTuple):

@@ -68,6 +68,14 @@ class TaskPages:
             for one in self._touching(area.start, area.end)
         )
 
+    def is_marked(self, area: Area) -> bool:
+        """Whether all pages of an area are marked as those that may come later."""
+        return all(
+            PageFlags.LAZY in one.run.flags
+            for one in self._touching(area.start, area.end)
+            if one.run.end > area.start
+        )
+
     @property
     def is_whole(self) -> bool:
         """Whether no pages are still where it was dumped."""

@@ -19,6 +19,7 @@ from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
 from torpor.engine.kernel import proc, proctexts, rights
+from torpor.engine.lazy import handing
 from torpor.engine.memory import areas as area_kinds
 from torpor.engine.options import (
     Lazy,
@@ -141,6 +142,7 @@ class _Restore(Work):
             self.lazy = lazily.LazyMemory(
                 wanted=self._is_lazy(host, pids),
                 filled_by=host.filled_by,
+                only_marked=host.filled_by is not None and not handing.fills_all(host.filled_by),
                 only_lacking=not all(self.contents.of(pid).is_whole for pid in pids),
             )
         self.suspend_seccomp = False

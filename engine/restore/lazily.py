@@ -56,6 +56,8 @@ class LazyMemory:
     """The images are without some pages: those have to come later, and no others do."""
     fds: dict[int, int] = field(default_factory=dict)
     """Pid of a task, as it sees itself → a userfaultfd of its memory."""
+    only_marked: bool = False
+    """The other process fills only what is marked as LAZY, and wants to know of each task."""
     size_bytes: int = 0
     _child: int = 0
 
@@ -68,6 +70,7 @@ class LazyMemory:
             area.start
             for area in areas
             if (pages.lacks(area) if self.only_lacking else _is_large(area, pages))
+            and (pages.is_marked(area) or not self.only_marked)
         }
 
     def prepare(self, task: Living) -> None:
@@ -97,7 +100,7 @@ class LazyMemory:
         if self.filled_by is None:
             return
         for task in work.alive():
-            if task.lazy:
+            if task.lazy or (self.only_marked and task.image.memory):
                 self._open(task)
         for pid, fd in self.fds.items():
             task, source = work.living[pid], work.contents.of(pid)

@@ -64,13 +64,24 @@ class Beside:
 class Elsewhere:
     """A restore in a pid namespace of its own, where the old pids are free."""
 
-    def __init__(self, live, *words, held=False):
+    def __init__(self, live, *words, held=False, program=OURS):
         self.folder = live.folder
         script = live.folder / "hold"
         script.write_text(HOLD.format(folder=live.folder))
         script.chmod(0o755)
         more = ["--action-script", str(script)] if held else []
-        line = [*OURS, "restore", "-d", "-D", "images", "-o", "restore.log", "-v4", *words, *more]
+        line = [
+            *program,
+            "restore",
+            "-d",
+            "-D",
+            "images",
+            "-o",
+            "restore.log",
+            "-v4",
+            *words,
+            *more,
+        ]
         self.process = subprocess.Popen(
             [*IN_NEW_PIDS, "sh", "-c", STAY.format(restore=" ".join(line))],
             cwd=live.folder, stdin=subprocess.DEVNULL,

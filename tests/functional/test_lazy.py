@@ -12,7 +12,7 @@ import pytest
 from tests.functional.harness import PATIENCE_S
 from torpor.engine import api
 from torpor.engine.errors import Refused
-from torpor.engine.lazy.daemon import NAME
+from torpor.engine.lazy.handing import NAME
 from torpor.engine.options import After, DumpOptions, Lazy
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
