@@ -6,7 +6,6 @@ after that. With ``Stop`` the engine holds the tasks until the data is in the st
 and the controller has deleted the pod; if anything fails until then, they run on.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 
 from torpor.engine.errors import Error, Vanished
 from torpor.engine.options import DumpOptions, DumpReport
-from torpor.plugin.agent import rootfs
+from torpor.plugin.agent import podfacts, rootfs
 from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFound
 from torpor.plugin.agent.dumpoptions import dump_options
 from torpor.plugin.agent.locate import (
@@ -28,6 +27,7 @@ from torpor.plugin.agent.locate import (
     pod_ips,
 )
 from torpor.plugin.agent.nodefacts import node_facts
+from torpor.plugin.agent.podfacts import Facts
 from torpor.plugin.agent.report import Reporter, persist
 from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.agent.storing import Storing
@@ -44,7 +44,6 @@ from torpor.plugin.store.base import SourceTree, StoredManifest
 from torpor.plugin.store.manifest import CheckpointRef, ContainerFacts, Head
 
 _log = logging.getLogger(__name__)
-FACTS = "facts.json"
 _LONG_PHASES = ("prepare memory", "write", "sync")
 """Of the engine; what is within the pause is told apart."""
 _BREAKS_S = (0.1, 0.3, 1.0, 2.0, 4.0)
@@ -144,14 +143,14 @@ class CheckpointJob:
         self._notes.clear()
         tree = self.folder.tree
         (tree / "images").mkdir(mode=0o700, parents=True)
-        facts = {
-            "cpuFlags": list(self.context.cpu_flags),
-            "podIPs": pod_ips(pod),
-            "dataLinks": {
+        facts = Facts(
+            cpu_flags=tuple(self.context.cpu_flags),
+            pod_ips=tuple(pod_ips(pod)),
+            data_links={
                 each.name: rootfs.data_links(each, self.context.view) for each in containers
             },
-        }
-        (tree / FACTS).write_text(json.dumps(facts, sort_keys=True))
+        )
+        podfacts.write(facts, tree)
         return self.context.engine.dump(
             [self._options(pod, each) for each in containers],
             while_frozen=lambda: self._capture(containers),

@@ -5,7 +5,6 @@ A failure leaves no pod that looks alive: placeholders are told to give up (exit
 containers that were back already are killed, and the cause is in the Restore's conditions.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,8 @@ from typing import Any
 
 from torpor.engine.errors import BadImage, Error, Refused, Vanished
 from torpor.engine.options import Progress, RestoreReport, TakeoverOptions
-from torpor.plugin.agent import rootfs
-from torpor.plugin.agent.checkpoint import FACTS, reference
+from torpor.plugin.agent import podfacts, rootfs
+from torpor.plugin.agent.checkpoint import reference
 from torpor.plugin.agent.context import (
     Context,
     Deadline,
@@ -37,6 +36,7 @@ from torpor.plugin.agent.locate import (
     pod_ips,
 )
 from torpor.plugin.agent.nodefacts import check_node
+from torpor.plugin.agent.podfacts import Facts
 from torpor.plugin.agent.report import Reporter, persist
 from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.api import codec
@@ -55,15 +55,6 @@ PLACEHOLDER_COMM = "torpor-wait"
 MARK_RESTORED = "restored"
 MARK_GIVE_UP = "give-up"
 _LONGEST_TAKEOVER_S = 120.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Facts:
-    """What was written beside the images at the checkpoint."""
-
-    cpu_flags: tuple[str, ...]
-    data_links: Mapping[str, dict[str, str]]
-    pod_ips: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,7 +102,7 @@ class RestoreJob:
         with self._fetching() as fetching:
             with self._stage("fetch"):
                 manifest = fetching.early()
-            facts = self._read_facts()
+            facts = podfacts.read(self.folder.tree)
             check_node(manifest.head.node, facts.cpu_flags, self.context.cpu_flags)
             with self._stage("wait"):
                 pod, containers = self._await_placeholders(manifest)
@@ -161,31 +152,6 @@ class RestoreJob:
                 remedy="take the checkpoint anew",
             )
         return checkpoint
-
-    def _read_facts(self) -> _Facts:
-        try:
-            document = json.loads((self.folder.tree / FACTS).read_text())
-            links = {
-                str(name): {str(point): str(target) for point, target in found.items()}
-                for name, found in document["dataLinks"].items()
-            }
-            flags = tuple(str(flag) for flag in document["cpuFlags"])
-            addresses = tuple(str(address) for address in document.get("podIPs", ()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BadImage(
-                "the facts of the checkpoint cannot be read",
-                subject=FACTS,
-                cause=str(error),
-                remedy="take the checkpoint anew",
-            ) from error
-        for found in links.values():
-            if any("/" in target or target in (".", "..") for target in found.values()):
-                raise BadImage(
-                    "the facts of the checkpoint lead elsewhere",
-                    subject=FACTS,
-                    remedy="see who may write to the store",
-                )
-        return _Facts(cpu_flags=flags, data_links=links, pod_ips=addresses)
 
     # ---- the new pod -------------------------------------------------------------------
 
@@ -297,7 +263,7 @@ class RestoreJob:
                 )
             yield places[key]
 
-    def _take_over(self, container: Container, facts: _Facts, pod: JsonObject) -> RestoreReport:
+    def _take_over(self, container: Container, facts: Facts, pod: JsonObject) -> RestoreReport:
         view = self.context.view
         links = rootfs.data_links(container, view)
         options = TakeoverOptions(
