@@ -22,10 +22,18 @@ def dump(pid, folder, way):
         pid=pid, images_dir=Path(folder), after=After.CONTINUE, memory=MemoryWay(way)
     )
     (report,) = api.dump([options])
-    print(json.dumps({"frozen_s": report.frozen_s, "total_s": report.total_s,
-                      "way": report.memory_way.value,
-                      "copied": sum(one.copied_bytes for one in report.rounds),
-                      "phases_s": dict(report.phases_s)}), flush=True)  # fmt: skip
+    tell(json.dumps({"frozen_s": report.frozen_s, "total_s": report.total_s,
+                     "way": report.memory_way.value,
+                     "copied": sum(one.copied_bytes for one in report.rounds),
+                     "phases_s": dict(report.phases_s)}))  # fmt: skip
+
+
+def tell(line):
+    """One write, so that a killed engine has told a whole line or none.
+
+    `print` writes the line's end by itself where output has no buffer (PYTHONUNBUFFERED).
+    """
+    os.write(1, f"{line}\n".encode())
 
 
 def main():
@@ -41,9 +49,9 @@ def main():
                 traceback.print_exc()
             finally:
                 os._exit(status)
-        print("begun", engine, flush=True)
+        tell(f"begun {engine}")
         _, status = os.waitpid(engine, 0)
-        print("ended", status, flush=True)
+        tell(f"ended {status}")
 
 
 main()
