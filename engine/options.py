@@ -5,7 +5,7 @@ This page is the contract between the engine and its callers (the CLI, the node 
 Nothing here imports more than the standard library.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -183,6 +183,8 @@ class DumpOptions:
     """Directory of an earlier dump, seen from ``images_dir``: pages that it has are left out."""
     cgroup_controllers: tuple[str, ...] = ()
     """Only these are kept, if any is named."""
+    cgroup_settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Controller → files that are kept of its groups, in place of the usual ones."""
     half_pipes: bool = False
     """A pipe whose other end is outside may come back with one end only."""
     page_server: "socket | None" = None

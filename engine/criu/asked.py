@@ -2,6 +2,7 @@
 """From CRIU's options to the engine's."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from torpor.engine.criu.parse import CommandLine
@@ -44,6 +45,7 @@ def dump_options(line: CommandLine) -> DumpOptions:
         replace=True,
         half_pipes=True,
         cgroup_controllers=tuple(line.all("cgroup_dump_controller")),
+        cgroup_settings=_cgroup_settings(line),
         parent=line.last("prev_images_dir"),
         dedup=line.flag("auto_dedup"),
     )
@@ -73,6 +75,14 @@ def _after(line: CommandLine) -> After:
     if line.flag("leave_stopped"):
         return After.PAUSE
     return After.CONTINUE if line.flag("leave_running") else After.STOP
+
+
+def _cgroup_settings(line: CommandLine) -> Mapping[str, tuple[str, ...]]:
+    if not (line.flag("cgroup_props") or line.flag("cgroup_props_file")):
+        return {}
+    from torpor.engine.criu import cgroupprops
+
+    return cgroupprops.settings(line)
 
 
 def _cgroup_root(text: str) -> tuple[str, str]:

@@ -83,6 +83,11 @@ def _external(value: str) -> str | None:
     return None if EXTERNAL.match(value) else "the name of something external, as KIND[ID]:NAME"
 
 
+def _lsm(value: str) -> str | None:
+    kind, colon, _ = value.partition(":")
+    return None if colon and kind == "none" else "a profile that can be set (none:NAME)"
+
+
 def _capabilities(value: str) -> str | None:
     words = [word.removeprefix("^") for word in value.split(",")] if value else []
     return None if set(words) <= set(CAPABILITIES) else f"some of {', '.join(CAPABILITIES)}"
@@ -111,7 +116,6 @@ VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
 LATER = "not yet"
 MOUNTS = "about mounts of the tree's own: a tree of the host has those of its restorer"
 NETWORK = "about a network of the tree's own: a tree of the host has that of its restorer"
-CGROUPS = "which settings there are is known already"
 
 OPTIONS: Sequence[Option] = (
     _done("tree", "root of the tree to dump", "t", VALUE, _pid),
@@ -153,6 +157,12 @@ OPTIONS: Sequence[Option] = (
           "", OPTIONAL, _one_of(*CGROUP_MODES)),
     _done("cgroup-root", "takes the place of the root task's group on restore", takes=VALUE),
     _done("cgroup-dump-controller", "keep groups of this controller only", takes=VALUE),
+    _done("cgroup-props", "settings of groups that a dump keeps: "
+          '`"CONTROLLER":\\n - "strategy": "replace"\\n - "properties": ["FILE", ...]`, or `merge`',
+          takes=VALUE),
+    _done("cgroup-props-file", "the same, in a file", takes=VALUE),
+    _done("lsm-profile", "`none:NAME`; as with a kernel that has neither, `apparmor:NAME` and "
+          "`selinux:NAME` are not", "", VALUE, _lsm),
     _done("page-server", "send pages to a page server"),
     _done("address", "of the page server, or of the dump that is one", takes=VALUE),
     _done("port", "of the page server, or of the dump that is one", "", VALUE, _number),
@@ -209,9 +219,6 @@ OPTIONS: Sequence[Option] = (
     _accepted("veth-pair", NETWORK, takes=VALUE),
     _done("join-ns", "the tree comes back in this namespace: net, uts or ipc, as KIND:PID or "
           "KIND:FILE", "J", VALUE),
-    _refused("cgroup-props", CGROUPS, takes=VALUE),
-    _refused("cgroup-props-file", CGROUPS, takes=VALUE),
-    _refused("lsm-profile", "profiles of security modules are not set", takes=VALUE),
     _refused("stream", "criu-image-streamer is not spoken to; write to a directory"),
 )  # fmt: skip
 LONG: Mapping[str, Option] = {option.long: option for option in OPTIONS}

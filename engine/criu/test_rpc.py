@@ -228,7 +228,7 @@ def test_every_option_of_the_rpc_leads_somewhere():
     assert sorted(known) == sorted(fields)
     names = {name.replace("_", "-") for name in FLAGS} | set(VALUES.values()) | set(LISTS.values())
     assert names <= set(LONG)
-    assert LONG["lsm-profile"].fate is Fate.REFUSED  # as one of those that a request may name
+    assert LONG["stream"].fate is Fate.REFUSED  # as one of those that a request may name
 
 
 def test_standard_descriptors_are_filled():

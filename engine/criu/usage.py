@@ -26,6 +26,8 @@ Differences to know:
 
 - Images that are in the directory already are taken away when the new ones are whole, not before;
   other files stay. If a dump fails, nothing is left of it.
+- Image files, which hold all secrets of the tasks, have mode 0600, where CRIU's have 0644 less the
+  umask: `chmod` them for a reader who is neither root nor their owner.
 - `restore` without `-d` passes SIGTERM, SIGINT, SIGHUP and SIGQUIT on to the root while it waits.
 - The log's lines are torpor's own; their shape, and the word `Error` for errors only, are CRIU's.
 

@@ -204,5 +204,8 @@ def _check(dump: TreeDump) -> None:
     tree_shape.check(dump.tree)
     if not dump.options.container:
         dump.tree, dump.cgroups = cgroups.collect(
-            dump.captured, dump.tree, dump.options.cgroup_controllers
+            dump.captured,
+            dump.tree,
+            dump.options.cgroup_controllers,
+            dump.options.cgroup_settings,
         )

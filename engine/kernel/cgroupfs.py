@@ -16,7 +16,9 @@ from torpor.engine.errors import KernelError, Refused
 from torpor.engine.kernel.proc import read_text
 from torpor.engine.kernel.proctexts import Mount, parse_mountinfo
 
-COMMON_V1 = ("cgroup.clone_children", "notify_on_release")
+COMMON_V1 = ("cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks")
+MEMBERS = ("cgroup.procs", "tasks")
+"""Files that list tasks: only who may write to them is a setting."""
 COMMON_V2 = (
     "cgroup.type", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.subtree_control",
     "cgroup.freeze", "cpu.max", "cpu.weight", "cpuset.cpus", "cpuset.mems", "io.weight",
@@ -37,6 +39,7 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "net_cls": ("net_cls.classid",),
     "net_prio": ("net_prio.ifpriomap",),
     "pids": ("pids.max",),
+    "devices": ("devices.list",),
 }  # fmt: skip
 """Controller of version 1 → files that are settings."""
 
@@ -74,12 +77,25 @@ class Hierarchies:
         return Path(mount.mount_point) / path[len(root) :].lstrip("/")
 
 
-def settings(directory: Path, name: str) -> Iterator[File]:
-    """The settings of a group that can be read."""
-    wanted = [file for one in name.split(",") for file in SETTINGS.get(one, ())]
-    for file in (*wanted, *COMMON_V1) if name else COMMON_V2:
+def below(directory: Path) -> list[Path]:
+    """All groups below one, those above first."""
+    found = []
+    with suppress(OSError):
+        for path in sorted(path for path in directory.iterdir() if path.is_dir()):
+            found += [path, *below(path)]
+    return found
+
+
+def settings(
+    directory: Path, name: str, wanted: Mapping[str, Sequence[str]] = SETTINGS
+) -> Iterator[File]:
+    """The settings of a group that can be read; ``wanted`` are files of each controller."""
+    files = [file for one in name.split(",") for file in wanted.get(one, ())]
+    for file in (*files, *COMMON_V1) if name else (*files, *COMMON_V2):
         with suppress(OSError):
-            text = (directory / file).read_text(encoding="utf-8", errors="surrogateescape")
+            text = ""
+            if file not in MEMBERS:
+                text = (directory / file).read_text(encoding="utf-8", errors="surrogateescape")
             stat = (directory / file).stat()
             yield File(name=file, text=text.rstrip("\n"), mode=stat.st_mode, uid=stat.st_uid,
                        gid=stat.st_gid)  # fmt: skip
@@ -98,7 +114,9 @@ def make(directory: Path) -> list[Path]:
 
 
 def write(directory: Path, name: str, text: str) -> None:
-    """Write a setting. Raises KernelError."""
+    """Write a setting as it was read. Raises KernelError."""
+    if name == "cgroup.subtree_control":
+        text = " ".join(f"+{controller}" for controller in text.split())
     with _telling("set", directory / name):
         fd = os.open(directory / name, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -41,10 +41,21 @@ def test_settings_making_and_entering(tmp_path):
     (tmp_path / "a" / "pids.max").write_text("7\n")
     (tmp_path / "a" / "cgroup.procs").touch()
     assert [(one.name, one.text) for one in cgroupfs.settings(tmp_path / "a", "pids")] == [
-        ("pids.max", "7")
+        ("pids.max", "7"),
+        ("cgroup.procs", ""),
     ]
+    assert [one.name for one in cgroupfs.settings(tmp_path / "a", "pids", {"pids": ()})] == [
+        "cgroup.procs"
+    ]
+    assert cgroupfs.below(tmp_path) == [tmp_path / "a", tmp_path / "a" / "b"]
     cgroupfs.enter(tmp_path / "a", 41)
     assert (tmp_path / "a" / "cgroup.procs").read_text() == "41"
+
+
+def test_controllers_are_switched_on(tmp_path):
+    (tmp_path / "cgroup.subtree_control").touch()
+    cgroupfs.write(tmp_path, "cgroup.subtree_control", "cpu memory")
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +memory"
 
 
 def test_what_is_not_there(tmp_path):

@@ -20,7 +20,7 @@ from torpor.engine.kernel import cgroupfs
 from torpor.engine.kernel.proc import read_text
 from torpor.engine.options import CgroupMode
 from torpor.engine.tasks import cgroups
-from torpor.engine.tasks.cgroups import Group, Places
+from torpor.engine.tasks.cgroups import Group, Places, Rights
 from torpor.engine.tasks.model import TaskImage, Tree
 
 MUST_EXIST = (CgroupMode.NONE, CgroupMode.PROPS)
@@ -88,6 +88,8 @@ def prepare(
         for group in held.groups:
             directory = here.directory(group.hierarchy, moved.to(group.hierarchy, group.path))
             if directory is not None:
+                if mode not in MUST_EXIST and not directory.is_dir():  # one without tasks
+                    found.made += cgroupfs.make(directory)
                 _set(directory, group, mode, found.made, warnings)
     except BaseException:
         found.take_away()
@@ -124,6 +126,14 @@ def _have(directory: Path, is_ours: bool, mode: CgroupMode, found: Groups) -> bo
     return True
 
 
+def _give(path: Path, rights: Rights | None) -> None:
+    """Owner and mode, as far as that is permitted."""
+    with suppress(OSError):
+        if rights is not None:
+            os.chown(path, rights.uid, rights.gid)
+            path.chmod(rights.mode & 0o7777)
+
+
 def _set(
     directory: Path, group: Group, mode: CgroupMode, made: Sequence[Path], warnings: list[str]
 ) -> None:
@@ -131,11 +141,12 @@ def _set(
     is_new = directory in made
     if mode is CgroupMode.NONE or not (is_new or mode in SET_IN_ANY):
         return
-    if is_new and group.rights is not None:
-        with suppress(OSError):
-            os.chown(directory, group.rights.uid, group.rights.gid)
-            directory.chmod(group.rights.mode & 0o7777)
-    now = {one.name: one.text for one in cgroupfs.settings(directory, group.hierarchy)}
+    if mode is not CgroupMode.PROPS:
+        _give(directory, group.rights)
+        for one in group.settings:
+            _give(directory / one.name, one.rights)
+    files = {group.hierarchy.partition(",")[0]: [one.name for one in group.settings]}
+    now = {one.name: one.text for one in cgroupfs.settings(directory, group.hierarchy, files)}
     for one in group.settings:
         if one.name in NO_SETTINGS or now.get(one.name, one.value) == one.value:
             continue

@@ -7,6 +7,8 @@ Facts:
 - CRIU numbers the sets of groups: 1 (`root_cg_set` of the inventory) is its own, and a restore
   leaves tasks of it where it is itself; others are in cgroup.img, with the directories and their
   settings. When all tasks are in its own set there is no cgroup.img.
+- Groups below those that tasks are in are part of it, but not those below CRIU's own. Of
+  cgroup.procs and tasks only mode and owner are kept.
 - Settings are written to a group that the restore has made (mode `soft`), not to one that was
   there.
 """
@@ -85,13 +87,14 @@ def encode(cgroups: Cgroups, images: ImageSink) -> None:
         for name, path in found:
             entry.ctls.add(name=_raw(name), path=_raw(path))
     by_name: dict[str, pb.cg_controller_entry] = {}
+    directories: dict[tuple[str, str], pb.cgroup_dir_entry] = {}
     for group in cgroups.groups:
         if group.hierarchy not in by_name:
             names = [_raw(name) for name in group.hierarchy.split(",")]
             by_name[group.hierarchy] = message.controllers.add(
                 cnames=names, is_threaded=bool(group.hierarchy)
             )
-        directory = by_name[group.hierarchy].dirs.add(dir_name=_raw(group.path.lstrip("/")))
+        directory = _entry_of(group, by_name[group.hierarchy], directories)
         if group.rights is not None:
             directory.dir_perms.CopyFrom(_perms(group.rights))
         for one in group.settings:
@@ -99,6 +102,23 @@ def encode(cgroups: Cgroups, images: ImageSink) -> None:
             if one.rights is not None:
                 file.perms.CopyFrom(_perms(one.rights))
     images.add("cgroup", message)
+
+
+def _entry_of(
+    group: Group,
+    controller: pb.cg_controller_entry,
+    known: dict[tuple[str, str], pb.cgroup_dir_entry],
+) -> pb.cgroup_dir_entry:
+    """A directory's entry, inside of that of the one above if that is there."""
+    above, _, name = group.path.rpartition("/")
+    inside = known.get((group.hierarchy, above)) if above else None
+    entry = (
+        controller.dirs.add(dir_name=_raw(group.path.lstrip("/")))
+        if inside is None
+        else inside.children.add(dir_name=_raw(name))
+    )
+    known[group.hierarchy, group.path] = entry
+    return entry
 
 
 def decode(images: ImageSource, own_set: int) -> Cgroups:

@@ -59,6 +59,16 @@ def test_tasks_where_the_dumping_program_is_need_no_image():
     assert cgroups.decode(images, OWN_SET).sets == {}
 
 
+def test_groups_below_others_are_inside_of_their_entries():
+    paths = ("/a", "/a/b", "/a/b/c", "/a/d", "/ab", "/e/f")
+    groups = tuple(Group(hierarchy="pids", path=path, rights=None) for path in paths)
+    images = Images()
+    cgroups.encode(Cgroups(sets={2: (("pids", "/a"),)}, groups=groups), images)
+    ((_, message),) = images.written
+    assert [one.dir_name for one in message.controllers[0].dirs] == [b"a", b"ab", b"e/f"]
+    assert cgroups.decode(images, OWN_SET).groups == groups
+
+
 @pytest.mark.parametrize("name", ["x", "x/y"])
 def test_directories_inside_directories(name):
     images = Images()

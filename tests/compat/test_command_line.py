@@ -142,7 +142,8 @@ DUMPS = [
     "--external mnt[/x]:y --external dev[8/1]:d --external net[3]:n --external pid[4]:p",
     "-M auto --skip-mnt /x --enable-fs all --enable-external-sharing --enable-external-masters",
     "--veth-pair a=b", "--libdir /nonexistent", "--join-ns net:/proc/self/ns/net", "--log-pid",
-    "--external file[1:2]", "--stream", "--lsm-profile apparmor:x",
+    "--external file[1:2]", "--stream", "--lsm-profile apparmor:x", "--lsm-profile none:x",
+    "--lsm-profile none", "--cgroup-props x", "--cgroup-props-file /nonexistent",
 ]  # fmt: skip
 
 
@@ -163,7 +164,7 @@ RESTORES = [
     "-d --empty-ns net", "-d --root /tmp", "-d --external mnt[x]:/y", "-d -M a:b --skip-mnt /x",
     "-d --join-ns net:/proc/self/ns/net -J uts:/proc/self/ns/uts", "-d --libdir /nonexistent",
     "-d --log-pid -o r.log", "-d --log-pid", "-d -J x", "-d -J net:/nonexistent",
-    "-d --stream", "-d --lsm-profile apparmor:x",
+    "-d --stream", "-d --lsm-profile apparmor:x", "-d --lsm-profile none:x", "-d --cgroup-props x",
 ]  # fmt: skip
 
 

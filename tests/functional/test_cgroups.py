@@ -77,6 +77,29 @@ def test_groups_are_made_with_their_settings(live, mode):
     assert (HIERARCHIES[1] / NAME / "inner" / "pids.max").read_text() == "77\n"
 
 
+def test_groups_without_tasks_and_owners_come_back(live):
+    below = HIERARCHIES[1] / NAME / "inner" / "below"
+    below.mkdir()
+    (below / "pids.max").write_text("5")
+    os.chown(below / "cgroup.procs", 1000, 1000)
+    live.dump()
+    below.rmdir()
+    remove()
+    live.restore()
+    assert (below / "pids.max").read_text() == "5\n"
+    assert ((below / "cgroup.procs").stat().st_uid, below.stat().st_uid) == (1000, 0)
+    below.rmdir()
+
+
+def test_settings_that_were_asked_for(live):
+    text = '"{}":\n - "strategy": "{}"\n - "properties": ["notify_on_release"]\n'
+    words = text.format("pids", "replace") + text.format("freezer", "merge")
+    live.dump(words=("--cgroup-props", words))
+    remove()
+    live.restore()
+    assert (HIERARCHIES[1] / NAME / "inner" / "pids.max").read_text() == "max\n"
+
+
 @pytest.mark.parametrize("mode", ["none", "props"])
 def test_groups_that_must_be_there(live, mode):
     live.dump()
