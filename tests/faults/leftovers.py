@@ -43,9 +43,9 @@ def found(live: Live) -> dict[str, object]:
     return {
         "descriptors": sorted(_links()),
         "threads": threading.active_count(),
-        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "mounts": Path("/proc/self/mountinfo").read_text(errors="replace"),
         "files": sorted(str(path) for path in folder.rglob("*") if "images" not in str(path)),
-        "sockets": Path("/proc/net/unix").read_text().count(str(folder)),
+        "sockets": Path("/proc/net/unix").read_text(errors="replace").count(str(folder)),
         "segments": _segments(live.pids),
         "below us": sorted(_running()),
     }
@@ -85,7 +85,9 @@ def _running() -> list[int]:
     alive = []
     for pid in descendants():
         with suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            state = (
+                Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+            )
             if state != "Z":
                 alive.append(pid)
     return alive
