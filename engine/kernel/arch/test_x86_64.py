@@ -33,6 +33,18 @@ def test_an_interrupted_call_is_issued_again(error):
     assert regs.rip == AFTER
 
 
+def test_a_sleep_that_was_told_the_rest_goes_on_with_it():
+    told = arch.restart_registers(stopped_in("nanosleep", 516, rsi=0x5000))
+    assert (told.rax, told.rdi) == (NR["nanosleep"], 0x5000)
+    assert arch.restart_registers(stopped_in("nanosleep", 516)).rdi == 7
+    relative = stopped_in("clock_nanosleep", 516, rdx=0x4000, r10=0x5000)
+    assert arch.restart_registers(relative).rdx == 0x5000
+    absolute = stopped_in("clock_nanosleep", 514, rsi=1, rdx=0x4000, r10=0x5000)
+    assert arch.restart_registers(absolute).rdx == 0x4000
+    interrupted = stopped_in("nanosleep", 516, rsi=0x5000)
+    assert arch.restart_registers(interrupted, signal_pending=True).rdi == 7
+
+
 @pytest.mark.parametrize(("error", "again"), [(512, True), (513, True), (514, False), (516, False)])
 def test_with_a_signal_pending(error, again):
     fresh = arch.restart_registers(stopped_in("poll", error), signal_pending=True)

@@ -25,6 +25,7 @@ WORD_MASK = (1 << 64) - 1
 # include/linux/errno.h: results which never reach a program
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
+TIMER_ABSTIME = 1
 
 RESTART_BLOCK_CALLS = frozenset(
     NR[name] for name in ("nanosleep", "clock_nanosleep", "poll", "futex")
@@ -154,7 +155,9 @@ def restart_registers(regs: Regs, *, signal_pending: bool = False, code: bytes =
     """Registers that make an interrupted call happen again, without the kernel's own help.
 
     For a frame or an image: orig_rax comes out as -1. A call with a relative timeout starts
-    its time anew, because the rest of it lives in a restart block that cannot be read. With
+    its time anew, because the rest of it lives in a restart block that cannot be read; but a sleep
+    that wants to know the rest has been told it, and goes on with that (kernel/time/hrtimer.c,
+    nanosleep_copyout). With
     ``signal_pending`` (a signal is about to be delivered) calls which a handler interrupts
     give EINTR. ``code`` is what stands from CODE_BEFORE bytes before rip to CODE_AFTER behind;
     a restarted call whose number cannot be known gives EINTR.
@@ -183,6 +186,10 @@ def _start_over(fresh: Regs, number: int | None, at: int) -> Regs:
         fresh.rax, fresh.rip = -EINTR & WORD_MASK, at + len(SYSCALL_INSN)
     else:
         fresh.rax, fresh.rip = number, at
+        if number == NR["nanosleep"] and fresh.rsi:
+            fresh.rdi = fresh.rsi
+        elif number == NR["clock_nanosleep"] and fresh.r10 and not fresh.rsi & TIMER_ABSTIME:
+            fresh.rdx = fresh.r10
     return fresh
 
 
