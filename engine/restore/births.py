@@ -111,5 +111,9 @@ def _ghost(work: Work, step: Ghost, parent: Living) -> Living:
 def _set_session(task: Living) -> None:
     result = task.arena.call(task.pid, "setsid")
     if result < 0:
-        raise Refused("setsid failed", subject=task.image.subject, cause=str(result),
-                      remedy="see what forbids it: seccomp filters, or limits of the restorer")  # fmt: skip
+        raise Refused(
+            "setsid failed",
+            subject=task.image.subject,
+            cause=str(result),
+            remedy="see what forbids it: seccomp filters, or limits of the restorer",
+        )
