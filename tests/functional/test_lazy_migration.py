@@ -12,6 +12,10 @@ from tests.functional.harness import PATIENCE_S
 from tests.functional.lazyrun import Beside, Elsewhere
 from tests.functional.test_incremental import OURS, criu
 from tests.functional.test_lazy import await_gone
+from torpor.engine.images.directory import ImageDirectory, Verify
+from torpor.engine.images.pagefetch import Fetcher
+from torpor.engine.images.pages import read_pagemap
+from torpor.engine.images.proto import rpc_pb2 as pb
 from torpor.engine.images.stats import read_stats
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
@@ -216,3 +220,49 @@ def test_a_server_has_to_be_named(start):
         assert done.returncode == 1
         assert "--address and --port" in done.stderr
     live.unharmed()
+
+
+def test_a_dump_by_request_tells_when_it_can_be_asked(start, at):
+    live = start("memory_lazy")
+    live.await_ready()
+    images = live.folder / "images"
+    images.mkdir()
+    caller, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    served = subprocess.Popen(
+        [*OURS, "swrk", str(theirs.fileno())], pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    theirs.close()
+    request = pb.criu_req(type=pb.DUMP)
+    request.opts.images_dir_fd = -1
+    request.opts.images_dir = str(images)
+    request.opts.pid, request.opts.lazy_pages = live.pid, True
+    request.opts.notify_scripts, request.opts.network_lock = True, pb.SKIP
+    request.opts.ps.address, request.opts.ps.port = at[1], int(at[3])
+    stages = []
+    with caller:
+        caller.settimeout(PATIENCE_S)
+        caller.send(request.SerializeToString())
+        while (answer := pb.criu_resp.FromString(caller.recv(1 << 16))).type == pb.NOTIFY:
+            stages.append(answer.notify.script)
+            caller.send(pb.criu_req(type=pb.NOTIFY, notify_success=True).SerializeToString())
+            if stages[-1] == "status-ready":
+                _ask_for_all(images, live.pid, int(at[3]))
+        assert answer.success, answer.cr_errmsg
+    assert stages == ["pre-dump", "query-ext-files", "post-dump", "status-ready"]
+    assert served.wait(PATIENCE_S) == 0
+    await_gone(live.pid)
+
+
+def _ask_for_all(images, pid, port):
+    with (
+        socket.create_connection(("127.0.0.1", port)) as connection,
+        ImageDirectory.open(images, verify=Verify.WITHOUT_PAGES) as one,
+    ):
+        fetcher = Fetcher(connection)
+        runs = [run for run in read_pagemap(one, f"pagemap-{pid}").runs if run.is_elsewhere]
+        assert runs
+        for run in runs:
+            got = fetcher.get(pid, run.vaddr, min(run.page_count, 16))
+            assert any(got)
+        fetcher.end()
