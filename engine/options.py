@@ -104,6 +104,11 @@ def no_progress(_: Progress) -> None:
     """Take no notice of progress."""
 
 
+ReadFilter = Callable[[int, int], tuple[bytes, int]]
+"""Thread (as seen from here), number of a seccomp filter of it (the first installed is 0) → its
+program and flags. Raises an Error when it cannot be read."""
+
+
 class Follower(Protocol):
     """Takes pages of images elsewhere while they are written (docs/adr/0022)."""
 
@@ -192,6 +197,8 @@ class DumpOptions:
     serve: "Callable[[Pool], None] | None" = None
     """Called when the images are whole, but for the pages of large memory, which it gives away; the
     tasks stand still until it returns. When it raises, they run on."""
+    read_filter: ReadFilter | None = None
+    """Of threads that run, for us who may not; None: nobody does it."""
     memory: MemoryWay = MemoryWay.AUTO
     """Where it does not fit, the plan takes another and says why (`DumpReport.memory_reason`)."""
     precopy: PreCopyRules = PreCopyRules()

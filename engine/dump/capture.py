@@ -18,7 +18,7 @@ from torpor.engine.capture import PosixTimerCapture, TaskCapture, innermost
 from torpor.engine.dump import threads
 from torpor.engine.dump.beforehand import Looked, Spaces
 from torpor.engine.dump.freeze import StoppedTask
-from torpor.engine.dump.threads import RawThread
+from torpor.engine.dump.threads import FiltersOf, RawThread
 from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import borrow, proc, uffd
 from torpor.engine.kernel.borrow import Answer, Question
@@ -112,7 +112,7 @@ Step = Callable[[str], AbstractContextManager[None]]
 def capture_tasks(
     tasks: Sequence[StoppedTask],
     spaces: Spaces,
-    may_read_filters: bool,
+    filters: FiltersOf,
     step: Step,
     watched: Collection[int] = (),
 ) -> list[Captured]:
@@ -135,7 +135,7 @@ def capture_tasks(
         ask_slack = any(slack is None for slack in slacks.values())
         answers = borrow.ask([(one.space, _questions(one, ask_slack)) for one in begun])
         found = {
-            one.task.pid: _finish(one, answered, slacks, ask_slack, may_read_filters)
+            one.task.pid: _finish(one, answered, slacks, ask_slack, filters)
             for one, answered in zip(begun, answers, strict=True)
         }
     return [zombies.get(task.pid) or found[task.pid] for task in tasks]
@@ -204,7 +204,7 @@ def _questions(one: _Begun, ask_slack: bool) -> list[Question]:
 
     leader = Question(
         tid=one.task.pid,
-        calls=lambda at: [*of_thread(at), *_leader_calls(at, one.signals)],
+        calls=lambda at: [*of_thread(at), *leader_calls(at, one.signals)],
         answer_bytes=ACTIONS_AT + ACTION_BYTES * len(one.signals),
     )
     others = [
@@ -213,7 +213,8 @@ def _questions(one: _Begun, ask_slack: bool) -> list[Question]:
     return [leader, *others]
 
 
-def _leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
+def leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
+    """What a process is asked, beside what any of its threads is."""
     return [
         ("brk", (0,)),
         ("prctl", (PR_GET_CHILD_SUBREAPER, at + SUBREAPER_AT, 0, 0, 0)),
@@ -232,7 +233,7 @@ def _finish(
     answers: Sequence[Answer],
     slacks: Mapping[int, int | None],
     ask_slack: bool,
-    may_read: bool,
+    filters: FiltersOf,
 ) -> Captured:
     pid, leader = one.task.pid, answers[0]
     brk, _, *told = leader.results[len(threads.questions(0, ask_slack)) :]
@@ -260,10 +261,7 @@ def _finish(
     return Captured(
         task=one.task,
         capture=capture,
-        threads=[
-            threads.take(one.space, a, slacks[a.facts.tid], may_read_filters=may_read)
-            for a in answers
-        ],
+        threads=[threads.take(one.space, a, slacks[a.facts.tid], filters) for a in answers],
         vmas=one.vmas,
         areas=one.areas,
         refused=[

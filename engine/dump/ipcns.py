@@ -4,8 +4,8 @@
 Facts: /proc/sysvipc shows the namespace of whoever opens it, so a task inside is asked. Of
 SEM_INFO `semusz` is the number of sets that exist, of MSG_INFO `msgpool` the number of
 queues; neither takes a right (ipc/sem.c, semctl_info; ipc/msg.c, msgctl_info; v6.18).
-A seccomp filter may end a task that makes an unusual call, so one with filters in force is
-not asked.
+A seccomp filter may end a task that makes an unusual call: one is asked only when its filters let
+it answer.
 """
 
 import struct
@@ -13,7 +13,7 @@ import struct
 from torpor.engine.dump.capture import Captured
 from torpor.engine.errors import Refused
 from torpor.engine.kernel.addressspace import AddressSpace
-from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kernel.chain import Call
 from torpor.engine.kernel.remote import Remote
 from torpor.engine.kind import refuse
 from torpor.engine.memory.sysv import LIMITS
@@ -23,17 +23,21 @@ SEMINFO, MSGINFO = struct.Struct("10i"), struct.Struct("7iH2x")
 SEMUSZ, MSGPOOL = 7, 0
 
 
-def check(root: Captured, *, filters_are_suspended: bool) -> list[Refused]:
-    """Refusals for a stopped root that has an ipc namespace of its own."""
-    if parse_status(root.capture.texts["status"]).seccomp and not filters_are_suspended:
-        return []
+def calls(at: int) -> list[Call]:
+    """What it is asked, with room for the answers at ``at``."""
+    return [("semctl", (0, 0, SEM_INFO, at)), ("msgctl", (0, MSG_INFO, at))]
+
+
+def check(root: Captured) -> list[Refused]:
+    """Refusals for a stopped root that has an ipc namespace of its own, and may be asked."""
     space = AddressSpace.find(root.task.pid, root.vmas)
     found = []
     with Remote.safe(root.task.pid, space) as remote:
-        if remote.try_call("semctl", 0, 0, SEM_INFO, remote.buffer) >= 0:
+        sets_of, queues_of = calls(remote.buffer)
+        if remote.calls([sets_of])[0] >= 0:
             sets = SEMINFO.unpack(remote.read(remote.buffer, SEMINFO.size))[SEMUSZ]
             found += [f"{sets} sets of semaphores"] if sets else []
-        if remote.try_call("msgctl", 0, MSG_INFO, remote.buffer) >= 0:
+        if remote.calls([queues_of])[0] >= 0:
             queues = MSGINFO.unpack(remote.read(remote.buffer, MSGINFO.size))[MSGPOOL]
             found += [f"{queues} message queues"] if queues else []
     subject = root.capture.subject

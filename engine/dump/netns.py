@@ -14,7 +14,8 @@ from torpor.engine import native
 from torpor.engine.dump.capture import Captured
 from torpor.engine.kernel.remote import AddressSpace, Remote
 
-SOCK_RAW_CLOEXEC = 3 | 0o2000000
+SOCKET = (16, 3 | 0o2000000)
+"""AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC"""
 
 
 class NetnsSockets:
@@ -28,7 +29,7 @@ class NetnsSockets:
         item = self._by_pid[pid]
         space = AddressSpace.find(pid, item.vmas)
         with Remote.safe(pid, space) as remote:
-            fd = remote.call("socket", 16, SOCK_RAW_CLOEXEC, protocol)
+            fd = remote.call("socket", *SOCKET, protocol)
             pidfd = native.pidfd_open(pid)
             try:
                 return native.pidfd_getfd(pidfd, fd)

@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import ParamSpec
 
-from torpor.engine.dump import again, beforehand, cgroups, ipcns, sharing, tables
+from torpor.engine.dump import again, beforehand, cgroups, injected, ipcns, sharing, tables
 from torpor.engine.dump.assemble import assemble
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import StoppedTree, list_tasks, stopped
 from torpor.engine.dump.images import directory_for, parents_of, write_all
-from torpor.engine.dump.preflight import check_newcomers, may_read_filters, preflight
+from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Error, Findings
 from torpor.engine.kernel import disks, fdview, sysvipc
-from torpor.engine.kernel.ptrace import Option
 from torpor.engine.kind import End
 from torpor.engine.memory import aio, semaphores
 from torpor.engine.options import After, DumpOptions, DumpReport, ProgressFn, TcpPolicy
@@ -73,15 +72,14 @@ def _dump_once(
             cleanup.enter_context(dump.lock)
             cleanup.callback(dump.guard.end)
         with phase("look"):
-            may_read = may_read_filters()
             for dump in dumps:
-                dump.looked_at = preflight(dump.options, may_read)
+                dump.permits.look(dump.options.pid)
+                dump.looked_at = preflight(dump.options, dump.permits)
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
-        seize = Option.SUSPEND_SECCOMP if may_read else 0
         with phase("prepare memory"):
             ways = [
-                cleanup.enter_context(choice.ready(d.options, out, progress, hold, seize))
+                cleanup.enter_context(choice.ready(d.options, out, progress, hold, d.permits))
                 for d, out in zip(dumps, images, strict=True)
             ]
             for dump, way in zip(dumps, ways, strict=True):
@@ -91,10 +89,10 @@ def _dump_once(
         phase.pause_begins()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
-        with stopped(trees, seize) as trees_stopped:
+        with stopped(trees, dumps[0].permits.trace) as trees_stopped:
             phase.all_stand()
             for dump, stop in zip(dumps, trees_stopped, strict=True):
-                _take(dump, stop, phase, may_read)
+                _take(dump, stop, phase)
                 dump.guard.end()
             if while_frozen is not None:
                 with phase("files of the root"):
@@ -154,20 +152,23 @@ def _end(dump: TreeDump, stop: StoppedTree) -> None:
         dump.lock.stay({states[i].ends for i, end in ends.items() if end is End.SILENT})
 
 
-def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> None:
+def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
     """Everything of one stopped tree."""
     assert dump.way is not None
-    check_newcomers(dump.options, stop.tasks, dump.looked_at, may_read)
+    dump.permits.verify(stop.tasks)
+    check_newcomers(dump.options, stop.tasks, dump.looked_at, dump.permits)
     with phase("sharing"):  # before tasks are asked: two with one memory would use one scratch
         dump.shared = sharing.find([task.pid for task in stop.tasks if task.tids])
-    dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase, dump.way.watched)
+    dump.captured = capture_tasks(
+        stop.tasks, dump.spaces, dump.permits.filters, phase, dump.way.watched
+    )
     alive = [c for c in dump.captured if not c.zombie]
     with phase("descriptors"):
         groups = tables.grouped(alive, dump.shared)
         dump.files = tables.collect(dump, alive, groups)
     refused = [*dump.files.refusals, *(r for c in dump.captured for r in c.refused)]
-    if alive and not sysvipc.same_namespace(dump.options.pid):
-        refused += ipcns.check(alive[0], filters_are_suspended=may_read)
+    if alive and _may_ask_of_objects(dump, alive[0].task.pid):
+        refused += ipcns.check(alive[0])
     if refused:
         raise Findings(tuple(refused))
     for view, path in dump.files.links:
@@ -182,6 +183,12 @@ def _take(dump: TreeDump, stop: StoppedTree, phase: Phases, may_read: bool) -> N
     with phase("memory"):
         _await_disks(dump)
         dump.take(alive)
+
+
+def _may_ask_of_objects(dump: TreeDump, pid: int) -> bool:
+    """Whether a task sees others than ours, and its filters let it tell."""
+    is_ours = sysvipc.same_namespace(dump.options.pid)
+    return not is_ours and not dump.permits.against(pid, injected.of_objects(), "questions")
 
 
 def _await_disks(dump: TreeDump) -> None:

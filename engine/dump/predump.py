@@ -12,11 +12,10 @@ from torpor.engine.dump import beforehand, sharing
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import list_tasks, stopped
 from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
-from torpor.engine.dump.preflight import check_newcomers, may_read_filters, preflight
+from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
-from torpor.engine.kernel.ptrace import Option
 from torpor.engine.options import DumpOptions, DumpReport, MemoryWay, ProgressFn
 
 
@@ -26,20 +25,23 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
     dump = TreeDump(options=options)
     with ExitStack() as cleanup:
         with phase("look"):
-            may_read = may_read_filters()
-            dump.looked_at = preflight(options, may_read)
+            dump.permits.look(options.pid)
+            dump.looked_at = preflight(options, dump.permits)
             dump.spaces = beforehand.look(list_tasks(options.pid))
             dump.parents = parents_of(options, cleanup)
             out = cleanup.enter_context(directory_for(options))
             dump.way = cleanup.enter_context(
-                choice.ready(replace(options, memory=MemoryWay.FROZEN), out, progress, False, 0)
+                choice.ready(
+                    replace(options, memory=MemoryWay.FROZEN), out, progress, False, dump.permits
+                )
             )
         phase.pause_begins()
-        with stopped([options], Option.SUSPEND_SECCOMP if may_read else 0) as (stop,):
+        with stopped([options], dump.permits.trace) as (stop,):
             phase.all_stand()
-            check_newcomers(options, stop.tasks, dump.looked_at, may_read)
+            dump.permits.verify(stop.tasks)
+            check_newcomers(options, stop.tasks, dump.looked_at, dump.permits)
             sharing.find([task.pid for task in stop.tasks if task.tids])
-            dump.captured = capture_tasks(stop.tasks, dump.spaces, may_read, phase)
+            dump.captured = capture_tasks(stop.tasks, dump.spaces, dump.permits.filters, phase)
             with phase("memory"):
                 alive = [c for c in dump.captured if not c.zombie]
                 dump.take(alive)

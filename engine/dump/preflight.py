@@ -5,26 +5,21 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from torpor.engine.dump import sharing
+from torpor.engine.dump import injected, sharing
 from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
+from torpor.engine.dump.permits import Permits
 from torpor.engine.errors import Findings, Refused, Vanished
 from torpor.engine.kernel import nslinks, proc
+from torpor.engine.kernel.arch.x86_64 import syscall_name
 from torpor.engine.kernel.proc import parse_status
+from torpor.engine.kernel.verdict import Verdict
 from torpor.engine.kind import refuse
 from torpor.engine.options import DumpOptions
 from torpor.engine.tasks import namespaces, seccomp
 
-CAP_SYS_ADMIN = 21
 
-
-def may_read_filters() -> bool:
-    """Whether PTRACE_SECCOMP_GET_FILTER will be permitted to us."""
-    status = parse_status(proc.read_text(os.getpid(), "status"))
-    return bool(status.cap_eff >> CAP_SYS_ADMIN & 1) and status.seccomp == 0
-
-
-def preflight(options: DumpOptions, may_read: bool) -> frozenset[int]:
+def preflight(options: DumpOptions, permits: Permits) -> frozenset[int]:
     """What can be refused by looking only; the tasks that were looked at.
 
     Raises:
@@ -44,7 +39,7 @@ def preflight(options: DumpOptions, may_read: bool) -> frozenset[int]:
         )
     refused += sharing.vforks(tasks)
     for task in tasks:
-        refused += _refusals(task, options, spaces, may_read)
+        refused += _refusals(task, options, spaces, permits)
     root = parse_status(proc.read_text(options.pid, "status"))
     if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
         refused.append(
@@ -61,7 +56,7 @@ def preflight(options: DumpOptions, may_read: bool) -> frozenset[int]:
 
 
 def check_newcomers(
-    options: DumpOptions, tasks: Sequence[StoppedTask], seen: frozenset[int], may_read: bool
+    options: DumpOptions, tasks: Sequence[StoppedTask], seen: frozenset[int], permits: Permits
 ) -> None:
     """The same of stopped tasks that were forked after `preflight` had looked.
 
@@ -74,7 +69,7 @@ def check_newcomers(
     refused = [
         refusal
         for task in new
-        for refusal in _refusals(task, options, spaces, may_read, tracer=os.getpid())
+        for refusal in _refusals(task, options, spaces, permits, tracer=os.getpid())
     ]
     if refused:
         raise Findings(tuple(refused))
@@ -84,7 +79,7 @@ def _refusals(
     task: StoppedTask,
     options: DumpOptions,
     spaces: Mapping[str, str],
-    may_read: bool,
+    permits: Permits,
     tracer: int = 0,
 ) -> list[Refused]:
     """Of one task; none of one that is gone: the tree is listed again when it is stopped."""
@@ -103,7 +98,7 @@ def _refusals(
             )
         if task.pid != options.pid:
             refused += namespaces.check_task(subject, nslinks.namespaces(task.pid), spaces)
-        refused += _filter_refusals(task, options.runtime_seccomp_filters, may_read)
+        refused += _filter_refusals(task, options.runtime_seccomp_filters, permits)
         if task.tids and task.tids[0] != task.pid:
             refused.append(refuse(LIMITS["dead-leader"], subject))
     return refused
@@ -115,12 +110,23 @@ def _name_of(pid: int) -> str:
     return "gone"
 
 
-def _filter_refusals(task: StoppedTask, runtime_filters: int, may_read: bool) -> list[Refused]:
+def _filter_refusals(task: StoppedTask, runtime_filters: int, permits: Permits) -> list[Refused]:
     """Filters are a thread's own: each may have more than its leader."""
-    found = []
+    found: list[Refused | None] = []
+    may_read = permits.knows(task.pid)
     for tid in task.tids:
         with suppress(Vanished):
             text = proc.read_text(task.pid, f"task/{tid}/status")
             where = f"pid {task.pid}" if tid == task.pid else f"pid {task.pid}, thread {tid}"
             found.append(seccomp.preflight(text, runtime_filters, may_read, where))
+    if may_read and not permits.suspended:
+        found.append(seccomp.forbidden(_forbidden(task.pid, permits), f"pid {task.pid}"))
     return [refusal for refusal in found if refusal is not None]
+
+
+def _forbidden(pid: int, permits: Permits) -> frozenset[str]:
+    """Calls that it would be harmed by, or that it must be able to make."""
+    harmful = (*injected.questions(), *injected.more_questions(pid))
+    bad = [one for one in harmful if permits.worst(pid, (one,)) is Verdict.HARMS]
+    bad += [one for one in injected.needed() if permits.worst(pid, (one,)) is Verdict.FAILS]
+    return frozenset(syscall_name(one.number) for one in bad)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from torpor.engine.capture import innermost
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.owners import owners
-from torpor.engine.dump.preflight import may_read_filters, preflight
+from torpor.engine.dump.permits import Permits, may_read_filters
+from torpor.engine.dump.preflight import preflight
 from torpor.engine.dump.terminals import controlling
 from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Findings, Refused, Unavailable
@@ -69,12 +70,14 @@ def look(options: DumpOptions) -> Preview:
     """Read the tree as it is now."""
     found = Preview()
     tasks = list_tasks(options.pid)
+    permits = Permits(suspended=may_read_filters())
+    permits.look(options.pid)
     try:
-        preflight(options, may_read_filters())
+        preflight(options, permits)
     except Findings as error:
         found.refused += error.items
     held = options.after is not After.CONTINUE or options.hold
-    found.memory = choice.choose(options, held=held).text
+    found.memory = choice.choose(options, permits, held=held).text
     alive = [task for task in tasks if task.tids]
     for task in tasks:
         _look_at_task(task, found)

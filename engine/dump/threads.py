@@ -8,7 +8,7 @@ end, parent-death signal, `settings.THREAD`.
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,6 +25,8 @@ from torpor.engine.tasks.seccomp import MODE_FILTER
 
 PR_GET_TID_ADDRESS, PR_GET_PDEATHSIG, PR_GET_TIMERSLACK = 40, 2, 30
 ALTSTACK_BYTES = 24
+FiltersOf = Callable[[int], Sequence[tuple[bytes, int]] | None]
+"""Filters of a stopped thread, the newest comes first; None when they are not known."""
 RESET_ON_FORK, DEADLINE = os.SCHED_RESET_ON_FORK, 6
 # where calls put their answers in the buffer
 TID_ADDRESS_AT, PDEATHSIG_AT, SETTINGS_AT = 32, 40, 48
@@ -73,7 +75,7 @@ def asked_settings() -> tuple[settings.Setting, ...]:
 
 
 def take(
-    space: AddressSpace, answer: Answer, slack_ns: int | None, *, may_read_filters: bool
+    space: AddressSpace, answer: Answer, slack_ns: int | None, filters: FiltersOf
 ) -> RawThread:
     """What its answer leads to: queued signals, a deadline, filters."""
     facts = answer.facts
@@ -85,7 +87,7 @@ def take(
         if proc.private_signals(facts.status)
         else (),
         sched_attr=_sched_attr(facts.tid, space) if policy == DEADLINE else b"",
-        filters=_filters(facts.tid, facts.status, may_read_filters),
+        filters=filters(facts.tid) if proc.seccomp_mode(facts.status) == MODE_FILTER else (),
     )
 
 
@@ -129,12 +131,3 @@ def _sched_attr(tid: int, space: AddressSpace) -> bytes:
     with Remote.safe(tid, space) as remote:
         remote.call("sched_getattr", 0, remote.buffer, SCHED_ATTR.size, 0)
         return remote.read(remote.buffer, SCHED_ATTR.size)
-
-
-def _filters(tid: int, status: bytes, may_read: bool) -> tuple[tuple[bytes, int], ...] | None:
-    """Newest first; the kernel counts from the oldest (kernel/seccomp.c, get_nth_filter)."""
-    if proc.seccomp_mode(status) != MODE_FILTER:
-        return ()
-    if not may_read:
-        return None
-    return tuple(reversed(native.seccomp_filters(tid)))

@@ -9,6 +9,7 @@ from torpor.engine.dump.beforehand import Spaces
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.later import LeftPages
 from torpor.engine.dump.netlock import Lock
+from torpor.engine.dump.permits import Permits, may_read_filters
 from torpor.engine.dump.ways.way import Way
 from torpor.engine.files.table import Collected
 from torpor.engine.images.inventory import new_run_id
@@ -29,6 +30,8 @@ class TreeDump:
     options: DumpOptions
     looked_at: frozenset[int] = frozenset()
     """Tasks that were there before the stop, and have nothing to refuse."""
+    permits: Permits = field(init=False)
+    """What its filters let us do."""
     spaces: Spaces = field(default_factory=dict)
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None
@@ -53,6 +56,7 @@ class TreeDump:
     written_bytes: int = 0
 
     def __post_init__(self) -> None:
+        self.permits = Permits(suspended=may_read_filters(), read=self.options.read_filter)
         self.lock = Lock(nftables.table_name(self.run_id))
 
     @property

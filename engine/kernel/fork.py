@@ -27,6 +27,7 @@ from torpor.engine.errors import Denied, Error, KernelError, Vanished
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.arch import x86_64 as arch
+from torpor.engine.kernel.chain import Call
 from torpor.engine.kernel.maps import parse_maps
 from torpor.engine.kernel.ptrace import Event, Option
 from torpor.engine.kernel.remote import ALL_SIGNALS, BUFFER_SIZE, Remote
@@ -54,6 +55,21 @@ class Copy:
 def can_fork(space: AddressSpace) -> bool:
     """Whether the child can be given a way out of its own: its gadget looks at the stack."""
     return space.gadget.base == "rsp"
+
+
+def calls(at: int) -> list[Call]:
+    """What a task is made to do for it, and its copy; addresses and numbers are given as ``at``.
+
+    Both come back by rt_sigreturn if we die, and the copy ends by exit_group.
+    """
+    return [
+        ("clone", (CLONE_FILES | CLONE_PTRACE, at, 0, 0, 0)),
+        ("close_range", (0, LAST_FD, CLOSE_RANGE_UNSHARE)),
+        ("open", (at, os.O_WRONLY | os.O_CLOEXEC, 0)),
+        ("write", (at, at, len(FIRST_TO_DIE))),
+        ("close", (at,)),
+        ("wait4", (at, 0, WALL, 0)),
+    ]
 
 
 def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:

@@ -22,6 +22,7 @@ _SIGNAL_MASKS = re.compile(
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
 _NS_TGID = re.compile(rb"^NStgid:.*?(\d+)$", re.MULTILINE)
 _NS_PID = re.compile(rb"^NSpid:.*?(\d+)$", re.MULTILINE)
+_SECCOMP_FILTERS = re.compile(rb"^Seccomp_filters:\s*(\d+)$", re.MULTILINE)
 _SECCOMP = re.compile(rb"^Seccomp:\s*(\d+)$", re.MULTILINE)
 _NAME_ESCAPE = re.compile(rb"\\([n\\])")
 
@@ -328,6 +329,12 @@ def innermost_pid(status: bytes) -> int:
 def seccomp_mode(status: bytes) -> int:
     """0 off, 1 strict, 2 filters, from a status text."""
     found = _SECCOMP.search(status)
+    return int(found[1]) if found else 0
+
+
+def seccomp_count(status: bytes) -> int:
+    """How many filters, from a status text; 0 before Linux 5.9 too."""
+    found = _SECCOMP_FILTERS.search(status)
     return int(found[1]) if found else 0
 
 

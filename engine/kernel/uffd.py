@@ -47,6 +47,8 @@ from torpor.engine.kernel.remote import Remote
 
 UFFD_API = 0xAA
 UFFD_USER_MODE_ONLY = 1
+FLAGS_INSIDE = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+"""Of the one that a process is made to make."""
 WP_UNPOPULATED, WP_ASYNC = 1 << 13, 1 << 15
 REGISTER_MODE_WP = 2
 UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
@@ -268,9 +270,8 @@ def _made_inside(pid: int, seize: int) -> int:
         with _at_rest(pid, seize) as tid:
             numbers = set(proc.list_numbers(pid, "fd"))
             free = next(n for n in range(len(numbers) + 1) if n not in numbers)
-            flags = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
             with Remote.safe(tid, space, parting=("close", (free,))) as remote:
-                number = remote.try_call("userfaultfd", flags)
+                number = remote.try_call("userfaultfd", FLAGS_INSIDE)
                 if number < 0:
                     raise _refused(pid, -number)
                 try:

@@ -12,7 +12,7 @@ Facts:
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torpor.engine.errors import Refused
@@ -35,12 +35,17 @@ LIMITS = (
     Limit(
         case="unreadable",
         what="seccomp filters that the program set itself",
-        remedy="run the engine with CAP_SYS_ADMIN, or without filters of its own",
+        remedy="run the engine with CAP_SYS_ADMIN, without filters of its own; or have them read",
     ),
     Limit(
         case="user-notification",
         what="a seccomp filter that asks another process (SECCOMP_RET_USER_NOTIF)",
         remedy="dump without the supervisor's filter: its descriptor cannot be made again",
+    ),
+    Limit(
+        case="forbids",
+        what="a seccomp filter that forbids what a dump asks the task itself",
+        remedy="permit these calls in its seccomp profile, or run the engine with CAP_SYS_ADMIN",
     ),
 )
 
@@ -69,6 +74,11 @@ def preflight(status: str, runtime_filters: int, may_read: bool, subject: str) -
             LIMITS[1], subject, f"{count} filters, {runtime_filters} of them by the runtime"
         )
     return None
+
+
+def forbidden(calls: Collection[str], subject: str) -> Refused | None:
+    """Whether filters that are not suspended stand against calls which the dump depends on."""
+    return refuse(LIMITS[3], subject, ", ".join(sorted(calls))) if calls else None
 
 
 def refusal(filters: Sequence[Filter], subject: str) -> Refused | None:

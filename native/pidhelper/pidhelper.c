@@ -1,24 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Chooses the pid of the next task in a container: the one part that needs
- * CAP_SYS_ADMIN, in a program that does nothing else.
+ * Chooses the pid of the next task in a container, and reads seccomp filters: the two
+ * parts that need CAP_SYS_ADMIN, in a program that does nothing else.
  *
  *   pidhelper [--socket PATH]   serve; default /run/torpor/pidhelper.sock
  *   pidhelper set PID WANT      once, for an engine that is root on a host
  *
- * How: /proc/sys/kernel/ns_last_pid acts on the pid namespace of the task that
+ * A pid: /proc/sys/kernel/ns_last_pid acts on the pid namespace of the task that
  * *writes* it, whichever /proc it is (kernel/pid_namespace.c, pid_ns_ctl_handler,
  * v6.8).  So the file is opened once at the start, and for each request a child
  * is made inside the wanted namespace, which writes want-1 and ends.  It is
  * reaped before the reply, so that the pid it held is free again.
  *
+ * A filter: filter.h. It takes a helper without a filter of its own (seccomp profile
+ * Unconfined); any other answers EACCES.
+ *
  * Rights: CAP_SYS_ADMIN (setns to a pid namespace; mounting a procfs of its own
- * when the container's /proc/sys is read-only) and CAP_SYS_PTRACE (reading
- * /proc/PID/ns/pid of others).
+ * when the container's /proc/sys is read-only; reading filters) and CAP_SYS_PTRACE (reading
+ * /proc/PID/ns/pid of others, and stopping them for a moment).
  *
  * Who may ask: a peer with uid 0 that the kernel sees in this program's own pid
  * namespace.  What is refused: namespaces that are not strictly below its own,
- * so neither the node's nor a stranger's; want < 2; any other message.  Each
+ * so neither the node's nor a stranger's; pids < 2; any other message.  Each
  * refusal is one line on stderr.
  *
  * Rules for editing: as in placeholder.c.
@@ -30,6 +33,7 @@
 #include <linux/signal.h>
 #include <linux/stat.h>
 
+#include "pidhelper/filter.h"
 #include "torpor/pidhelper.h"
 #include "torpor/sys.h"
 #include "torpor/text.h"
@@ -70,8 +74,8 @@ static long refuse(long peer, const struct pidhelper_request *request, const cha
 	if (request) {
 		line_add(&line, ", task ");
 		line_add_number(&line, request->pid);
-		line_add(&line, ", pid ");
-		line_add_number(&line, request->want);
+		line_add(&line, request->what == PIDHELPER_FILTER ? ", filter " : ", pid ");
+		line_add_number(&line, request->number);
 	}
 	line_add(&line, ": ");
 	line_add(&line, why);
@@ -149,17 +153,12 @@ __attribute__((noreturn)) static void write_last_pid(int fd, long want)
 		SYS1(__NR_exit_group, written < 0 ? -written : 0);
 }
 
-/* A child of this task in the namespace that setns chose for children; waits for it. */
-static long in_child(int last_pid, long want)
+/* Until it ends: its exit status is an errno. */
+static long await_child(long child)
 {
 	int status = 0;
-	long child = SYS5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
 	long error;
 
-	if (child == 0)
-		write_last_pid(last_pid, want);
-	if (child < 0)
-		return child;
 	do
 		error = sys_wait4(child, &status, 0);
 	while (error == -EINTR);
@@ -170,28 +169,46 @@ static long in_child(int last_pid, long want)
 	return -((status >> 8) & 0xff);
 }
 
+/* A child of this task in the namespace that setns chose for children; waits for it. */
+static long in_child(int last_pid, long want)
+{
+	long child = SYS5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
+
+	if (child == 0)
+		write_last_pid(last_pid, want);
+	return child < 0 ? child : await_child(child);
+}
+
+/* The pid namespace of the task that is asked about, which has to be a container's; or -errno. */
+static long open_wanted(const struct helper *helper, long peer,
+			const struct pidhelper_request *request)
+{
+	long namespace = open_namespace(request->pid);
+	long error;
+
+	if (namespace < 0)
+		return refuse(peer, request, "cannot open the pid namespace", namespace);
+	error = check_below(helper, (int)namespace);
+	if (!error)
+		return namespace;
+	sys_close((int)namespace);
+	return refuse(peer, request, "not a pid namespace below the helper's own", error);
+}
+
 static long choose(const struct helper *helper, long peer, const struct pidhelper_request *request)
 {
 	long namespace, error;
 
-	if (request->version != PIDHELPER_VERSION)
-		return refuse(peer, request, "unknown version of the protocol", -EPROTONOSUPPORT);
-	if (request->pid <= 0 || request->want < 2 || request->want > PID_MAX_LIMIT)
+	if (request->pid <= 0 || request->number < 2 || request->number > PID_MAX_LIMIT)
 		return refuse(peer, request, "numbers out of range", -EINVAL);
-	namespace = open_namespace(request->pid);
+	namespace = open_wanted(helper, peer, request);
 	if (namespace < 0)
-		return refuse(peer, request, "cannot open the pid namespace", namespace);
-	error = check_below(helper, (int)namespace);
-	if (error) {
-		refuse(peer, request, "not a pid namespace below the helper's own", error);
-		sys_close((int)namespace);
-		return error;
-	}
+		return namespace;
 	error = SYS2(__NR_setns, namespace, CLONE_NEWPID);
 	sys_close((int)namespace);
 	if (error)
 		return refuse(peer, request, "cannot join the pid namespace", error);
-	error = in_child(helper->last_pid, request->want);
+	error = in_child(helper->last_pid, request->number);
 	/* Children are made here again; without that, serving on would be wrong. */
 	if (SYS2(__NR_setns, helper->own_namespace, CLONE_NEWPID)) {
 		complain("cannot return to the own pid namespace", -EPERM);
@@ -200,6 +217,47 @@ static long choose(const struct helper *helper, long peer, const struct pidhelpe
 	if (error)
 		refuse(peer, request, "cannot write ns_last_pid", error);
 	return error;
+}
+
+/*
+ * In a child, which answers the peer itself: the errno is the exit status. Seized before it is
+ * looked at again, for a thread that is traced keeps its number.
+ */
+static long send_filter(const struct helper *helper, int fd,
+			const struct pidhelper_request *request)
+{
+	struct pidhelper_filter filter;
+	long namespace, bytes, error = filter_trace(PTRACE_SEIZE, request->pid, 0, NULL);
+
+	if (error)
+		return error;
+	namespace = open_namespace(request->pid);
+	error = namespace < 0 ? namespace : check_below(helper, (int)namespace);
+	if (!error)
+		error = filter_take(request->pid, request->number, &filter);
+	if (error)
+		return error;
+	bytes = offsetof(struct pidhelper_filter, instructions) + filter.count * sizeof(uint64_t);
+	error = unixsocket_send(fd, &filter, (size_t)bytes);
+	return error < 0 ? error : 0;
+}
+
+static long give_filter(const struct helper *helper, int fd, long peer,
+			const struct pidhelper_request *request)
+{
+	long namespace, child, error;
+
+	if (request->pid <= 0 || request->number < 0)
+		return refuse(peer, request, "numbers out of range", -EINVAL);
+	namespace = open_wanted(helper, peer, request);
+	if (namespace < 0)
+		return namespace;
+	sys_close((int)namespace);
+	child = SYS5(__NR_clone, SIGCHLD, 0, 0, 0, 0);
+	if (child == 0)
+		SYS1(__NR_exit_group, -send_filter(helper, fd, request));
+	error = child < 0 ? child : await_child(child);
+	return error ? refuse(peer, request, "cannot read the filter", error) : 0;
 }
 
 /*
@@ -269,16 +327,23 @@ static long answer(const struct helper *helper, int fd, long peer)
 {
 	struct pidhelper_request request;
 	struct pidhelper_reply reply;
-	long got = unixsocket_receive(fd, &request, sizeof(request));
+	long got = unixsocket_receive(fd, &request, sizeof(request)), error;
 
 	if (got == -EAGAIN || got == -EINTR)
 		return 0;
 	if (got <= 0)
 		return -1;
 	if (got != sizeof(request))
-		reply.error = -(int32_t)refuse(peer, NULL, "message of a wrong size", -EBADMSG);
+		error = refuse(peer, NULL, "message of a wrong size", -EBADMSG);
+	else if (request.what == PIDHELPER_CHOOSE)
+		error = choose(helper, peer, &request);
+	else if (request.what == PIDHELPER_FILTER)
+		error = give_filter(helper, fd, peer, &request);
 	else
-		reply.error = -(int32_t)choose(helper, peer, &request);
+		error = refuse(peer, &request, "unknown request", -EPROTONOSUPPORT);
+	if (got == sizeof(request) && request.what == PIDHELPER_FILTER && !error)
+		return 0; /* it was sent */
+	reply.error = -(int32_t)error;
 	got = unixsocket_send(fd, &reply, sizeof(reply));
 	return got == sizeof(reply) ? 0 : -1;
 }
@@ -366,9 +431,9 @@ static int serve(const char *path)
 static int set_once(const char *pid_text, const char *want_text)
 {
 	struct pidhelper_request request = {
-		.version = PIDHELPER_VERSION,
+		.what = PIDHELPER_CHOOSE,
 		.pid = (int32_t)text_number(pid_text, PID_MAX_LIMIT),
-		.want = (int32_t)text_number(want_text, PID_MAX_LIMIT),
+		.number = (int32_t)text_number(want_text, PID_MAX_LIMIT),
 	};
 	struct helper helper;
 

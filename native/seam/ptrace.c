@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Stopping tasks and reading what only their tracer may read. */
 #include "seam_internal.h"
+#include "torpor/interrupted.h"
 
 #include <linux/ptrace.h>
 #include <sched.h>
@@ -127,31 +128,7 @@ static int repeat_interrupted_call(int tid)
 
 	if (result < 0 || (int64_t)regs.rax != -EINTR)
 		return result;
-	switch (regs.orig_rax) {
-	case SYS_epoll_wait:
-	case SYS_epoll_pwait:
-	case SYS_epoll_pwait2:
-	case SYS_semop:
-	case SYS_semtimedop:
-	case SYS_rt_sigtimedwait:
-	case SYS_io_getevents:
-	case SYS_io_uring_enter:
-	case SYS_read:
-	case SYS_readv:
-	case SYS_write:
-	case SYS_writev:
-	case SYS_recvfrom:
-	case SYS_recvmsg:
-	case SYS_sendto:
-	case SYS_sendmsg:
-	case SYS_accept:
-	case SYS_accept4:
-	case SYS_connect:
-		break;
-	default:
-		return 0;
-	}
-	if (signal_is_due(tid))
+	if (!is_given_up_at_stops((long)regs.orig_rax) || signal_is_due(tid))
 		return 0;
 	regs.rax = regs.orig_rax;
 	regs.rip -= 2;

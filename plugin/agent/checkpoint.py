@@ -165,6 +165,7 @@ class CheckpointJob:
             container,
             self.folder.tree / "images" / container.name,
             seccomp_filters=self.context.view.seccomp_filters(container.init_pid),
+            read_filter=self.context.read_filter,
             left_s=max(1.0, self.deadline.left_s),
             follower=self._storing.following(f"images/{container.name}"),
         )

@@ -259,7 +259,8 @@ def world(tmp_path: Path):
         context = Context(
             node_name=NODE, client=api.client(), engine=engine, view=node.view,
             staging=tmp_path / "staging", stores={"main": VolumeStore(tmp_path / "store")},
-            choose_pid=lambda pid, want: None, metrics=Metrics(), poll_s=0.02,
+            choose_pid=lambda pid, want: None, read_filter=lambda tid, index: (bytes(8), 0),
+            metrics=Metrics(), poll_s=0.02,
             exec_patience_s=0.2, start_patience_s=0.2,
         )  # fmt: skip
         yield World(api, node, engine, context, tmp_path)

@@ -13,6 +13,7 @@ from torpor.engine.options import (
     DumpOptions,
     DumpReport,
     ProgressFn,
+    ReadFilter,
     RestoreReport,
     TakeoverOptions,
 )
@@ -80,6 +81,7 @@ class Context:
     staging: Path
     stores: Mapping[str, Store]
     choose_pid: Callable[[int, int], None]
+    read_filter: ReadFilter
     metrics: Metrics
     cpu_flags: tuple[str, ...] = ()
     waiting_in: Callable[[str], frozenset[int]] = nobody_waits

@@ -3,12 +3,14 @@
 
 from pathlib import Path
 
+from torpor.engine.errors import Error, Refused, Vanished
 from torpor.engine.options import (
     After,
     DumpOptions,
     Follower,
     MemoryWay,
     PreCopyRules,
+    ReadFilter,
     TcpPolicy,
 )
 from torpor.plugin.agent.locate import Container
@@ -33,10 +35,16 @@ def dump_options(
     images_dir: Path,
     *,
     seccomp_filters: int,
+    read_filter: ReadFilter,
     left_s: float,
     follower: Follower,
 ) -> DumpOptions:
-    """Options for the tree of a container, whose init has so many seccomp filters."""
+    """Options for the tree of a container, whose init has so many seccomp filters.
+
+    Raises:
+        Refused: they may be of a sort that harms, and cannot be read.
+    """
+    _check_profile(pod, container, read_filter)
     is_stop = spec.after_checkpoint is AfterCheckpoint.STOP
     refuse = spec.tcp.established is EstablishedTcp.REFUSE
     return DumpOptions(
@@ -46,6 +54,7 @@ def dump_options(
         tcp=TcpPolicy.REFUSE if refuse else TcpPolicy.CLOSE,
         container=True,
         runtime_seccomp_filters=runtime_filters(pod, container.name, seccomp_filters),
+        read_filter=read_filter,
         freezer_cgroups=(container.cgroup,),
         timeout_s=left_s,
         memory=_WAYS[spec.memory.way],
@@ -68,13 +77,32 @@ def runtime_filters(pod: JsonObject, name: str, installed: int) -> int:
     A profile that the pod names is one filter. Where it names none, kubelet may still have set
     the default one (``seccompDefault``): then an init that has any filter got its first so.
     """
+    return 0 if _profile(pod, name) == "Unconfined" else min(1, installed)
+
+
+def _profile(pod: JsonObject, name: str) -> str:
+    """Type of a container's seccomp profile; empty when the pod names none."""
     container = next(each for each in pod["spec"]["containers"] if each["name"] == name)
     own = container.get("securityContext") or {}
     if own.get("privileged"):
-        return 0
-    profile = own.get("seccompProfile") or (pod["spec"].get("securityContext") or {}).get(
-        "seccompProfile"
-    )
-    if profile is not None and profile.get("type") == "Unconfined":
-        return 0
-    return min(1, installed)
+        return "Unconfined"
+    of_pod = pod["spec"].get("securityContext") or {}
+    profile = own.get("seccompProfile") or of_pod.get("seccompProfile") or {}
+    return str(profile.get("type", ""))
+
+
+def _check_profile(pod: JsonObject, container: Container, read_filter: ReadFilter) -> None:
+    """A profile of the operator's own may kill for what a dump asks of a task: it is read."""
+    if _profile(pod, container.name) != "Localhost":
+        return
+    try:
+        read_filter(container.init_pid, 0)
+    except Vanished:
+        raise
+    except Error as error:
+        raise Refused(
+            "its seccomp profile cannot be read, and may harm it when a dump asks it anything",
+            subject=f"container {container.name}",
+            cause=str(error),
+            remedy="install the chart with agent.readSeccompFilters, or use RuntimeDefault",
+        ) from error

@@ -162,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_context(client: Client, settings: Settings) -> Context:
     """The real surroundings: this node, the engine, the mounted stores."""
+    helper = PidHelper(settings.pid_helper)
     return Context(
         node_name=settings.node_name,
         client=client,
@@ -169,7 +170,8 @@ def make_context(client: Client, settings: Settings) -> Context:
         view=settings.view,
         staging=settings.staging,
         stores={name: VolumeStore(Path(path)) for name, path in settings.stores.items()},
-        choose_pid=PidHelper(settings.pid_helper).choose,
+        choose_pid=helper.choose,
+        read_filter=helper.filter,
         metrics=Metrics(),
         cpu_flags=cpu_flags(),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of the pid helper: the next task made in a container gets the pid we want.
+"""Client of the pid helper: the next task made in a container gets the pid we want, and filters.
 
 The helper is a program of its own with the one capability that this takes; the messages are
 those of native/include/torpor/pidhelper.h.
@@ -13,10 +13,12 @@ from pathlib import Path
 
 from torpor.engine.errors import Denied, Error, KernelError, Timeout, Unavailable, Vanished
 
-VERSION = 1
+CHOOSE, FILTER = 1, 2
 DEFAULT_SOCKET = Path("/run/torpor/pidhelper.sock")
 _REQUEST = struct.Struct("=Iii")
 _REPLY = struct.Struct("=i")
+_FILTER = struct.Struct("=iIQ")
+_INSTRUCTION_BYTES, _MOST_INSTRUCTIONS = 8, 4096
 
 
 class PidHelper:
@@ -36,12 +38,46 @@ class PidHelper:
             Timeout: it does not answer.
         """
         subject = f"pid {want} in the namespace of process {pid}"
+        answer = self._ask(CHOOSE, pid, want, subject)
+        if len(answer) != _REPLY.size:
+            raise _hung_up(answer, subject)
+        (number,) = _REPLY.unpack(answer)
+        if number:
+            raise _refused(abs(number), subject)
+
+    def filter(self, tid: int, index: int) -> tuple[bytes, int]:
+        """A seccomp filter of a thread in a container, which stands still for it for a moment.
+
+        Program and flags, see `ReadFilter`.
+
+        Raises:
+            Denied: the helper refuses, or has a filter itself.
+            Vanished: the thread is gone.
+            Unavailable: there is no helper.
+            Timeout: it does not answer.
+            KernelError: the thread is traced, does not stop, or has no such filter.
+        """
+        subject = f"seccomp filter {index} of thread {tid}"
+        answer = self._ask(FILTER, tid, index, subject)
+        if len(answer) == _REPLY.size:
+            (number,) = _REPLY.unpack(answer)
+            raise _refused(abs(number), subject)
+        if len(answer) < _FILTER.size:
+            raise _hung_up(answer, subject)
+        _, count, flags = _FILTER.unpack_from(answer)
+        program = answer[_FILTER.size :]
+        if len(program) != count * _INSTRUCTION_BYTES:
+            raise _hung_up(answer, subject)
+        return program, flags
+
+    def _ask(self, what: int, pid: int, number: int, subject: str) -> bytes:
+        room = _FILTER.size + _MOST_INSTRUCTIONS * _INSTRUCTION_BYTES + 1
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
                 sock.settimeout(self._timeout_s)
                 sock.connect(str(self._path))
-                sock.send(_REQUEST.pack(VERSION, pid, want))
-                answer = sock.recv(_REPLY.size + 1)
+                sock.send(_REQUEST.pack(what, pid, number))
+                return sock.recv(room)
         except TimeoutError as error:
             raise Timeout(
                 f"the pid helper did not answer within {self._timeout_s:g} s",
@@ -55,16 +91,15 @@ class PidHelper:
                 cause=error.strerror or str(error),
                 remedy="see whether the agent's container pidhelper runs",
             ) from error
-        if len(answer) != _REPLY.size:
-            raise Unavailable(
-                "the pid helper hung up",
-                subject=subject,
-                cause=f"{len(answer)} bytes came back",
-                remedy="look at the log of the agent's container pidhelper",
-            )
-        (number,) = _REPLY.unpack(answer)
-        if number:
-            raise _refused(abs(number), subject)
+
+
+def _hung_up(answer: bytes, subject: str) -> Error:
+    return Unavailable(
+        "the pid helper hung up",
+        subject=subject,
+        cause=f"{len(answer)} bytes came back",
+        remedy="look at the log of the agent's container pidhelper",
+    )
 
 
 def _refused(number: int, subject: str) -> Error:
@@ -77,4 +112,4 @@ def _refused(number: int, subject: str) -> Error:
             cause=os.strerror(number),
             remedy="look at the log of the agent's container pidhelper",
         )
-    return KernelError("the pid cannot be chosen", errno=number, subject=subject)
+    return KernelError("the pid helper failed", errno=number, subject=subject)

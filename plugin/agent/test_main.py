@@ -170,6 +170,35 @@ def test_pid_helper(tmp_path: Path, answer: bytes, error):
     assert seen == [struct.pack("=Iii", 1, 4711, 42)]
 
 
+PROGRAM = bytes(range(16))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (struct.pack("=iIQ", 0, 2, 5) + PROGRAM, None),
+        (struct.pack("=i", errno.EACCES), Denied),
+        (struct.pack("=i", errno.ESRCH), Vanished),
+        (struct.pack("=i", errno.ENOENT), Vanished),
+        (struct.pack("=i", errno.ETIMEDOUT), KernelError),
+        (struct.pack("=iIQ", 0, 3, 5) + PROGRAM, Unavailable),
+        (bytes(12), Unavailable),
+        (b"", Unavailable),
+    ],
+)
+def test_pid_helper_reads_filters(tmp_path: Path, answer: bytes, error):
+    seen: list[bytes] = []
+    thread = helper(tmp_path / "s", answer, seen)
+    client = PidHelper(tmp_path / "s")
+    if error:
+        with pytest.raises(error):
+            client.filter(4711, 1)
+    else:
+        assert client.filter(4711, 1) == (PROGRAM, 5)
+    thread.join()
+    assert seen == [struct.pack("=Iii", 2, 4711, 1)]
+
+
 def test_no_pid_helper(tmp_path: Path):
     with pytest.raises(Unavailable, match="cannot be reached"):
         PidHelper(tmp_path / "s").choose(1, 2)

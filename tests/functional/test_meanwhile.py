@@ -12,6 +12,7 @@ from tests.functional.describe import tree
 from tests.functional.harness import Live
 from torpor.engine import api
 from torpor.engine.dump.freeze import list_tasks
+from torpor.engine.dump.permits import Permits
 from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.errors import Findings
 from torpor.engine.kernel import proc, ptrace
@@ -23,6 +24,7 @@ SCRIPT = (
     "unshare --uts sh -c 'touch ready; exec sleep 1000'; } & "
     "touch up; wait"
 )
+ALL = Permits(suspended=True)
 
 
 def test_a_namespace_of_a_newcomer_is_refused(tmp_path):
@@ -30,15 +32,15 @@ def test_a_namespace_of_a_newcomer_is_refused(tmp_path):
     try:
         live.await_file("up")
         options = DumpOptions(pid=live.pid, images_dir=tmp_path / "images")
-        seen = preflight(options, may_read=True)
+        seen = preflight(options, ALL)
         assert live.pid in seen
         (tmp_path / "go").touch()
         live.await_file("ready")
         live.pids |= set(tree(live.pid))
         tasks = list_tasks(live.pid)
         with pytest.raises(Findings, match="namespace of its own"):
-            check_newcomers(options, tasks, frozenset({live.pid}), may_read=True)
-        check_newcomers(options, tasks, frozenset(task.pid for task in tasks), may_read=True)
+            check_newcomers(options, tasks, frozenset({live.pid}), ALL)
+        check_newcomers(options, tasks, frozenset(task.pid for task in tasks), ALL)
     finally:
         live.end()
 
@@ -49,7 +51,7 @@ def test_a_task_that_is_gone_is_passed_over(tmp_path):
         live.await_file("ready")
         options = DumpOptions(pid=live.pid, images_dir=tmp_path / "images")
         for _ in range(200):
-            preflight(options, may_read=True)
+            preflight(options, ALL)
     finally:
         live.end()
 

@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from native.build import build_programs
+from tests.functional.conftest import program
+from torpor.engine import native
+from torpor.engine.kernel import ptrace
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 
@@ -289,8 +292,8 @@ def connect(path: Path) -> socket.socket:
     return connection
 
 
-def ask(connection: socket.socket, pid: int, want: int, version: int = 1) -> int:
-    connection.send(REQUEST.pack(version, pid, want))
+def ask(connection: socket.socket, pid: int, want: int, what: int = 1) -> int:
+    connection.send(REQUEST.pack(what, pid, want))
     (error,) = REPLY.unpack(connection.recv(64))
     return int(error)
 
@@ -321,7 +324,7 @@ def test_refusals_are_answered_and_logged(
         assert ask(connection, init_of(pod), 1 << 30) == errno.EINVAL
         assert ask(connection, -1, 5) == errno.EINVAL
         assert ask(connection, 4194303, 5) == errno.ESRCH
-        assert ask(connection, init_of(pod), 5, version=2) == errno.EPROTONOSUPPORT
+        assert ask(connection, init_of(pod), 5, what=3) == errno.EPROTONOSUPPORT
         for size in (1, 11, 13, 5000):
             connection.send(b"\1" * size)
             assert REPLY.unpack(connection.recv(64)) == (errno.EBADMSG,)
@@ -330,6 +333,101 @@ def test_refusals_are_answered_and_logged(
     lines = log.read_text().splitlines()
     assert len(lines) == 12
     assert all(line.startswith(f"pidhelper: refused peer {os.getpid()}") for line in lines)
+
+
+@pytest.fixture
+def filtered(tmp_path: Path) -> Iterator[int]:
+    """The init of a pid namespace, with two filters and a second thread that has three."""
+    words = [*program("filters_set"), str(tmp_path), "mremap=errno", "semctl=kill"]
+    words += ["t:mremap=kill", "t:semctl=kill", "t:clone=kill"]
+    process = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *words])
+    wait_for((tmp_path / "ready").exists)
+    yield int(children_of(process.pid)[0])
+    process.kill()
+    process.wait()
+
+
+def filter_of(connection: socket.socket, tid: int, number: int) -> tuple[int, list[int]]:
+    """An error, or the call that a filter of the workload is for and what it returns."""
+    connection.send(REQUEST.pack(2, tid, number))
+    answer = connection.recv(1 << 16)
+    if len(answer) == REPLY.size:
+        return REPLY.unpack(answer)[0], []
+    error, count, flags = struct.unpack_from("=iIQ", answer)
+    assert (error, count, flags, len(answer)) == (0, 4, 0, 16 + 8 * 4)
+    values = [value for *_, value in struct.iter_unpack("<HBBI", answer[16:])]
+    return 0, values[1:3]
+
+
+def test_filters_are_read(helper: tuple[Path, Path], filtered: int) -> None:
+    tids = sorted(int(path.name) for path in Path(f"/proc/{filtered}/task").iterdir())
+    with connect(helper[0]) as connection:
+        assert filter_of(connection, tids[0], 0) == (0, [25, 0x5002C])
+        assert filter_of(connection, tids[0], 1) == (0, [66, 0x80000000])
+        assert filter_of(connection, tids[0], 2) == (errno.ENOENT, [])
+        assert filter_of(connection, tids[1], 2) == (0, [56, 0x80000000])
+        assert filter_of(connection, tids[0], -1) == (errno.EINVAL, [])
+        assert filter_of(connection, os.getpid(), 0) == (errno.EPERM, [])
+        assert filter_of(connection, 4194303, 0) == (errno.ESRCH, [])
+    status = Path(f"/proc/{filtered}/status").read_text()
+    assert "TracerPid:\t0\n" in status
+    assert "State:\tS" in status
+    helper[1].write_text("")
+
+
+def test_a_thread_that_another_traces_is_not_read(helper: tuple[Path, Path], filtered: int) -> None:
+    with connect(helper[0]) as connection:
+        native.seize(filtered)
+        try:
+            assert filter_of(connection, filtered, 0) == (errno.EPERM, [])
+        finally:
+            native.interrupt(filtered)
+            native.wait_stop(filtered)
+            ptrace.release(filtered)
+        assert filter_of(connection, filtered, 0)[0] == 0
+
+
+@pytest.mark.parametrize("call", ["epoll_wait", "poll", "nanosleep", "read", "recv", "sigwaitinfo"])
+@pytest.mark.parametrize("helper", ["as in a container"], indirect=True)
+def test_a_call_goes_on_when_filters_were_read(
+    helper: tuple[Path, Path], tmp_path: Path, call: str
+) -> None:
+    words = ["unshare", "--pid", "--fork", "--kill-child", *program("core_blocked"), tmp_path, call]
+    process = subprocess.Popen(words)
+    wait_for((tmp_path / "ready").exists)
+    inside = int(children_of(process.pid)[0])
+    tids = [int(path.name) for path in Path(f"/proc/{inside}/task").iterdir()]
+    with connect(helper[0]) as connection:
+        for tid in tids * 100:
+            assert filter_of(connection, tid, 0) == (errno.EINVAL, [])
+    assert not (tmp_path / "result").exists()
+    (tmp_path / "go").touch()
+    wait_for((tmp_path / "result").exists)
+    assert (tmp_path / "result").read_text() == "ok"
+    process.wait()
+
+
+CONFINED = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+code = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000))
+libc.prctl(38, 1, 0, 0, 0)
+assert not libc.prctl(22, 2, struct.pack("<HxxxxxxQ", 1, ctypes.addressof(code)), 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_helper_with_a_filter_reads_none(
+    open_dir: Path, programs: dict[str, Path], filtered: int
+) -> None:
+    path = open_dir / "confined.sock"
+    words = [sys.executable, "-c", CONFINED, str(programs["torpor-pidhelper"]), "--socket"]
+    process = subprocess.Popen([*words, str(path)], stderr=subprocess.DEVNULL)
+    wait_for(path.exists)
+    with connect(path) as connection:
+        assert filter_of(connection, filtered, 0) == (errno.EACCES, [])
+    process.kill()
+    process.wait()
 
 
 ASK_FROM_ELSEWHERE = """

@@ -6,15 +6,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torpor.engine.dump import injected
 from torpor.engine.dump.freeze import list_tasks
-from torpor.engine.dump.preflight import may_read_filters
+from torpor.engine.dump.permits import Permits
 from torpor.engine.dump.ways import obstacles, scan
 from torpor.engine.dump.ways.filing import Filing
 from torpor.engine.dump.ways.frozen import Frozen
 from torpor.engine.dump.ways.generations import Generations
 from torpor.engine.dump.ways.held import Held
 from torpor.engine.dump.ways.precopy import PreCopy
-from torpor.engine.dump.ways.rounds import Rounds
+from torpor.engine.dump.ways.rounds import SMALLEST_TASK, Rounds
 from torpor.engine.dump.ways.snapshot import Snapshot
 from torpor.engine.dump.ways.way import Way
 from torpor.engine.errors import Error, Vanished
@@ -23,7 +24,6 @@ from torpor.engine.kernel import proc
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.maps import parse_smaps
 from torpor.engine.kernel.proc import parse_status
-from torpor.engine.kernel.ptrace import Option
 from torpor.engine.memory import areas
 from torpor.engine.options import DumpOptions, MemoryWay, ProgressFn
 from torpor.engine.text import size
@@ -61,14 +61,27 @@ class Choice:
         return f"{self.way.value}: {self.reason}"
 
 
-def choose(options: DumpOptions, *, held: bool) -> Choice:
+def choose(options: DumpOptions, permits: Permits, *, held: bool) -> Choice:
     """Look at a tree that runs, or at one that will be stopped."""
     if held and options.memory is not MemoryWay.PRECOPY:
         return Choice(way=MemoryWay.FROZEN, reason=HELD, held=True)
     sizes = {task.pid: _sizes(task.pid) for task in list_tasks(options.pid) if task.tids}
     total = sum(one.own + one.shared for one in sizes.values())
-    if options.memory is MemoryWay.PRECOPY:
+    if options.memory is not MemoryWay.PRECOPY:
+        return _running(options, permits, sizes)
+    against = _against_watching(permits, sizes)
+    if not against:
         return Choice(way=MemoryWay.PRECOPY, reason="asked for", copied_bytes=total, held=held)
+    if held:
+        reason = f"no pre-copy, because {against}; {HELD}"
+        return Choice(way=MemoryWay.FROZEN, reason=reason, held=True)
+    found = _running(replace(options, memory=MemoryWay.AUTO), permits, sizes)
+    return replace(found, reason=f"no pre-copy, because {against}; {found.reason}")
+
+
+def _running(options: DumpOptions, permits: Permits, sizes: Mapping[int, Sizes]) -> Choice:
+    """For a tree that runs on, in one step."""
+    total = sum(one.own + one.shared for one in sizes.values())
     if options.memory is MemoryWay.FROZEN:
         return Choice(way=MemoryWay.FROZEN, reason="asked for", copied_bytes=total)
     asked = options.memory is MemoryWay.SNAPSHOT
@@ -76,8 +89,7 @@ def choose(options: DumpOptions, *, held: bool) -> Choice:
     if own < FEWEST_BYTES and not asked:
         reason = f"{size(own)} are copied sooner than forked"
         return Choice(way=MemoryWay.FROZEN, reason=reason, copied_bytes=total)
-    may_suspend = may_read_filters()
-    found = _Forks(asked=asked, may_suspend=may_suspend, obstacles=[])
+    found = _Forks(asked=asked, permits=permits, obstacles=[])
     found.look(options, sizes)
     if found.obstacles:
         reason = f"no snapshot, because {'; '.join(found.obstacles)}"
@@ -87,9 +99,16 @@ def choose(options: DumpOptions, *, held: bool) -> Choice:
         reason="asked for" if asked else f"the tasks run on, and {size(own)} are forked quickly",
         copied_bytes=total - sum(sizes[pid].own for pid in found.spaces) + found.left_out_bytes,
         spaces=found.spaces,
-        trace=Option.SUSPEND_SECCOMP if may_suspend else 0,
+        trace=permits.trace,
         given=options.freezer_cgroups,
     )
+
+
+def _against_watching(permits: Permits, sizes: Mapping[int, Sizes]) -> str:
+    """Why nothing of a tree can be watched; empty when something can."""
+    worth = [pid for pid, one in sizes.items() if one.own >= SMALLEST_TASK]
+    found = [permits.against(pid, injected.of_watching(), "userfaultfd") for pid in worth]
+    return "; ".join(found) if all(found) else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,7 +116,7 @@ class _Forks:
     """Tasks that could fork themselves, and what stands against it."""
 
     asked: bool
-    may_suspend: bool
+    permits: Permits
     obstacles: list[str]
     spaces: dict[int, AddressSpace] = field(default_factory=dict)
     left_out_bytes: int = 0
@@ -121,7 +140,7 @@ class _Forks:
     def _look_at(self, pid: int) -> None:
         vmas = parse_smaps(proc.read_text(pid, "smaps"))
         space = AddressSpace.find(pid, vmas)
-        self.obstacles += obstacles.of_task(pid, vmas, space, may_suspend=self.may_suspend)
+        self.obstacles += obstacles.of_task(pid, vmas, space, self.permits)
         kept, _ = areas.collect(vmas, f"pid {pid}")
         left_out = {area.start for area in scan.wanted(kept) if not scan.is_carried(area)}
         self.left_out_bytes += sum(
@@ -135,12 +154,12 @@ def ready(
     images: NewImageDirectory,
     progress: ProgressFn,
     held: bool,
-    seize: int,
+    permits: Permits,
 ) -> Way:
-    """The way that was chosen, prepared for the stop. ``seize`` are PTRACE_O_* options."""
-    choice = choose(options, held=held)
+    """The way that was chosen, prepared for the stop."""
+    choice = choose(options, permits, held=held)
     if choice.way is MemoryWay.PRECOPY:
-        way = _precopy(options, images, progress, choice, seize)
+        way = _precopy(options, images, progress, choice, permits)
     else:
         way = _way_of(choice)
     try:
@@ -156,7 +175,7 @@ def _precopy(
     images: NewImageDirectory,
     progress: ProgressFn,
     choice: Choice,
-    seize: int,
+    permits: Permits,
 ) -> Way:
     def rest(size_bytes: int) -> Way:
         return _way_of(replace(choice, way=MemoryWay.FROZEN, copied_bytes=size_bytes))
@@ -165,7 +184,12 @@ def _precopy(
     inside = choice.held and not whole
     followed = inside and options.follower is not None
     copies = Generations(images) if followed else Filing(images, bases=inside)
-    rounds = Rounds(root=options.pid, copies=copies, seize=seize)
+    rounds = Rounds(
+        root=options.pid,
+        copies=copies,
+        seize=permits.trace,
+        against=lambda pid: permits.against(pid, injected.of_watching(), "userfaultfd"),
+    )
     return PreCopy(rounds, options.precopy, rest, choice.copied_bytes, progress, held=choice.held)
 
 

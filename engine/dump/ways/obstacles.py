@@ -6,7 +6,8 @@ Facts:
   dup_userfaultfd_complete), which stands still like all others.
 - With SCHED_DEADLINE the kernel refuses it (kernel/sched/deadline.c). After unshare(CLONE_NEWPID)
   the child would be in another pid namespace.
-- A filter of seccomp may kill who forks; a tracer with CAP_SYS_ADMIN suspends it.
+- A filter of seccomp may kill who forks; a tracer with CAP_SYS_ADMIN suspends it, another one
+  asks it before (`dump.permits`).
 - With vm.overcommit_memory=2 memory that may be written counts twice.
 - In the worst case every page is written while the copy is there: then memory doubles. The copy is
   killed first, unless the kernel kills all of the cgroup (memory.oom.group).
@@ -15,6 +16,8 @@ Facts:
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from torpor.engine.dump import injected
+from torpor.engine.dump.permits import Permits
 from torpor.engine.errors import Error
 from torpor.engine.kernel import fork, proc, room
 from torpor.engine.kernel.addressspace import AddressSpace
@@ -27,13 +30,10 @@ POLICY_AT, DEADLINE = 38, "6"
 STRICT = "2"
 
 
-def of_task(
-    pid: int, vmas: Sequence[Vma], space: AddressSpace, *, may_suspend: bool
-) -> Iterator[str]:
+def of_task(pid: int, vmas: Sequence[Vma], space: AddressSpace, permits: Permits) -> Iterator[str]:
     """Why this task cannot fork itself."""
-    status = proc.parse_status(proc.read_text(pid, "status"))
-    if status.seccomp and not may_suspend:
-        yield f"a seccomp filter of task {pid} may forbid the fork"
+    if against := permits.against(pid, injected.of_fork(), "the fork"):
+        yield against
     if not fork.can_fork(space):
         yield f"the vDSO of task {pid} has no code for it"
     if any(vma.vm_flags & USERFAULT_FLAGS for vma in vmas):

@@ -8,6 +8,7 @@ read: it is not there any more, or was written anew.
 
 import time
 from array import array
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -24,6 +25,11 @@ SMALLEST_TASK = 1 << 20
 """Bytes; with less the last stop is done as fast."""
 
 
+def nothing_against(_: int) -> str:
+    """Any process may be watched."""
+    return ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Rounds:
     """All address spaces of a tree, and files with what was copied of them."""
@@ -31,6 +37,8 @@ class Rounds:
     root: int
     copies: Copies
     seize: int = 0
+    against: Callable[[int], str] = nothing_against
+    """Why a process may not be watched; empty when it may."""
     tracked: dict[int, Tracked] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
     """Processes that are left to the last stop, and why."""
@@ -74,6 +82,9 @@ class Rounds:
 
     def _begun(self, pid: int) -> Tracked | None:
         if pid not in self.tracked and pid not in self.left_out and _is_worth_it(pid):
+            if against := self.against(pid):
+                self.left_out[pid] = against
+                return None
             try:
                 self.tracked[pid] = Tracked.begin(pid, self.seize)
             except Error as error:

@@ -151,6 +151,11 @@ def syscall_number(name: str) -> int:
         raise Bug(f"no system call named {name}") from None
 
 
+def syscall_name(number: int) -> str:
+    """Name of a system call, for messages."""
+    return next((name for name, one in NR.items() if one == number), f"call {number}")
+
+
 def restart_registers(regs: Regs, *, signal_pending: bool = False, code: bytes = b"") -> Regs:
     """Registers that make an interrupted call happen again, without the kernel's own help.
 

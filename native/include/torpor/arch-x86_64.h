@@ -24,6 +24,13 @@ static inline long torpor_syscall6(long number, long a, long b, long c, long d, 
 	return result;
 }
 
+/* Words of struct user_regs_struct, which PTRACE_GETREGS gives. */
+#define TORPOR_REGS 27
+#define TORPOR_REG_RESULT 10 /* rax */
+#define TORPOR_REG_CALL 15   /* orig_rax */
+#define TORPOR_REG_AT 16     /* rip */
+#define TORPOR_CALL_BYTES 2  /* of a syscall instruction */
+
 /* Stops for the tracer: it sees SIGTRAP and reads what the program left in memory. */
 static inline void torpor_trap(void)
 {
