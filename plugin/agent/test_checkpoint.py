@@ -3,10 +3,11 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from torpor.engine.errors import KernelError, Refused, Vanished
+from torpor.engine.errors import Denied, KernelError, Refused, Vanished
 from torpor.engine.options import After, MemoryWay, PreCopyRules, TcpPolicy
 from torpor.plugin.agent.dumpoptions import runtime_filters
 from torpor.plugin.agent.jobs import Jobs
@@ -39,6 +40,29 @@ def test_continue(world):
     assert tree.runtime_seccomp_filters == 1
     assert tree.freezer_cgroups[0].name == f"{100:064x}"
     assert list(world.context.staging.iterdir()) == []
+
+
+LOCALHOST = {"seccompProfile": {"type": "Localhost", "localhostProfile": "own.json"}}
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_profile_of_the_operators_own_must_be_readable(world, is_readable):
+    def fail(tid, index):
+        raise Denied("the pid helper refused", subject=f"thread {tid}, filter {index}")
+
+    pod = world.pod()
+    pod["spec"]["securityContext"] = LOCALHOST
+    world.api.put(PODS, pod)
+    world.run_container(pod, "app", 100)
+    read = world.context.read_filter if is_readable else fail
+    Jobs(context=replace(world.context, read_filter=read)).checkpoint(world.checkpoint())
+    _, found = world.conditions(CHECKPOINTS, "cp")
+    assert found["Captured"]["status"] == str(is_readable)
+    assert len(world.engine.trees) == is_readable
+    if is_readable:
+        assert world.engine.trees[0].read_filter is read
+    else:
+        assert "agent.readSeccompFilters" in found["Captured"]["message"]
 
 
 def test_memory_is_taken_as_asked(world):

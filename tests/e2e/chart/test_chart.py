@@ -146,6 +146,14 @@ def test_agent_mounts_little_of_the_node(objects: Objects) -> None:
     assert paths == {"/sys/fs/cgroup", "/var/lib/checkpoints", "/run/torpor-hook"}
 
 
+def test_helper_has_no_profile_only_where_it_reads_filters(objects: Objects) -> None:
+    helper = container(pod_spec(objects, "DaemonSet", "torpor-agent"), "pidhelper")
+    assert helper["securityContext"]["seccompProfile"] == {"type": "Unconfined"}
+    others = render(DOCUMENTED + ",agent.readSeccompFilters=false")
+    helper = container(pod_spec(others, "DaemonSet", "torpor-agent"), "pidhelper")
+    assert "seccompProfile" not in helper["securityContext"]
+
+
 def test_helper_sees_nothing_but_its_socket(objects: Objects) -> None:
     helper = container(pod_spec(objects, "DaemonSet", "torpor-agent"), "pidhelper")
     assert [mount["name"] for mount in helper["volumeMounts"]] == ["run"]
