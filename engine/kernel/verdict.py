@@ -96,6 +96,8 @@ def _verdict(value: Word) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _State:
+    """A program under way: where it is, its registers, its memory."""
+
     at: int = 0
     a: Word = 0
     x: Word = 0

@@ -20,7 +20,7 @@
 #include "torpor/sys.h"
 
 #define FILTER_SPINS 64
-#define FILTER_NAPS 5000 /* 0.5 s: a task that waits for a disk does not stop */
+#define FILTER_NAPS 20000 /* 2 s at least: a task that waits for a disk does not stop */
 #define FILTER_NAP_NS 100000
 #define FILTER_EVENT_STOP 128 /* PTRACE_EVENT_STOP */
 #define FILTER_SIGINFOS 16

@@ -17,7 +17,7 @@ from torpor.engine.errors import Error, Vanished
 from torpor.engine.options import DumpOptions, DumpReport
 from torpor.plugin.agent import podfacts, rootfs
 from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFound
-from torpor.plugin.agent.dumpoptions import dump_options
+from torpor.plugin.agent.dumpoptions import Filters, dump_options
 from torpor.plugin.agent.locate import (
     Container,
     StrangerInside,
@@ -164,8 +164,10 @@ class CheckpointJob:
             pod,
             container,
             self.folder.tree / "images" / container.name,
-            seccomp_filters=self.context.view.seccomp_filters(container.init_pid),
-            read_filter=self.context.read_filter,
+            filters=Filters(
+                installed=self.context.view.seccomp_filters(container.init_pid),
+                read=self.context.read_filter,
+            ),
             left_s=max(1.0, self.deadline.left_s),
             follower=self._storing.following(f"images/{container.name}"),
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the engine is asked to do with a container, from the Checkpoint and the pod."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.engine.errors import Error, Refused, Vanished
@@ -28,23 +29,30 @@ _WAYS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Seccomp filters: how many a container's init has, and who reads them."""
+
+    installed: int
+    read: ReadFilter
+
+
 def dump_options(
     spec: CheckpointSpec,
     pod: JsonObject,
     container: Container,
     images_dir: Path,
     *,
-    seccomp_filters: int,
-    read_filter: ReadFilter,
+    filters: Filters,
     left_s: float,
     follower: Follower,
 ) -> DumpOptions:
-    """Options for the tree of a container, whose init has so many seccomp filters.
+    """Options for the tree of a container.
 
     Raises:
-        Refused: they may be of a sort that harms, and cannot be read.
+        Refused: its filters may be of a sort that harms, and cannot be read.
     """
-    _check_profile(pod, container, read_filter)
+    _check_profile(pod, container, filters.read)
     is_stop = spec.after_checkpoint is AfterCheckpoint.STOP
     refuse = spec.tcp.established is EstablishedTcp.REFUSE
     return DumpOptions(
@@ -53,8 +61,8 @@ def dump_options(
         after=After.STOP if is_stop else After.CONTINUE,
         tcp=TcpPolicy.REFUSE if refuse else TcpPolicy.CLOSE,
         container=True,
-        runtime_seccomp_filters=runtime_filters(pod, container.name, seccomp_filters),
-        read_filter=read_filter,
+        runtime_seccomp_filters=runtime_filters(pod, container.name, filters.installed),
+        read_filter=filters.read,
         freezer_cgroups=(container.cgroup,),
         timeout_s=left_s,
         memory=_WAYS[spec.memory.way],
