@@ -54,10 +54,10 @@ def _group_of_ended(work: Work, group: int, members: list[TaskImage]) -> None:
         work.choose,
     )
     native.set_sigmask(helper, HELD_SIGNALS)
-    first.arena.call(helper, "setpgid", 0, 0)
-    for member in members:
-        _setpgid(work, work.living[member.pid], group)
-    spawn.end_helper(first, helper)
+    with spawn.passing(first, helper):
+        first.arena.call(helper, "setpgid", 0, 0)
+        for member in members:
+            _setpgid(work, work.living[member.pid], group)
 
 
 def zombies(work: Work) -> None:

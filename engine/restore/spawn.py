@@ -14,9 +14,10 @@ Facts:
 import os
 import struct
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from errno import EEXIST
 from signal import SIGCHLD, SIGTRAP
 
 from torpor.engine import native
@@ -91,23 +92,26 @@ def fork(
         if choose is not None and want:
             choose(want)
         child, got = _clone(tid, syscall_address, scratch, want, flags, choose is None)
-        if got == want or not want:
+        if child and (got == want or not want):
             return child
-        if flags & 0xFF:
+        if child and flags & 0xFF:
             _discard(child)
             _reap_inside(tid, syscall_address, got)
-        else:
+        elif child:
             _exit_thread(child, syscall_address)
         if time.monotonic() > until_s:
             break
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-    raise KernelError(f"pid {want} is taken", errno=17, subject=f"task {want}", remedy=PID_REMEDY)
+    raise KernelError(
+        f"pid {want} is taken", errno=EEXIST, subject=f"task {want}", remedy=PID_REMEDY
+    )
 
 
 def _clone(
     tid: int, syscall_address: int, scratch: int, want: int, flags: int, set_tid: bool
 ) -> tuple[int, int]:
+    """The child as seen from here, 0 if its pid is taken, and its number inside."""
     regs = native.get_regs(tid).copy()
     if set_tid:
         wanted_at = scratch + 128
@@ -123,6 +127,8 @@ def _clone(
     status = native.wait_stop(tid)
     if status >> 16 not in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
         result = _signed(native.get_regs(tid).rax)
+        if result == -EEXIST:
+            return 0, 0
         raise KernelError(
             "clone failed",
             errno=-result if result < 0 else 5,
@@ -137,10 +143,10 @@ def _clone(
 
 
 def _discard(child: int) -> None:
-    """End a child that got another pid than the wanted one."""
-    native.kill_traced(child)
-    with suppress(Vanished):
-        native.wait_stop(child)
+    """End a child that is not wanted."""
+    with suppress(Error):
+        native.kill_traced(child)
+        ptrace.reap([child])
 
 
 def _exit_thread(tid: int, syscall_address: int) -> None:
@@ -204,6 +210,17 @@ def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
     except Vanished:
         return
     raise Bug("a task did not become a zombie", subject=f"pid {child}")
+
+
+@contextmanager
+def passing(maker: Living, helper: int) -> Iterator[None]:
+    """A short-lived child of a task ends behind the block, and is killed if that fails."""
+    try:
+        yield
+        end_helper(maker, helper)
+    except BaseException:
+        _discard(helper)
+        raise
 
 
 def end_helper(maker: Living, helper: int, status: int = 0) -> None:
