@@ -43,11 +43,14 @@ class StoppedTree:
     haste: Haste = field(default_factory=Haste)
     tasks: list[StoppedTask] = field(default_factory=list)
     seized: set[int] = field(default_factory=set)
+    vanished: set[int] = field(default_factory=set)
+    """Threads that ended before they stood; we may trace them, and are waited for then."""
 
     def release(self) -> None:
         """Let every thread run on. Never raises."""
-        ptrace.release_all(sorted(self.seized))
+        ptrace.release_all(sorted(self.seized | self.vanished))
         self.seized.clear()
+        self.vanished.clear()
         self.haste.end()
 
     def pause(self) -> None:
@@ -118,6 +121,7 @@ def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
                 except Vanished:
                     gone.append(tid)
         tree.seized.update(tid for tid in fresh if tid not in gone)
+        tree.vanished.update(gone)
         if not wait:
             continue
     raise Timeout(
@@ -133,6 +137,7 @@ def _settle(tree: StoppedTree) -> None:
             native.settle(tid)
         except Vanished:
             tree.seized.discard(tid)
+            tree.vanished.add(tid)
 
 
 def _living(pid: int, state: str) -> list[int]:

@@ -15,6 +15,9 @@ from torpor.engine.kernel.arch import x86_64 as arch
 MOST_ROUNDS = 50
 LONGEST_END_S, LONGEST_STOP_S = 10.0, 2.0
 GLANCE_S = 0.0005
+LOOK_S, SUDDEN_END_S = 0.001, 0.05
+FLAGS_AT, PF_EXITING, PF_SIGNALED = 6, 0x4, 0x400
+"""Word of stat behind the name, and bits of it (include/linux/sched.h)."""
 SIGKILL, WALL = 9, 0x40000000
 
 
@@ -86,20 +89,48 @@ def release(tid: int) -> None:
 
 def release_all(tids: Iterable[int]) -> None:
     """Release every task that still is there; errors of one keep none of the others."""
-    wanted = list(tids)
+    wanted, ending = list(tids), []
     for tid, regs in zip(wanted, native.get_regs_of(wanted), strict=True):
         if regs is None:
-            _take_leave(tid)
+            ending.append(tid)
         else:
             with suppress(Error):
                 native.release(tid, _other(regs))
+    take_leave(ending)
 
 
-def _take_leave(tid: int) -> None:
-    """Of one that was killed: its parent hears of it only when its tracer has waited for it."""
-    with suppress(Error, OSError):
-        if proc.parse_stat(proc.read_text(tid, "stat")).ppid != os.getpid():
-            os.waitpid(tid, os.WNOHANG | WALL)
+def take_leave(tids: Iterable[int]) -> None:
+    """Of tasks that were killed: a parent hears of it only when the tracer has waited for it.
+
+    Who was killed a moment ago still has its memory to give back before there is an end to wait
+    for; and the first thread of a task ends last, whatever order they were killed in.
+    """
+    left, begin_s = list(tids), time.monotonic()
+    while left := [tid for tid in left if not _has_left(tid)]:
+        passed_s = time.monotonic() - begin_s
+        left = [t for t in left if passed_s < (LONGEST_END_S if _ends(t) else SUDDEN_END_S)]
+        time.sleep(LOOK_S)
+
+
+def _has_left(tid: int) -> bool:
+    """Whether there is nothing to wait for any more."""
+    try:
+        if proc.parse_stat(proc.read_text(tid, "stat")).ppid == os.getpid():
+            return True
+        waited, status = os.waitpid(tid, os.WNOHANG | WALL)
+        if waited and os.WIFSTOPPED(status):
+            release(tid)
+    except (Error, OSError):
+        return True
+    return bool(waited)
+
+
+def _ends(tid: int) -> bool:
+    """Whether it is on its way out."""
+    with suppress(Error):
+        text = proc.read_text(tid, "stat").rpartition(")")[2].split()
+        return text[0] in "ZX" or bool(int(text[FLAGS_AT]) & (PF_EXITING | PF_SIGNALED))
+    return False
 
 
 def _other(regs: arch.Regs) -> arch.Regs | None:

@@ -96,18 +96,19 @@ def test_a_client_that_is_accepted_meanwhile_is_waited_for(tmp_path):
         live.end()
 
 
-def test_a_parent_hears_of_a_task_that_was_killed_while_it_stood(tmp_path):
-    live = Live(
-        tmp_path, ["sh", "-c", f"cd {tmp_path}; touch ready; sleep 1000; touch ended; wait"]
-    )
+LARGE = "import time; memory = bytearray(256 << 20); open('ready', 'w'); time.sleep(1000)"
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "giving back its memory"])
+def test_a_parent_hears_of_a_task_that_was_killed_while_it_stood(tmp_path, is_gone):
+    script = f'cd {tmp_path}; /usr/bin/python3 -c "{LARGE}"; touch ended; wait'
+    live = Live(tmp_path, ["sh", "-c", script])
     try:
         live.await_file("ready")
-        while len(found := tree(live.pid)) < 2:
-            time.sleep(0.01)
-        pid = max(found, key=lambda one: one != live.pid)
+        (pid,) = set(tree(live.pid)) - {live.pid}
         tids = ptrace.stop_process(pid)
         os.kill(pid, signal.SIGKILL)
-        while proc.parse_stat(proc.read_text(pid, "stat")).state != "Z":
+        while is_gone and proc.parse_stat(proc.read_text(pid, "stat")).state != "Z":
             time.sleep(0.01)
         assert not (tmp_path / "ended").exists()
         ptrace.release_all(tids)
