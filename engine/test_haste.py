@@ -4,7 +4,7 @@
 import gc
 import os
 
-from torpor.engine.haste import FIRST_NICE, Haste
+from torpor.engine.haste import FIRST, FIRST_NICE, Haste
 
 
 def test_haste_comes_and_goes(monkeypatch):
@@ -31,4 +31,29 @@ def test_haste_without_the_right(monkeypatch):
     haste = Haste()
     haste.begin()
     haste.end()
+    assert gc.isenabled()
+
+
+def test_pressing_haste_may_be_eased(monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_BATCH)
+    monkeypatch.setattr(os, "sched_getparam", lambda _: "before")
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *args: asked.append(args))
+    haste = Haste(pressing=True)
+    haste.begin()
+    assert asked == [(0, *FIRST)]
+    haste.ease()
+    haste.end()
+    assert asked == [(0, *FIRST), (0, os.SCHED_BATCH, "before")]
+
+
+def test_pressing_haste_without_the_right(monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with Haste(pressing=True):
+        pass
     assert gc.isenabled()

@@ -79,7 +79,7 @@ def stopped(trees: Sequence[DumpOptions], seize: int = 0) -> Iterator[list[Stopp
     ``seize`` are PTRACE_O_* options for every thread.
     """
     cgroups = [path for options in trees for path in options.freezer_cgroups]
-    haste = Haste()
+    haste = Haste(pressing=True)
     result = [StoppedTree(options=options, haste=haste) for options in trees]
     with ExitStack() as stack:
         stack.callback(haste.end)

@@ -157,6 +157,6 @@ def write_pages(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> Non
             pages.send(dump.taken, Client(dump.options.page_server))
             dump.written_bytes = dump.taken.size_bytes
         else:
-            dump.written_bytes = pages.write(dump.taken, out, dump.parents, told)
+            dump.written_bytes = pages.write(dump.taken, out, dump.parents, told, dump.way.writers)
     if dump.options.serve is None:
         dump.way.close()

@@ -179,7 +179,11 @@ def _guards(pid: int, vmas: Sequence[Vma]) -> list[tuple[int, int]]:
 
 
 def write(
-    taken: PagesTaken, images: NewImageDirectory, parents: Chain | None, told: ProgressFn
+    taken: PagesTaken,
+    images: NewImageDirectory,
+    parents: Chain | None,
+    told: ProgressFn,
+    writers: int = 2,
 ) -> int:
     """Write pagemaps and pages files, without what the parents have; bytes written."""
     total, written = taken.size_bytes, 0
@@ -192,7 +196,7 @@ def write(
         runs, extents = _some(segment, parents) if parents or segment.later else _all(segment)
         write_pagemap(images, segment.name, number, runs)
         taken.left_bytes += sum(run.size_bytes for run in runs if run.is_elsewhere)
-        written += pagesfile.write(images, f"pages-{number}", extents, tell)
+        written += pagesfile.write(images, f"pages-{number}", extents, tell, threads=writers)
     return written
 
 

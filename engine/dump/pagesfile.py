@@ -18,6 +18,7 @@ def write(
     told: Callable[[int], None] | None = None,
     *,
     lenient: bool = False,
+    threads: int = 2,
 ) -> int:
     """Write the image of a name (see `native.write_pages`); gives its bytes.
 
@@ -33,7 +34,9 @@ def write(
     progress = native.PagesProgress(tell)
     try:
         with translated("write", file_name(name)):
-            images.digested(name, native.write_pages(extents, fd, progress, lenient=lenient))
+            images.digested(
+                name, native.write_pages(extents, fd, progress, threads, lenient=lenient)
+            )
         images.grown(name, fd, progress.written_bytes, whole=True)
     finally:
         os.close(fd)

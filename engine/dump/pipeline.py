@@ -22,7 +22,14 @@ from torpor.engine.errors import Error, Findings
 from torpor.engine.kernel import disks, fdview, sysvipc
 from torpor.engine.kind import End
 from torpor.engine.memory import aio, semaphores
-from torpor.engine.options import After, DumpOptions, DumpReport, ProgressFn, TcpPolicy
+from torpor.engine.options import (
+    After,
+    DumpOptions,
+    DumpReport,
+    MemoryWay,
+    ProgressFn,
+    TcpPolicy,
+)
 from torpor.engine.restore import tree as tree_shape
 from torpor.engine.sockets import inet, inet_state
 
@@ -95,6 +102,7 @@ def _dump_once(
                 _take(dump, stop, phase)
                 dump.guard.end()
             if while_frozen is not None:
+                trees_stopped[0].haste.ease()
                 with phase("files of the root"):
                     while_frozen()
             if not hold:
@@ -180,6 +188,8 @@ def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
             {c.task.pid: c.capture.ns_pid for c in alive},
             ended=dump.options.after is After.STOP,
         )
+    if dump.way.kind is not MemoryWay.SNAPSHOT:
+        stop.haste.ease()
     with phase("memory"):
         _await_disks(dump)
         dump.take(alive)

@@ -45,6 +45,7 @@ class Snapshot(Way):
         given: Sequence[Path] = (),
     ) -> None:
         self.reason = reason
+        self.writers = max(1, min(self.writers, processors() - 1))
         self._given = given
         self._spaces = spaces
         self._trace = trace
@@ -59,6 +60,10 @@ class Snapshot(Way):
         """Room for what is copied, and who comes after us."""
         self._frozen.prepare()
         self._undertaker.start()
+
+    def refresh(self) -> None:
+        """Nothing of ours is to take a processor from the tasks in the pause, or right after it."""
+        self._undertaker.await_up()
 
     def take(self, parts: Sequence[Part]) -> None:
         """Fork; copy the rest."""
@@ -129,6 +134,11 @@ class Snapshot(Way):
                 self._failed.add(pid)
                 self.reason += f"; but task {pid} was copied: {error.what} ({error.cause})"
         return pid in self._copies
+
+
+def processors() -> int:
+    """Those that we may run on; one is left to the tasks while their memory is written."""
+    return len(os.sched_getaffinity(0))
 
 
 def _forget(made: fork.Copy) -> None:

@@ -9,6 +9,7 @@ no Python.
 """
 
 import os
+import select
 import sys
 import time
 from collections.abc import Iterable
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 EXPECT, BURY, DONE = "expect", "bury", "done"
 NAME = "torpor-undertaker"
 PROGRAM = f"""import sys
+print(flush=True)
 lines = sys.stdin.readlines()
 if lines[-1:] != ["{DONE}\\n"]:
     from {__name__} import work
     work(lines)
 """
 """Nothing of the engine is loaded before it is needed: that would take a processor in the pause."""
-PATIENCE_S, GLANCE_S = 10.0, 0.002
+START_S, PATIENCE_S, GLANCE_S = 1.0, 10.0, 0.002
 EXIT_SIGNAL_AT, START_AT = 35, 19
 """Of the words of stat behind the name."""
 
@@ -43,18 +45,24 @@ class Undertaker:
         self._process: Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; it need not be up for what it is told to be kept."""
+        """Start it."""
         import subprocess  # slow to import, not always needed
 
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, NAME, *map(str, self._whom)],  # the last for `ps`
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
+
+    def await_up(self) -> None:
+        """See it sleep: what it is told is kept before that too, but to start takes a processor."""
+        if self._process is not None and self._process.stdout is not None:
+            with self._process.stdout as told:
+                select.select([told], [], [], START_S)
 
     def expect(self, parent: int, trace: int) -> None:
         """A task is about to fork a copy of itself."""

@@ -105,6 +105,8 @@ class Way:
     """Why it was chosen, for the user."""
     rounds: Sequence[Round] = ()
     """Of a pre-copy."""
+    writers: int = 2
+    """Threads that read and write the pages."""
     watched: Collection[int] = ()
     """Tasks whose areas say that a userfaultfd watches them, and it is ours."""
 
