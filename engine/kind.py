@@ -13,11 +13,12 @@ So sharing by fork, dup and CLONE_FILES needs no mechanism of its own. What must
 the final numbers in place (epoll registrations) is returned by `late`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, NewType, Protocol, TypeVar
 
+from torpor.engine.asking import Questions
 from torpor.engine.errors import Refused
 from torpor.engine.options import TcpPolicy
 from torpor.engine.program.ops import Op
@@ -358,6 +359,12 @@ class DumpContext:
     """Names of what the caller will replace: `tty[8800:1a]`."""
     terminals: Mapping[int, Session] = field(default_factory=dict)
     """Device number of each controlling terminal of the tree → its session."""
+    foreseen: "Mapping[FdView, tuple[FileKind[Any] | None, Hashable]]" = field(default_factory=dict)
+    """What was known of views before their tasks were stopped (`files/grouping.py`)."""
+    rank: "Callable[[Iterable[Sequence[FdView]]], None] | None" = None
+    """Compares the descriptions of views that look alike in one go."""
+    ask: "Callable[[Sequence[tuple[FdView, Questions]]], Sequence[bool]] | None" = None
+    """Asks many views in one go: which of them have answered all."""
     cache: dict[str, Any] = field(default_factory=dict)
     """For what a kind reads once for all its objects (a sock_diag dump)."""
 
@@ -463,6 +470,18 @@ class FileKind(Protocol, Generic[State]):
 
     def matches(self, view: FdView) -> bool:
         """Whether a descriptor is of this kind. Exactly one kind must say yes."""
+
+    def questions(self, view: FdView) -> Questions | None:
+        """What `collect` will ask of it, to be asked of all descriptors in one go; None: nothing.
+
+        A call that is not among them is made when `collect` makes it.
+        """
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Whether `collect` makes no other call: it waits until after the pause then.
+
+        This is told by what was answered. What is in `DumpContext.cache` by now is not asked again.
+        """
 
     def collect(self, view: FdView, context: DumpContext) -> State:
         """Read the state. Raises Refused for a case in `limits`."""

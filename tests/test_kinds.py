@@ -17,6 +17,7 @@ REFUSING = ("refused", "other sockets")
 """Kinds that only refuse: they have no type and nothing to run."""
 HELPERS = {
     "common", "ghost", "later", "linked", "locks", "magics", "revive", "watched", "table",
+    "grouping",
     "address", "options", "option_plan", "option_tables", "tcp", "udp",
     "unix_bind", "unix_creds", "unix_images", "unix_messages", "unix_names", "unix_plan",
     "unix_state",

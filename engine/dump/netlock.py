@@ -18,7 +18,7 @@ from typing import Self
 
 from torpor.engine.errors import Denied, Error, KernelError
 from torpor.engine.kernel import fdtexts, netlink, nftables
-from torpor.engine.kernel.abi import AF, IPPROTO, TCPState
+from torpor.engine.kernel.abi import AF, IPPROTO, SO, SOL_SOCKET, TCPState
 from torpor.engine.kernel.fdview import Views
 from torpor.engine.kernel.livefd import LiveFd
 from torpor.engine.kernel.nftables import NETLINK_NETFILTER, Connection
@@ -98,12 +98,19 @@ def _by_namespace(views: Views) -> Mapping[LiveFd, set[int]]:
     """One socket of each network namespace, and the inodes of all that its tasks hold."""
     found: dict[str, tuple[LiveFd, set[int]]] = {}
     for pid, held in views.all().items():
-        sockets = [v for v in held.values() if v.link.startswith(SOCKET_LINK)]
+        sockets = [v for v in held.values() if _is_of_ip(v)]
         if sockets:
             place = fdtexts.netns(pid)
             _, inodes = found.setdefault(place, (sockets[0], set()))
             inodes.update(view.st_ino for view in sockets)
     return dict(found.values())
+
+
+def _is_of_ip(view: LiveFd) -> bool:
+    if not view.link.startswith(SOCKET_LINK):
+        return False
+    raw = view.getsockopt(SOL_SOCKET, SO.DOMAIN, 4) or b""
+    return int.from_bytes(raw, "little") in (AF.INET, AF.INET6)
 
 
 def _connections(view: LiveFd, inodes: set[int], *, inside: bool) -> list[Connection]:

@@ -91,7 +91,9 @@ def _dump_once(
             ]
             for dump, way in zip(dumps, ways, strict=True):
                 dump.way = way
-                dump.spaces = beforehand.look(list_tasks(dump.options.pid))
+                tasks = [task for task in list_tasks(dump.options.pid) if task.tids]
+                dump.spaces = beforehand.look(tasks)
+                tables.look(dump, [task.pid for task in tasks])
                 way.refresh()
         phase.pause_begins()
         links = cleanup.enter_context(ExitStack())
@@ -210,6 +212,7 @@ def _await_disks(dump: TreeDump) -> None:
 
 def _check(dump: TreeDump) -> None:
     """Make the tree of the captures; the tasks may run on already."""
+    tables.finish(dump)
     for item in dump.captured:
         item.finish()
     dump.tree = assemble(

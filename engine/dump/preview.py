@@ -18,7 +18,7 @@ from torpor.engine.dump.terminals import controlling
 from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Findings, Refused, Unavailable
 from torpor.engine.files import table
-from torpor.engine.files.table import Collected, Table
+from torpor.engine.files.grouping import Collected, Table
 from torpor.engine.kernel import fdtexts, fdview, proc
 from torpor.engine.kernel.maps import Vma, parse_smaps
 from torpor.engine.kernel.proc import parse_status

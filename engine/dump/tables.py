@@ -2,16 +2,18 @@
 """The descriptors of a stopped tree, table by table."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from torpor.engine.dump import mapped, sharing
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.netns import NetnsSockets
 from torpor.engine.dump.owners import owners
 from torpor.engine.dump.terminals import controlling
-from torpor.engine.dump.treedump import TreeDump
+from torpor.engine.dump.treedump import Asked, TreeDump
+from torpor.engine.errors import Error
 from torpor.engine.files import table
-from torpor.engine.files.table import Collected, Table
+from torpor.engine.files.grouping import Collected, Table, foresee
 from torpor.engine.kernel import fdtexts, fdview
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kind import DumpContext
@@ -29,10 +31,23 @@ def grouped(alive: Sequence[Captured], shared: sharing.Shared) -> list[list[Capt
     return list(groups.values())
 
 
+def look(dump: TreeDump, pids: Iterable[int]) -> None:
+    """See descriptors of tasks that run, to know them again when they stand."""
+    seen = {}
+    for pid in pids:
+        with suppress(Error):
+            seen[pid] = fdview.look_before(pid)
+    views = [view for found in seen.values() for _, view in found.values()]
+    try:
+        dump.seen, dump.foreseen = seen, foresee(views, FILE_KINDS)
+    finally:
+        fdview.leave(seen)
+
+
 def collect(
     dump: TreeDump, alive: Sequence[Captured], groups: Sequence[Sequence[Captured]]
 ) -> Collected:
-    """Every descriptor of a tree, and the files that it only maps."""
+    """Every descriptor of a tree, and the files that it only maps; `finish` is to follow."""
     context = DumpContext(
         tcp=dump.options.tcp,
         container=dump.options.container,
@@ -62,7 +77,10 @@ def collect(
     with (
         NetnsSockets(alive) as sockets,
         fdview.open_views(
-            [group[0].task.pid for group in groups], netns_socket=sockets.get, guard=dump.guard
+            [group[0].task.pid for group in groups],
+            netns_socket=sockets.get,
+            guard=dump.guard,
+            seen=dump.seen,
         ) as views,
     ):
         if not dump.lock.hold(views, dump.options.tcp, dump.options.network_lock):
@@ -82,10 +100,25 @@ def collect(
         ]
         nameless = mapped.find(alive)
         opened = mapped.open_all(nameless, views)
-        found = table.collect_tables(tables, FILE_KINDS, context, directories, opened)
+        context.ask, context.rank, context.foreseen = views.ask, views.rank, dump.foreseen
+        found = table.take(tables, FILE_KINDS, context, directories, opened)
         unattached = mapped.unattached(alive, views)
+        views.let_run()
     mapped.number(nameless, found.mapped)
     packets = found.states.get(packet.KIND.name, {})
     found.refusals += mapped.packet_rings(alive, found.views, packets, dump.warnings.append)
     dump.loose = {**context.loose, **unattached}
+    dump.asked = Asked(tables=tables, context=context)
     return found
+
+
+def finish(dump: TreeDump) -> None:
+    """Make states of what was asked of descriptors; their tasks may run on.
+
+    Raises: Findings.
+    """
+    assert dump.asked is not None
+    refused = len(dump.files.refusals)
+    table.finish(dump.files, dump.asked.tables, FILE_KINDS, dump.asked.context)
+    if dump.files.refusals[refused:]:
+        dump.files.refuse()

@@ -11,16 +11,26 @@ from torpor.engine.dump.later import LeftPages
 from torpor.engine.dump.netlock import Lock
 from torpor.engine.dump.permits import Permits, may_read_filters
 from torpor.engine.dump.ways.way import Way
-from torpor.engine.files.table import Collected
+from torpor.engine.files.grouping import Collected, Foreseen, Table
 from torpor.engine.images.inventory import new_run_id
 from torpor.engine.images.parents import Chain
 from torpor.engine.kernel import nftables, repair
+from torpor.engine.kernel.fdview import Seen
+from torpor.engine.kind import DumpContext
 from torpor.engine.memory.semaphores import Kept
 from torpor.engine.options import (
     DumpOptions,
 )
 from torpor.engine.tasks.cgroups import Cgroups
 from torpor.engine.tasks.model import Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Descriptor tables of stopped tasks whose descriptors have answered."""
+
+    tables: Sequence[Table]
+    context: DumpContext
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +46,10 @@ class TreeDump:
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)
+    seen: Seen = field(default_factory=dict)
+    """Descriptors as they were before the stop."""
+    foreseen: Foreseen = field(default_factory=dict)
+    asked: Asked | None = None
     loose: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
     """Content of memfds that no task maps (see `DumpContext`)."""
     semaphores: Sequence[Kept] = ()

@@ -8,9 +8,11 @@ from enum import IntEnum, IntFlag
 from pathlib import PurePosixPath
 from typing import Any, Generic, NoReturn
 
+from torpor.engine import asking
+from torpor.engine.asking import Questions
 from torpor.engine.errors import BadImage, Bug, Refused
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.abi import PID_END
+from torpor.engine.kernel.abi import FIONREAD, PID_END, POLLIN, POLLPRI
 from torpor.engine.kind import (
     DumpContext,
     FdView,
@@ -121,6 +123,24 @@ class Owner:
 
 
 NOBODY = Owner()
+OWNER = asking.fcntl_bytes(F.GETOWN_EX, 8), asking.fcntl(F.GETSIG)
+OWNED = Questions(*OWNER)
+"""What `read_owner` asks, where there is none."""
+QUEUED = asking.ioctl(FIONREAD), asking.POLL
+"""What `is_quiet` asks."""
+
+
+def has_no_owner(view: FdView) -> bool:
+    """Whether nobody is the owner of a description."""
+    raw = view.fcntl_bytes(F.GETOWN_EX, bytes(8))
+    return raw is None or not any(raw[4:])
+
+
+def is_quiet(view: FdView) -> bool:
+    """Whether nothing waits in it to be read."""
+    if view.poll_events() & (POLLIN | POLLPRI):
+        return False
+    return not any(view.ioctl(FIONREAD, bytes(4)))
 
 
 def read_owner(view: FdView, context: DumpContext) -> Owner:
@@ -253,7 +273,17 @@ def bad_image(what: str, where: str, cause: str = "") -> NoReturn:
 
 
 class Base(Generic[State]):
-    """What most kinds need not say: nothing to check, nothing to do late."""
+    """What most kinds need not say: nothing asked in one go, nothing to check or to do late."""
+
+    def questions(self, view: FdView) -> Questions | None:
+        """None."""
+        del view
+        return None
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Answers to OWNER suffice for one without an owner."""
+        del context
+        return has_no_owner(view)
 
     def check(self, states: Mapping[FileId, State], context: DumpContext) -> Iterable[Refused]:
         """No refusals that need all descriptions."""

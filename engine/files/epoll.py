@@ -23,8 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 
+from torpor.engine.asking import Questions
 from torpor.engine.files.common import (
     NOBODY,
+    OWNED,
     OWNER_OUTSIDE,
     Base,
     F,
@@ -102,6 +104,15 @@ class EpollKind(Base[Epoll]):
     def matches(self, view: FdView) -> bool:
         """By the link."""
         return view.link == LINK
+
+    def questions(self, view: FdView) -> Questions:
+        """Its owner; all else is in fdinfo."""
+        del view
+        return OWNED
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Where it watches nothing: targets are told apart by kcmp(2)."""
+        return not view.epoll_targets() and super().suffice(view, context)
 
     def collect(self, view: FdView, context: DumpContext) -> Epoll:
         """Read the watches and find their targets among all descriptions."""

@@ -16,8 +16,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torpor.engine.asking import Questions
 from torpor.engine.files.common import (
     NOBODY,
+    OWNED,
     OWNER_OUTSIDE,
     Base,
     O,
@@ -70,6 +72,11 @@ class EventfdKind(Base[Eventfd]):
     def matches(self, view: FdView) -> bool:
         """By the link."""
         return view.link == LINK
+
+    def questions(self, view: FdView) -> Questions:
+        """Its owner; all else is in fdinfo."""
+        del view
+        return OWNED
 
     def collect(self, view: FdView, context: DumpContext) -> Eventfd:
         """Read fdinfo."""

@@ -22,11 +22,14 @@ Source: pipe(7); fs/pipe.c, pipe_poll (v6.18).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torpor.engine.asking import Questions, fcntl
 from torpor.engine.errors import Refused
 from torpor.engine.files.common import (
     AT_FDCWD,
     NOBODY,
+    OWNER,
     OWNER_OUTSIDE,
+    QUEUED,
     Base,
     F,
     FileType,
@@ -37,6 +40,7 @@ from torpor.engine.files.common import (
     decode_owner,
     encode_owner,
     file_type,
+    is_quiet,
     late_owners,
     read_owner,
     status_flags,
@@ -72,6 +76,7 @@ NO_REPLACEMENT = Limit(
     remedy="name a descriptor for it with --inherit-fd fd[N]:pipe:[INODE]",
 )
 LIMITS = (OUTSIDE, NO_REPLACEMENT, OWNER_OUTSIDE)
+QUESTIONS = Questions(*OWNER, *QUEUED, fcntl(F.GETPIPE_SZ))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +147,15 @@ class PipeKind(Base[Pipe]):
         """A pipe of pipefs, not a fifo, not O_PATH."""
         is_pipe = file_type(view.st_mode) == FileType.FIFO and view.link.startswith("pipe:[")
         return is_pipe and not view.flags & O.PATH
+
+    def questions(self, view: FdView) -> Questions:
+        """Its size, what is queued, whether the other end is there."""
+        del view
+        return QUESTIONS
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Where nothing is queued."""
+        return is_quiet(view) and super().suffice(view, context)
 
     def collect(self, view: FdView, context: DumpContext) -> Pipe:
         """Read the state; the content and where it leads once for each pipe."""

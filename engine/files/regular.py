@@ -23,12 +23,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torpor.engine.asking import PLACE, Questions
 from torpor.engine.files import ghost as ghosts
 from torpor.engine.files import linked, revive
 from torpor.engine.files.common import (
     AT_FDCWD,
     DIRECTORY_OWNER,
     NOBODY,
+    OWNER,
     OWNER_OUTSIDE,
     Base,
     FileType,
@@ -85,6 +87,7 @@ LIMITS = (
     OWNER_OUTSIDE,
     DIRECTORY_OWNER,
 )
+QUESTIONS = Questions(*OWNER, PLACE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,15 @@ class RegularKind(Base[Regular]):
         kinds = (FileType.REGULAR, FileType.DIRECTORY)
         is_device = file_type(view.st_mode) == FileType.CHARACTER and not role_of(view.st_rdev)
         return file_type(view.st_mode) in kinds or (is_device and not view.st_nlink)
+
+    def questions(self, view: FdView) -> Questions | None:
+        """Its owner, and what is at its path now."""
+        return None if view.flags & O.PATH else QUESTIONS
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Where its path leads to it."""
+        is_there = view.path_stat(view.link) == (view.st_dev, view.st_ino)
+        return is_there and super().suffice(view, context)
 
     def collect(self, view: FdView, context: DumpContext) -> Regular:
         """Read the state; the content only of what has no name."""

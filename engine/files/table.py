@@ -7,13 +7,22 @@ refusal, not only the first. `encode_tables` writes what the kinds say and fdinf
 Restore: `decode_tables` reads fdinfo-N, `placement` puts the descriptions at their numbers.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.files import locks
-from torpor.engine.files.common import O, bad_image, info_value
+from torpor.engine.files.common import O, bad_image
+from torpor.engine.files.grouping import (
+    Collected,
+    Kinds,
+    Placed,
+    Table,
+    group,
+    in_flight,
+    mapped_id,
+)
 from torpor.engine.files.locks import Lock
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
@@ -32,65 +41,7 @@ from torpor.engine.program.ops import Expect, Op
 FD_CLOEXEC = 1
 LAST_FD = (1 << 32) - 1
 MAX_FD = 1 << 30
-UNSTABLE = ("lock:", "it_value:", "ticks:", "eventfd-count:", "pos:")
-"""Lines of fdinfo that may differ between two readings of one description."""
-
-IN_FLIGHT = "scm_fds"
-"""Of a unix socket's fdinfo: how many descriptors wait in it."""
-
-Kinds = Sequence[FileKind[Any]]
-Classes = dict[Hashable, list[FileId]]
-"""Descriptions by what /proc shows of them, each in the kernel's order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """One descriptor table; ``tasks`` (pids inside) share it by CLONE_FILES, the first owns it.
-
-    ``number`` is its files_id, the N of fdinfo-N.
-    """
-
-    number: int
-    tasks: tuple[int, ...]
-    views: Sequence[FdView]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A number in a table and the description behind it."""
-
-    fd: int
-    file_id: FileId
-    cloexec: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Collected:
-    """What the tables hold. ``states`` by the name of the kind."""
-
-    entries: dict[int, list[Placed]] = field(default_factory=dict)
-    views: dict[FileId, FdView] = field(default_factory=dict)
-    holders: dict[FileId, list[Holder]] = field(default_factory=dict)
-    states: dict[str, dict[FileId, Any]] = field(default_factory=dict)
-    locks: list[Lock] = field(default_factory=list)
-    directories: dict[tuple[int, str], FileId] = field(default_factory=dict)
-    """(task, "cwd" or "root") → the directory, where it was removed."""
-    links: list[tuple[FdView, str]] = field(default_factory=list)
-    """Names that the kinds want made (`DumpContext.links`)."""
-    refusals: list[Refused] = field(default_factory=list)
-    mapped: list[FileId] = field(default_factory=list)
-    """Of each mapped file that was given: the description that stands for it."""
-    first_free_id: int = 1
-
-    @property
-    def descriptors(self) -> int:
-        """Numbers in all tables."""
-        return sum(len(placed) for placed in self.entries.values())
-
-    def refuse(self) -> None:
-        """Raise all refusals as one, if there are any."""
-        if self.refusals:
-            raise Findings(tuple(self.refusals))
+NOTHING = None, None
 
 
 def collect_tables(
@@ -100,33 +51,65 @@ def collect_tables(
     directories: Mapping[tuple[int, str], FdView] | None = None,
     mapped: Sequence[FdView] = (),
 ) -> Collected:
-    """Group, identify and collect. Fills ``context.views`` and ``context.holders``.
+    """`take` and `finish`. Fills ``context.views`` and ``context.holders``.
 
     ``directories`` are removed working and root directories, by task and name; ``mapped`` are
     files that tasks map and no path leads to: their ids are in `Collected.mapped`.
     """
+    found = take(tables, kinds, context, directories, mapped)
+    finish(found, tables, kinds, context)
+    return found
+
+
+def take(
+    tables: Sequence[Table],
+    kinds: Kinds,
+    context: DumpContext,
+    directories: Mapping[tuple[int, str], FdView] | None = None,
+    mapped: Sequence[FdView] = (),
+) -> Collected:
+    """Group, identify, ask, and collect what the answers do not suffice for."""
     found = Collected()
-    context.in_flight = _in_flight(found, _group(tables, found))
-    found.mapped = [_mapped_id(view, found) for view in mapped]
+    context.in_flight = in_flight(found, group(tables, found, context))
+    found.mapped = [mapped_id(view, found) for view in mapped]
     context.views, context.holders = found.views, found.holders
-    for file_id, view in found.views.items():
-        _collect(found, file_id, view, kinds, context)
+    kind_of = {
+        file_id: kind
+        for file_id, view in found.views.items()
+        if (kind := context.foreseen.get(view, NOTHING)[0] or _kind(found, view, kinds))
+    }
+    asked = _ask(found.views, kind_of, context)
+    for file_id, kind in kind_of.items():
+        view = found.views[file_id]
+        if file_id in asked and _suffice(kind, view, context):
+            found.later[file_id] = kind
+        else:
+            _collect(found, file_id, view, kind, context)
     for key, view in (directories or {}).items():
         file_id = found.directories[key] = FileId(found.first_free_id)
         found.first_free_id += 1
-        _collect(found, file_id, view, kinds, context)
+        if kind := _kind(found, view, kinds):
+            _collect(found, file_id, view, kind, context)
+    found.links = context.links
+    return found
+
+
+def finish(found: Collected, tables: Sequence[Table], kinds: Kinds, context: DumpContext) -> None:
+    """What needs no more than was taken; the tasks may run on."""
+    for file_id, kind in found.later.items():
+        _collect(found, file_id, found.views[file_id], kind, context)
+    if found.later:
+        found.states = {name: dict(sorted(one.items())) for name, one in found.states.items()}
     for kind in kinds:
         states = found.states.get(kind.name)
         if states:
             found.refusals += kind.check(states, context)
-    found.links = context.links
     for table in tables:
         by_fd = {p.fd: p.file_id for p in found.entries[table.number]}
         locked, refused = locks.collect(table.tasks[0], table.views, by_fd)
         found.locks += locked
         found.refusals += refused
     found.locks = _of_takers(found, tables, context)
-    return found
 
 
 def _of_takers(found: Collected, tables: Sequence[Table], context: DumpContext) -> list[Lock]:
@@ -255,97 +238,39 @@ def _place(one: Placed, service: int) -> Op:
     )  # fmt: skip
 
 
-def _collect(
-    found: Collected, file_id: FileId, view: FdView, kinds: Kinds, context: DumpContext
-) -> None:
+def _kind(found: Collected, view: FdView, kinds: Kinds) -> FileKind[Any] | None:
     kind = next((k for k in kinds if k.matches(view)), None)
     if kind is None:
         found.refusals.append(_nobody(view))
-        return
+    return kind
+
+
+def _suffice(kind: FileKind[Any], view: FdView, context: DumpContext) -> bool:
+    """What is refused is refused by `collect`."""
+    with suppress(Refused):
+        return kind.suffice(view, context)
+    return False
+
+
+def _ask(
+    views: Mapping[FileId, FdView],
+    kind_of: Mapping[FileId, FileKind[Any]],
+    context: DumpContext,
+) -> set[FileId]:
+    """Ask all that have questions in one go; those that have answered all of them."""
+    if context.ask is None:
+        return set()
+    asked = [(i, q) for i, kind in kind_of.items() if (q := kind.questions(views[i])) is not None]
+    told = context.ask([(views[file_id], questions) for file_id, questions in asked])
+    return {file_id for (file_id, _), is_whole in zip(asked, told, strict=True) if is_whole}
+
+
+def _collect(
+    found: Collected, file_id: FileId, view: FdView, kind: FileKind[Any], context: DumpContext
+) -> None:
     collected = _caught(found, kind.collect, view, context)
     if collected is not None:
         found.states.setdefault(kind.name, {})[file_id] = collected
-
-
-def _group(tables: Sequence[Table], found: Collected) -> Classes:
-    classes: Classes = {}
-    for table in tables:
-        placed = found.entries.setdefault(table.number, [])
-        for view in table.views:
-            file_id, _ = _identify(view, found, classes)
-            cloexec = bool(view.flags & O.CLOEXEC)
-            placed.append(Placed(fd=view.fd, file_id=file_id, cloexec=cloexec))
-            holder = Holder(task=table.tasks[0], fd=view.fd)
-            found.holders.setdefault(file_id, []).append(holder)
-    return classes
-
-
-def _in_flight(found: Collected, classes: Classes) -> dict[int, list[tuple[FileId, ...]]]:
-    """What waits in unix sockets, also in those that wait in others: descriptions like any."""
-    carried: dict[int, list[tuple[FileId, ...]]] = {}
-    todo = list(found.views.values())
-    while todo:
-        view = todo.pop()
-        if info_value(view, IN_FLIGHT) in (None, "0"):
-            continue
-        messages = carried.setdefault(view.st_ino, [])
-        for message in view.in_flight():
-            ids = []
-            for one in message:
-                file_id, is_new = _identify(one, found, classes)
-                ids.append(file_id)
-                if is_new:
-                    todo.append(one)
-            messages.append(tuple(ids))
-    return carried
-
-
-def _identify(view: FdView, found: Collected, classes: Classes) -> tuple[FileId, bool]:
-    """Id of its description, and whether it is seen for the first time."""
-    alike = classes.setdefault(_looks(view), [])
-    at, file_id = _find(view, alike, found.views)
-    if file_id is not None:
-        return file_id, False
-    file_id = FileId(found.first_free_id)
-    found.first_free_id += 1
-    alike.insert(at, file_id)
-    found.views[file_id] = view
-    return file_id, True
-
-
-def _find(
-    view: FdView, alike: Sequence[FileId], views: Mapping[FileId, FdView]
-) -> tuple[int, FileId | None]:
-    """Its place among descriptions in the kernel's order, and which of them it is."""
-    low, high = 0, len(alike)
-    while low < high:
-        middle = (low + high) // 2
-        order = view.file_order(views[alike[middle]])
-        if order == 0:
-            return middle, alike[middle]
-        low, high = (low, middle) if order < 0 else (middle + 1, high)
-    return low, None
-
-
-def _mapped_id(view: FdView, found: Collected) -> FileId:
-    """A description of the same file through which it can be mapped as it was, or a new one."""
-    for file_id, other in found.views.items():
-        same = (other.st_dev, other.st_ino) == (view.st_dev, view.st_ino)
-        access = other.flags & O.ACCMODE
-        enough = access == O.RDWR or access == view.flags & O.ACCMODE
-        if same and enough and not other.flags & O.PATH:
-            return file_id
-    file_id = FileId(found.first_free_id)
-    found.first_free_id += 1
-    found.views[file_id] = view
-    return file_id
-
-
-def _looks(view: FdView) -> Hashable:
-    """What two descriptors of one description have in common."""
-    info = tuple(line for line in view.info if not line.startswith(UNSTABLE))
-    flags = view.flags & ~int(O.CLOEXEC)
-    return view.st_dev, view.st_ino, view.pos, flags, view.link, info
 
 
 def _caught(

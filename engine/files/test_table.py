@@ -4,8 +4,8 @@ import pytest
 from torpor.engine.errors import BadImage, Findings
 from torpor.engine.files import locks, regular, table
 from torpor.engine.files.common import O
+from torpor.engine.files.grouping import Placed, Table
 from torpor.engine.files.locks import Lock
-from torpor.engine.files.table import Placed, Table
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.recorded import RecordedFd, RecordedImages
 from torpor.engine.kind import DumpContext, Holder, PlanContext

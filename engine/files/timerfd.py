@@ -22,9 +22,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torpor.engine.asking import Questions
 from torpor.engine.errors import Bug
 from torpor.engine.files.common import (
     NOBODY,
+    OWNED,
     OWNER_OUTSIDE,
     Base,
     O,
@@ -86,6 +88,16 @@ class TimerfdKind(Base[Timerfd]):
     def matches(self, view: FdView) -> bool:
         """By the link."""
         return view.link == LINK
+
+    def questions(self, view: FdView) -> Questions:
+        """Its owner; all else is in fdinfo."""
+        del view
+        return OWNED
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Not where ticks are due."""
+        is_due = info_number(view, "ticks") and not _time(view, "it_value")
+        return not is_due and super().suffice(view, context)
 
     def collect(self, view: FdView, context: DumpContext) -> Timerfd:
         """Read fdinfo."""

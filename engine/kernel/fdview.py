@@ -12,17 +12,26 @@ the task's open file description: see `fdcalls`.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from stat import S_ISSOCK
 from types import TracebackType
 from typing import Self
 
 from torpor.engine import native
+from torpor.engine.asking import Questions, option
+from torpor.engine.errors import Error
 from torpor.engine.kernel import repair
+from torpor.engine.kernel.abi import SO, SOL_SOCKET
 from torpor.engine.kernel.fdtexts import descriptors, translated
 from torpor.engine.kernel.livefd import LiveFd
 from torpor.engine.kernel.taskfiles import NetnsSocket, TaskFiles
-from torpor.engine.kind import End
+from torpor.engine.kind import End, FdView
 
 DIRECTORIES = ("cwd", "root")
+KINDS = Questions(*(option(SOL_SOCKET, each) for each in (SO.DOMAIN, SO.TYPE, SO.PROTOCOL)))
+"""What tells the kinds of sockets apart."""
+Seen = Mapping[int, Mapping[int, tuple[native.FdLook, LiveFd]]]
+"""Task → number → what /proc showed of it before its task was stopped."""
 
 
 class LiveDirectory(LiveFd):
@@ -33,7 +42,8 @@ class LiveDirectory(LiveFd):
     def __init__(self, task: TaskFiles, name: str) -> None:
         self.task, self.name = task, name
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, -1
-        self._copy, self._magic, self.info = -1, None, ()
+        self._copy, self._magic, self.info, self._answers = -1, None, (), None
+        self._rank = -1
         with translated(self.subject, self.path):
             self.link = os.readlink(self.path)
             self._take(os.stat(self.path))
@@ -66,7 +76,7 @@ class MappedFd(LiveFd):
     def __init__(self, task: TaskFiles, name: str, *, writable: bool) -> None:
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, -1
-        self._magic = None
+        self._magic, self._answers, self._rank = None, None, -1
         path = f"/proc/{task.pid}/{name}"
         self._copy = -1
         with translated(f"task {task.ns_pid}, {name}", path):
@@ -92,14 +102,50 @@ class Views:
     """The descriptors of several tasks. A context manager: all copies are closed at its end."""
 
     def __init__(
-        self, pids: Iterable[int], netns_socket: NetnsSocket | None, guard: repair.Guard | None
+        self,
+        pids: Iterable[int],
+        netns_socket: NetnsSocket | None,
+        guard: repair.Guard | None,
+        seen: Seen,
     ) -> None:
         self.tasks: dict[int, TaskFiles] = {}
         self._views: dict[int, dict[int, LiveFd]] = {}
         self._mapped: list[MappedFd] = []
-        for pid in pids:
-            self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
-            self._views[pid] = {fd: LiveFd(task, fd, look) for fd, look in _looks(pid)}
+        try:
+            for pid in pids:
+                self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
+                self._views[pid] = mine = _table(task, seen.get(pid, {}))
+                self.ask([(view, KINDS) for view in mine.values() if S_ISSOCK(view.st_mode)])
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, asked: Sequence[tuple[FdView, Questions]]) -> list[bool]:
+        """Ask descriptors in one go a task; which of them have answered all."""
+        by_task: dict[int, list[tuple[int, LiveFd, Questions]]] = {}
+        told = [False] * len(asked)
+        for i, (view, questions) in enumerate(asked):
+            if type(view) is LiveFd:
+                by_task.setdefault(view.pid, []).append((i, view, questions))
+        for pid, rows in by_task.items():
+            task = self.tasks[pid]
+            answers = native.ask_fds(
+                task.pidfd,
+                task.directory("root"),
+                [(view.fd, questions, view.absolute) for _, view, questions in rows],
+            )
+            for (i, view, _), one in zip(rows, answers, strict=True):
+                view.told(one)
+                told[i] = one.is_whole
+        return told
+
+    def rank(self, alike: Iterable[Sequence[FdView]]) -> None:
+        """Compare the descriptions of each group in one go."""
+        for views in alike:
+            mine = [view for view in views if type(view) is LiveFd]
+            pids, fds = [view.pid for view in mine], [view.fd for view in mine]
+            for view, rank in zip(mine, native.order_files(pids, fds), strict=True):
+                view.ranked(rank)
 
     def of(self, pid: int) -> Sequence[LiveFd]:
         """All of a task, by number."""
@@ -129,6 +175,11 @@ class Views:
     def all(self) -> Mapping[int, Mapping[int, LiveFd]]:
         """Task → number → view."""
         return self._views
+
+    def let_run(self) -> None:
+        """The tasks run on: nothing is asked of them any more."""
+        for task in self.tasks.values():
+            task.runs_on = True
 
     def leave_connections(self) -> None:
         """Have no TCP connection be put into repair mode."""
@@ -162,13 +213,44 @@ def open_views(
     *,
     netns_socket: NetnsSocket | None = None,
     guard: repair.Guard | None = None,
+    seen: Seen | None = None,
 ) -> Views:
     """Read the descriptor tables of tasks (pids as seen from here).
 
     With a ``guard``, TCP connections may be put into repair mode to be read: only when the tasks
     are stopped. Raises Vanished, or Denied when /proc/PID/fd may not be read.
     """
-    return Views(pids, netns_socket, guard)
+    return Views(pids, netns_socket, guard, seen or {})
+
+
+def look_before(pid: int) -> dict[int, tuple[native.FdLook, LiveFd]]:
+    """Descriptors of a task that need not stand still, to be recognized when it does."""
+    task, found = TaskFiles(pid), {}
+    for fd, look in _looks(pid):
+        with suppress(Error):  # closed meanwhile
+            found[fd] = look, LiveFd(task, fd, look)
+    return found
+
+
+def leave(seen: Seen) -> None:
+    """Close what was opened to look at them."""
+    for views in seen.values():
+        for _, view in views.values():
+            view.close()
+            view.task.close()
+
+
+def _table(task: TaskFiles, seen: Mapping[int, tuple[native.FdLook, LiveFd]]) -> dict[int, LiveFd]:
+    """Views of a task's descriptors: those that were seen, where nothing of them has changed."""
+    found = {}
+    for fd, look in _looks(task.pid):
+        before, view = seen.get(fd, (None, None))
+        if view is None or look != before:
+            view = LiveFd(task, fd, look)
+        view.close()
+        view.task, view.ns_pid = task, task.ns_pid
+        found[fd] = view
+    return found
 
 
 def _looks(pid: int) -> Iterator[tuple[int, native.FdLook]]:

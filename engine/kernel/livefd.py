@@ -9,8 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 from torpor.engine import native
+from torpor.engine.asking import Answers, Call
 from torpor.engine.errors import Error, KernelError, Refused
 from torpor.engine.kernel import boundfile, bpf, fdcalls, netlink, repair, ttyqueue, watches
+from torpor.engine.kernel.answered import Answered
 from torpor.engine.kernel.fdtexts import (
     about,
     epoll_targets_of,
@@ -20,25 +22,26 @@ from torpor.engine.kernel.fdtexts import (
     text_of,
     translated,
 )
-from torpor.engine.kernel.filefacts import FileFacts
 from torpor.engine.kernel.taskfiles import TaskFiles
 from torpor.engine.kind import BoundFile, BpfContent, End, FdView, Message, TcpRepair, TerminalQueue
 
 CONTENT_STEP = 1 << 20
 
 
-class LiveFd(FileFacts):
+class LiveFd(Answered):
     """One descriptor. Attributes are those of `FdView`."""
 
     __slots__ = (
-        "_copy", "_magic", "_messages", "fd", "flags", "info", "link", "mnt_id", "ns_pid",
-        "pid", "pos", "st_blksize", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_rdev",
+        "_copy", "_magic", "_messages", "fd", "flags", "info", "link", "mnt_id", "ns_pid", "pid",
+        "pos", "st_blksize", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_rdev",
         "st_size", "st_uid", "task",
     )  # fmt: skip
 
     def __init__(self, task: TaskFiles, fd: int, look: native.FdLook | None = None) -> None:
         self.task = task
         self.pid, self.ns_pid, self.fd = task.pid, task.ns_pid, fd
+        self._answers: Answers | None = None
+        self._rank = -1
         self._copy = -1
         self._messages: Sequence[Message] | None = None
         self._magic: int | None = None
@@ -74,6 +77,11 @@ class LiveFd(FileFacts):
         return f"/proc/{self.pid}/fd/{self.fd}"
 
     @property
+    def absolute(self) -> bytes:
+        """Its link where that is a path, as the kernel takes it."""
+        return os.fsencode(self.link) if self.link.startswith("/") else b""
+
+    @property
     def fs_magic(self) -> int:
         """f_type of the file system."""
         if self._magic is None:
@@ -93,6 +101,7 @@ class LiveFd(FileFacts):
     def copy(self) -> int:
         """A descriptor of ours for the same open file description."""
         if self._copy < 0:
+            self.task.must_stand(self.subject)
             try:
                 self._copy = native.pidfd_getfd(self.task.pidfd, self.fd)
             except Error as error:
@@ -107,35 +116,57 @@ class LiveFd(FileFacts):
 
     def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
         """None when the socket does not know the option."""
+        found = self._told(Call.OPTION, level, option)
+        if found is not None:
+            return None if found[0] < 0 else found[1]
         return fdcalls.getsockopt(self.copy, level, option, size_bytes, self.subject)
 
     def int_options(self, wanted: Sequence[tuple[int, int]]) -> list[int | None]:
         """Values of int options, given as (level, option), in one go."""
-        return native.int_options(self.copy, wanted, self.subject)
+        found = self._told_options(wanted)
+        return native.int_options(self.copy, wanted, self.subject) if found is None else found
 
     def sockname(self) -> bytes:
         """Raw sockaddr."""
-        return fdcalls.sockname(self.copy, self.subject)
+        found = self._told(Call.SOCKNAME)
+        return found[1] if found is not None else fdcalls.sockname(self.copy, self.subject)
 
     def peername(self) -> bytes | None:
         """Raw sockaddr, None when not connected."""
+        found = self._told(Call.PEERNAME)
+        if found is not None:
+            return None if found[0] < 0 else found[1]
         return fdcalls.peername(self.copy)
 
     def ioctl(self, request: int, buffer: bytes) -> bytes:
         """The buffer after the call. Raises KernelError."""
-        return fdcalls.ioctl(self.copy, request, buffer, self.subject)
+        found = self._told(Call.IOCTL, request)
+        return (
+            found[1]
+            if found is not None
+            else fdcalls.ioctl(self.copy, request, buffer, self.subject)
+        )
 
     def fcntl(self, command: int, argument: int = 0) -> int:
         """Raises KernelError."""
-        return fdcalls.fcntl_value(self.copy, command, argument, self.subject)
+        found = None if argument else self._told(Call.FCNTL, command)
+        return (
+            found[0]
+            if found is not None
+            else fdcalls.fcntl_value(self.copy, command, argument, self.subject)
+        )
 
     def fcntl_bytes(self, command: int, buffer: bytes) -> bytes | None:
         """As ioctl; None when the command is unknown."""
+        found = self._told(Call.FCNTL_BYTES, command)
+        if found is not None:
+            return None if found[0] < 0 else found[1]
         return fdcalls.fcntl_buffer(self.copy, command, buffer, self.subject)
 
     def poll_events(self) -> int:
         """Revents of poll(2) right now."""
-        return fdcalls.poll_events(self.copy)
+        found = self._told(Call.POLL)
+        return found[0] if found is not None else fdcalls.poll_events(self.copy)
 
     def watch_path(self, device: int, inode: int, handle_type: int, handle: bytes) -> str | None:
         """Path inside the task's root of an inotify watch; ``device`` as fdinfo has it."""
@@ -163,6 +194,8 @@ class LiveFd(FileFacts):
 
     def pipe_pieces(self) -> Sequence[bytes]:
         """What is queued in a pipe, not consumed: a stream at once, each packet apart."""
+        if self.is_quiet:
+            return []
         with translated(self.subject, self.path):
             reader = self._reader(os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -181,6 +214,8 @@ class LiveFd(FileFacts):
 
     def peek_messages(self) -> Sequence[Message]:
         """Queued messages (or one chunk of a stream) of a socket, not consumed."""
+        if self._messages is None and self.is_quiet:
+            return []
         if self._messages is None:
             return fdcalls.peek_messages(self.copy, self.subject)
         return self._messages
@@ -191,8 +226,9 @@ class LiveFd(FileFacts):
 
     def is_of_own_network(self) -> bool:
         """Whether a socket is of the network namespace that its task is in."""
-        ours = self.task.netlink_socket(netlink.NETLINK_SOCK_DIAG)
-        return fdcalls.netns_cookie(self.copy) == fdcalls.netns_cookie(ours)
+        found = self._told(Call.OPTION, fdcalls.SOL_SOCKET, fdcalls.SO_NETNS_COOKIE)
+        cookie = fdcalls.netns_cookie(self.copy) if found is None else found[1] or None
+        return cookie == self.task.netns_cookie
 
     def source_filter(
         self, level: int, interface: int, group: bytes
@@ -251,6 +287,9 @@ class LiveFd(FileFacts):
 
         A relative one is taken from the task's working directory.
         """
+        place = self._told_place() if path == self.link else None
+        if place is not None:
+            return place
         status = self._path_status(path)
         return None if status is None else (status.st_dev, status.st_ino)
 
@@ -273,6 +312,7 @@ class LiveFd(FileFacts):
 
     def open_path(self, path: str, flags: int) -> int:
         """A descriptor of ours for a path inside the task's root. Raises OSError."""
+        self.task.must_stand(self.subject)
         base = self.task.directory("root" if path.startswith("/") else "cwd")
         return fdcalls.open_beneath(base, path, flags)
 
@@ -297,6 +337,8 @@ class LiveFd(FileFacts):
 
     def file_order(self, other: FdView) -> int:
         """0 for one open file description; -1 and 1 are an order of all there are."""
+        if isinstance(other, LiveFd) and self._rank >= 0 and other._rank >= 0:
+            return (self._rank > other._rank) - (self._rank < other._rank)
         found = native.kcmp(self.pid, other.pid, native.KCMP_FILE, self.fd, other.fd)
         return -1 if found == native.KCMP_LESS else found and 1
 
@@ -328,6 +370,7 @@ class InFlightFd(LiveFd):
         self.task = task
         self.pid, self.ns_pid, self.fd = os.getpid(), task.ns_pid, fd
         self._copy, self._messages, self._magic = fd, None, None
+        self._answers, self._rank = None, -1
         self._look(self.pid)
 
     @property

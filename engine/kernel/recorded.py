@@ -29,7 +29,7 @@ from torpor.engine.kind import (
 from torpor.engine.options import TcpPolicy
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class RecordedFd:
     """Satisfies FdView. ``description`` tells open file descriptions apart (kcmp)."""
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from torpor.engine import native
-from torpor.engine.errors import Refused
-from torpor.engine.kernel import netlink, repair
+from torpor.engine.errors import Bug, Refused
+from torpor.engine.kernel import fdcalls, netlink, repair
 from torpor.engine.kernel.fdtexts import ns_pid_of, same_netns, topmost, translated
 
 NetnsSocket = Callable[[int, int], int]
@@ -34,6 +34,22 @@ class TaskFiles:
         """Mount → its file system."""
         self.closing = ExitStack()
         """What else is to be closed in the end."""
+        self.runs_on = False
+        """The task stands no more: what was not asked before cannot be asked."""
+        self._cookie: bytes | None = None
+
+    def must_stand(self, subject: str) -> None:
+        """Raise Bug when the task runs on."""
+        if self.runs_on:
+            raise Bug("was asked when its task ran on already", subject=subject)
+
+    @property
+    def netns_cookie(self) -> bytes | None:
+        """What the kernel tells the task's network namespace by."""
+        if self._cookie is None:
+            ours = self.netlink_socket(netlink.NETLINK_SOCK_DIAG)
+            self._cookie = fdcalls.netns_cookie(ours)
+        return self._cookie
 
     @property
     def pidfd(self) -> int:
@@ -60,6 +76,7 @@ class TaskFiles:
         """A netlink socket in the task's network namespace; kept until `close`."""
         if protocol not in self._netlink:
             subject = f"task {self.ns_pid}"
+            self.must_stand(subject)
             if same_netns(self.pid):
                 self._netlink[protocol] = netlink.open_socket(protocol)
             elif self.netns_socket is not None:

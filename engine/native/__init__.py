@@ -6,6 +6,7 @@ missing (EPERM, EACCES), Timeout, and KernelError with the system call's name ot
 All ptrace calls for a task must come from the thread that seized it.
 """
 
+from torpor.engine.native.asked import ask_fds, order_files
 from torpor.engine.native.buffers import Buffer, digest_file, punch, xxh64
 from torpor.engine.native.calls import Borrowing, arm, borrow_all, disarm, remote_calls
 from torpor.engine.native.descriptors import FdLook, look_fds
@@ -97,6 +98,7 @@ __all__ = [
     "ThreadFacts",
     "arm",
     "ask_facts",
+    "ask_fds",
     "borrow_all",
     "compare_runs",
     "cont",
@@ -121,6 +123,7 @@ __all__ = [
     "of_bytes",
     "of_file",
     "of_task",
+    "order_files",
     "pending_signals",
     "pidfd_getfd",
     "pidfd_open",

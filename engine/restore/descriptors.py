@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torpor.engine.files import table
-from torpor.engine.files.table import Placed
+from torpor.engine.files.grouping import Placed
 from torpor.engine.images.failures import readable
 from torpor.engine.kind import PlanContext
 from torpor.engine.kinds import in_order_of_plans

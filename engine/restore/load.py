@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from torpor.engine import native
 from torpor.engine.errors import BadImage
 from torpor.engine.files import table
+from torpor.engine.files.grouping import Placed
 from torpor.engine.files.locks import Lock
-from torpor.engine.files.table import Placed
 from torpor.engine.images import manifest, references
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.failures import readable

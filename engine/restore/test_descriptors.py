@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from tests.fixtures import trees
 from torpor.engine.files.common import O
 from torpor.engine.files.eventfd import KIND
-from torpor.engine.files.table import Placed
+from torpor.engine.files.grouping import Placed
 from torpor.engine.kernel.recorded import RecordedFd, dump_context
 from torpor.engine.kind import FileId
 from torpor.engine.memory.areas import Area, Backing

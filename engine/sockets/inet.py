@@ -30,10 +30,12 @@ CRIU: inet_sk_entry (`inet_images`); tcp-stream-N.img (`tcp_stream`).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+from torpor.engine.asking import NAMES, POLL, Questions, option
 from torpor.engine.errors import KernelError, Refused
-from torpor.engine.files.common import late_owners, read_owner
+from torpor.engine.files.common import OWNER, late_owners, read_owner
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel import netlink
 from torpor.engine.kernel.abi import (
@@ -186,6 +188,16 @@ class Inet:
         known = PROTOCOLS.get(SOCK(kind), ()) if kind in PROTOCOLS else ()
         return sockopts.number(view, SOL_SOCKET, SO.PROTOCOL) in known
 
+    def questions(self, view: FdView) -> Questions:
+        """Its options and names."""
+        family, kind, protocol = (sockopts.number(view, *one) or 0 for one in sockopts.KINDS)
+        return _questions(family, kind, protocol)
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """No: its peer may be anywhere, and its queues are asked for otherwise."""
+        del view, context
+        return False
+
     def collect(self, view: FdView, context: DumpContext) -> InetState:
         """Read the state."""
         family = sockopts.number(view, SOL_SOCKET, SO.DOMAIN) or AF.INET
@@ -291,6 +303,15 @@ class Inet:
             *late_owners({i: s.owner for i, s in states.items()}, context),
             *tcp_kept.late(tcp_kept.kept(states, context), context),
         ]
+
+
+@cache
+def _questions(family: int, kind: int, protocol: int) -> Questions:
+    asked = (*OWNER, POLL, *NAMES, *sockopts.questions(family, protocol, kind))
+    if kind != SOCK.STREAM:
+        return Questions(*asked)
+    more = option(IPPROTO.TCP, TCP.INFO, TCP_INFO_ROOM), option(IPPROTO.TCP, TCP.CONGESTION, 16)
+    return Questions(*asked, *more)
 
 
 def _collect_tcp(

@@ -115,6 +115,15 @@ class Netlink:
             and sockopts.number(view, SOL_SOCKET, SO.DOMAIN) == AF.NETLINK
         )
 
+    def questions(self, view: FdView) -> None:
+        """None."""
+        del view
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Nothing was asked."""
+        del view, context
+        return False
+
     def collect(self, view: FdView, context: DumpContext) -> NetlinkState:
         """Read the state."""
         protocol = sockopts.number(view, SOL_SOCKET, SO.PROTOCOL) or 0

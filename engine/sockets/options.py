@@ -16,8 +16,11 @@ CRIU: sk_opts_entry of each socket's message. What that cannot say is in torpor.
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+from torpor.engine import asking
+from torpor.engine.asking import Question
 from torpor.engine.errors import KernelError
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.abi import AF, IP, IPPROTO, SO, SOCK, SOL_SOCKET
@@ -29,6 +32,8 @@ NET_NS_ID = 2
 """Id of the network namespace in our images (ids-N.img); CRIU fails without it."""
 SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
 IFNAMSIZ = 16
+KINDS = ((SOL_SOCKET, SO.DOMAIN), (SOL_SOCKET, SO.TYPE), (SOL_SOCKET, SO.PROTOCOL))
+SIZES = ((SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK))
 MOST_IP_OPTIONS = 40
 FRESH_MODE = 0o777
 NODE = (-1, 0)
@@ -87,19 +92,35 @@ def number(view: FdView, level: int, option: int) -> int | None:
     return int.from_bytes(raw, "little", signed=len(raw) == 4)
 
 
+@cache
+def questions(family: int, protocol: int, kind: int = SOCK.STREAM) -> tuple[Question, ...]:
+    """What `read` asks, and what tells the kinds of sockets apart."""
+    plain = (*KINDS, *SIZES, *((o.level, o.number) for o in table(family, protocol, kind)))
+    sized: list[tuple[int, int, int]] = [
+        (SOL_SOCKET, SO.NETNS_COOKIE, 8),
+        (SOL_SOCKET, SO.LINGER, 8),
+        (SOL_SOCKET, SO.BINDTODEVICE, IFNAMSIZ),
+        (SOL_SOCKET, SO.ATTACH_FILTER, 0),
+        (SOL_SOCKET, SO.SNDTIMEO, 16),
+        (SOL_SOCKET, SO.RCVTIMEO, 16),
+    ]
+    if family in (AF.INET, AF.INET6):
+        sized.append((IPPROTO.IP, IP.OPTIONS, MOST_IP_OPTIONS))
+    return tuple(asking.option(*one) for one in (*plain, *sized))
+
+
 def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> SocketOptions:
     """All options. Raises Refused when the filter cannot be read, or a socket is not from here."""
     if not view.is_of_own_network():
         raise refuse(OTHER_NETWORK, view.subject)
     known = table(family, protocol, kind)
-    sizes = [(SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK)]
     sndbuf, rcvbuf, lock, *found = view.int_options(
-        [*sizes, *((option.level, option.number) for option in known)]
+        [*SIZES, *((one.level, one.number) for one in known)]
     )
     values = [
-        (option.level, option.number, value)
-        for option, value in zip(known, found, strict=True)
-        if value is not None and value != option.default
+        (one.level, one.number, value)
+        for one, value in zip(known, found, strict=True)
+        if value is not None and value != one.default
     ]
     linger = view.getsockopt(SOL_SOCKET, SO.LINGER, 8)
     on, seconds = struct.unpack("<ii", linger) if linger else (0, 0)

@@ -73,6 +73,15 @@ class Other:
             and not any(k.matches(view) for k in (unix.KIND, inet.KIND, netlink.KIND, packet.KIND))
         )
 
+    def questions(self, view: FdView) -> None:
+        """None."""
+        del view
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Nothing was asked."""
+        del view, context
+        return False
+
     def collect(self, view: FdView, context: DumpContext) -> None:
         """Refuse."""
         del context

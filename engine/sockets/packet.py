@@ -127,6 +127,15 @@ class Packet:
             and sockopts.number(view, SOL_SOCKET, SO.DOMAIN) == AF.PACKET
         )
 
+    def questions(self, view: FdView) -> None:
+        """None."""
+        del view
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Nothing was asked."""
+        del view, context
+        return False
+
     def collect(self, view: FdView, context: DumpContext) -> PacketState:
         """Read the state."""
         known = _diag(view, context)

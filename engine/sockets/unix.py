@@ -27,8 +27,16 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from torpor.engine.asking import NAMES, Questions, option
 from torpor.engine.errors import Refused
-from torpor.engine.files.common import late_owners, read_owner
+from torpor.engine.files.common import (
+    OWNER,
+    QUEUED,
+    has_no_owner,
+    is_quiet,
+    late_owners,
+    read_owner,
+)
 from torpor.engine.kernel import netlink
 from torpor.engine.kernel.abi import AF, POLLERR, POLLPRI, S_IFSOCK, SO, SOCK, SOL_SOCKET
 from torpor.engine.kind import (
@@ -51,6 +59,7 @@ from torpor.engine.sockets.unix_state import (
     Creator,
     UnixState,
     is_outside,
+    is_path,
     readable,
     strip_name,
 )
@@ -58,7 +67,12 @@ from torpor.engine.sockets.unix_state import (
 MADE_LATE = ("anon_inode:[eventpoll]", "anon_inode:[pidfd]", "pidfd")
 """Links of what is made when all tasks are there: too late to be sent again."""
 DIAG = "unix_diag"
-MOST_GROUPS = 1024
+MOST_GROUPS, USUAL_GROUPS = 1024, 64
+QUESTIONS = Questions(
+    *OWNER, *QUEUED, *NAMES, *sockopts.questions(AF.UNIX, 0),
+    option(SOL_SOCKET, SO.ACCEPTCONN), option(SOL_SOCKET, SO.PEERCRED, 12),
+    option(SOL_SOCKET, SO.PEERGROUPS, 4 * USUAL_GROUPS),
+)  # fmt: skip
 
 OUTSIDE = Limit(
     case="unix-outside",
@@ -114,6 +128,23 @@ class Unix:
             view.st_mode & 0o170000 == S_IFSOCK
             and view.link.startswith("socket:[")
             and sockopts.number(view, SOL_SOCKET, SO.DOMAIN) == AF.UNIX
+        )
+
+    def questions(self, view: FdView) -> Questions:
+        """All that `collect` asks; of a listener it will ask again."""
+        del view
+        return QUESTIONS
+
+    def suffice(self, view: FdView, context: DumpContext) -> bool:
+        """Where nothing is queued, no path is in its names, and the kernel knows of it."""
+        peer_name = strip_name((view.peername() or b"")[FAMILY_SIZE:])
+        names = strip_name(view.sockname()[FAMILY_SIZE:]), peer_name
+        return (
+            has_no_owner(view)
+            and is_quiet(view)
+            and not any(map(is_path, names))
+            and view.is_of_own_network()
+            and _diag(view, context) is not None
         )
 
     def collect(self, view: FdView, context: DumpContext) -> UnixState:

@@ -111,6 +111,24 @@ struct seam_fd {
 int seam_look_fds(int pid, struct seam_fd *fds, size_t count, char *room, size_t size,
 		  unsigned int threads);
 
+/* ask.c: questions to copies of a task's descriptors.  For each an answer in `room`: what the call
+ * gave (-errno), the number of bytes, the bytes; the next one at a multiple of 8 behind its room. */
+struct seam_question {
+	int call, first, second, size;
+};
+struct seam_asked {
+	int fd, unclear; /* out: an answer is an error that means something, or too long */
+	const struct seam_question *questions;
+	size_t count;
+	uint64_t at;
+	const char *path; /* of its link, where that is asked for */
+};
+int seam_ask_fds(int pidfd, int root, struct seam_asked *rows, size_t count, char *room,
+		 unsigned int threads);
+
+/* Places of descriptors in kcmp's order of descriptions; the same one for the same description. */
+int seam_order_files(const int *pids, const int *fds, size_t count, int *ranks);
+
 /* Options of a socket, given as (level, number): values, and -errno or the size of each. */
 void seam_int_options(int fd, const int *wanted, size_t count, int *values, int *sizes);
 

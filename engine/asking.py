@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of many descriptors in one go, in C, and what they have answered.
+
+A kind says what its `collect` is going to ask (`FileKind.questions`); the view that `collect` reads
+through answers from here. So nothing is asked twice, and `collect` can wait until the tasks run on.
+"""
+
+import struct
+from array import array
+from dataclasses import dataclass
+from enum import IntEnum
+
+SLOT = struct.Struct("<ii")
+"""Before the bytes of each answer: what the call returned, and how many bytes it gave."""
+SOCKADDR_ROOM, PLACE_ROOM = 128, 16
+LEAST = 4
+
+
+class Call(IntEnum):
+    """What is called: the numbers of native/seam/ask.c."""
+
+    OPTION = 0
+    SOCKNAME = 1
+    PEERNAME = 2
+    POLL = 3
+    FCNTL = 4
+    FCNTL_BYTES = 5
+    IOCTL = 6
+    PLACE = 7
+    """Device and inode of what the text of the link leads to now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call, its two words, and the room for the answer."""
+
+    call: Call
+    first: int = 0
+    second: int = 0
+    size: int = 0
+
+
+def option(level: int, number: int, size: int = LEAST) -> Question:
+    """getsockopt(2). Without room: whether there is anything (SO_GET_FILTER)."""
+    return Question(Call.OPTION, int(level), int(number), size)
+
+
+def fcntl(command: int) -> Question:
+    """What a command gives without an argument."""
+    return Question(Call.FCNTL, int(command))
+
+
+def fcntl_bytes(command: int, size: int) -> Question:
+    """What a command puts into room for it."""
+    return Question(Call.FCNTL_BYTES, int(command), 0, size)
+
+
+def ioctl(request: int, size: int = LEAST) -> Question:
+    """What a request puts into room for it."""
+    return Question(Call.IOCTL, int(request), 0, size)
+
+
+POLL, PLACE = Question(Call.POLL), Question(Call.PLACE, size=PLACE_ROOM)
+NAMES = (
+    Question(Call.SOCKNAME, size=SOCKADDR_ROOM),
+    Question(Call.PEERNAME, size=SOCKADDR_ROOM),
+)
+
+
+class Questions:
+    """Some questions, and where their answers are in a record."""
+
+    def __init__(self, *asked: Question) -> None:
+        self.asked = asked
+        self.words = array("i")
+        self.slots: dict[tuple[int, int, int], int] = {}
+        self.size = 0
+        for one in asked:
+            self.words.extend((one.call, one.first, one.second, one.size))
+            self.slots[one.call, one.first, one.second] = self.size
+            self.size += SLOT.size + (one.size + 7 & ~7)
+
+
+class Answers:
+    """What one descriptor has answered.
+
+    ``is_whole``: nothing failed in a way that means something, nothing was longer than its room.
+    """
+
+    __slots__ = ("_questions", "_raw", "is_whole")
+
+    def __init__(self, questions: Questions, raw: memoryview, *, is_whole: bool) -> None:
+        self._questions, self._raw, self.is_whole = questions, raw, is_whole
+
+    def get(self, call: Call, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:
+        """(result or -errno, bytes); None when it was not asked."""
+        at = self._questions.slots.get((call, first, second))
+        if at is None:
+            return None
+        result, size = SLOT.unpack_from(self._raw, at)
+        return result, bytes(self._raw[at + SLOT.size : at + SLOT.size + size])
