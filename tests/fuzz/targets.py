@@ -322,7 +322,8 @@ def rpc(chance: Random) -> bool:
 
 def _answer_rpc(packet: bytes) -> None:
     request = decode(packet)
-    request.opts.ClearField("status_fd")  # it would be opened for writing, and is not there
+    for name in ("status_fd", "cgroup_props_file"):  # would be opened, and are not there
+        request.opts.ClearField(name)
     for command, options_of in (("dump", dump_options), ("restore", restore_options)):
         options_of(parse([*words(command, request.opts, NOBODYS), command]))
 
