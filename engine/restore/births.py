@@ -6,11 +6,14 @@ forget_original_parent; v6.18); until their own settings come back no task of th
 child subreaper but the one that is about to adopt.
 """
 
+from contextlib import ExitStack
+
 from torpor.engine import native
 from torpor.engine.errors import Refused
 from torpor.engine.options import Progress
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import spawn, terminals
+from torpor.engine.restore.arena import check
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.tree import Fork, Ghost, NewSession, births
 from torpor.engine.restore.work import Work
@@ -26,19 +29,16 @@ def make_all(work: Work) -> None:
     root.arena.run(root.pid, not_ignored, root.image.subject)
     if root.image.sid == root.image.pid:
         terminals.lead(work, root)
-    ghosts: list[Living] = []
     there = {root.image.pid: root}
-    for step in births(work.tree):
-        if isinstance(step, Fork):
-            there[step.task.pid] = _fork(work, step, there)
-        elif isinstance(step, Ghost):
-            there[step.pid] = _ghost(work, step, there[step.parent])
-            ghosts.append(there[step.pid])
-        elif isinstance(step, NewSession):
-            _set_session(there[step.pid])
-            terminals.lead(work, there[step.pid])
-    for ghost in reversed(ghosts):
-        spawn.end_helper(there[ghost.image.ppid], ghost.pid)
+    with ExitStack() as ghosts:
+        for step in births(work.tree):
+            if isinstance(step, Fork):
+                there[step.task.pid] = _fork(work, step, there)
+            elif isinstance(step, Ghost):
+                there[step.pid] = _ghost(work, step, there[step.parent], ghosts)
+            elif isinstance(step, NewSession):
+                _set_session(there[step.pid])
+                terminals.lead(work, there[step.pid])
 
 
 def _fork(work: Work, step: Fork, there: dict[int, Living]) -> Living:
@@ -67,15 +67,19 @@ def _fork(work: Work, step: Fork, there: dict[int, Living]) -> Living:
 def _fork_adopted(work: Work, image: TaskImage, maker: Living, parent: Living, flags: int) -> int:
     """By a helper of the maker, which ends: then the nearest subreaper is the parent."""
     helper = _clone(work, maker, maker.pid, 0, flags & ~0xFF | spawn.FORK_FLAGS)
-    pid = _clone(work, maker, helper, image.pid, flags & ~0xFF | spawn.FORK_FLAGS)
-    _adopt(parent, 1)
-    spawn.end_helper(maker, helper)
-    _adopt(parent, 0)
+    with ExitStack() as undo:
+        with spawn.passing(maker, helper):
+            pid = _clone(work, maker, helper, image.pid, flags & ~0xFF | spawn.FORK_FLAGS)
+            undo.callback(spawn.discard, pid)  # nobody else knows of it yet
+            _adopt(parent, 1)
+        _adopt(parent, 0)
+        undo.pop_all()
     return pid
 
 
 def _adopt(parent: Living, value: int) -> None:
-    parent.arena.call(parent.pid, "prctl", PR_SET_CHILD_SUBREAPER, value, 0, 0, 0)
+    result = parent.arena.call(parent.pid, "prctl", PR_SET_CHILD_SUBREAPER, value, 0, 0, 0)
+    check(result, "prctl", parent.image.subject, "see what forbids it: seccomp filters")
 
 
 def _clone(work: Work, maker: Living, by: int, want: int, flags: int) -> int:
@@ -97,13 +101,14 @@ def _living(image: TaskImage, pid: int, maker: Living) -> Living:
     )
 
 
-def _ghost(work: Work, step: Ghost, parent: Living) -> Living:
-    """Its session is there as long as any task has it."""
+def _ghost(work: Work, step: Ghost, parent: Living, ghosts: ExitStack) -> Living:
+    """Its session is there as long as any task has it; it ends with ``ghosts``."""
     image = TaskImage(
         pid=step.pid, ppid=step.parent, pgid=step.pid, sid=step.pid, state=0, exit_code=0,
         comm=b"ended session leader",
     )  # fmt: skip
     ghost = _living(image, _clone(work, parent, parent.pid, step.pid, spawn.FORK_FLAGS), parent)
+    ghosts.enter_context(spawn.passing(parent, ghost.pid))
     _set_session(ghost)
     return ghost
 

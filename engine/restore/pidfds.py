@@ -21,12 +21,12 @@ def of_ended(work: Work, root: Living) -> None:
             root.pid, root.syscall_address, root.arena.scratch, 0, spawn.FORK_FLAGS, work.choose
         )
         native.set_sigmask(helper, HELD_SIGNALS)
-        number = root.arena.call(helper, "getpid")
-        for file_id, state in states.items():
-            fd = _call(root, "pidfd_open", number, state.flags)
-            _call(root, "dup3", fd, work.plan.context.fd(file_id), 0)
-            _call(root, "close", fd)
-        spawn.end_helper(root, helper, next(iter(states.values())).status)
+        with spawn.passing(root, helper, next(iter(states.values())).status):
+            number = root.arena.call(helper, "getpid")
+            for file_id, state in states.items():
+                fd = _call(root, "pidfd_open", number, state.flags)
+                _call(root, "dup3", fd, work.plan.context.fd(file_id), 0)
+                _call(root, "close", fd)
 
 
 def _states(work: Work) -> Mapping[FileId, Pidfd]:

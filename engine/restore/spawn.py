@@ -95,7 +95,7 @@ def fork(
         if child and (got == want or not want):
             return child
         if child and flags & 0xFF:
-            _discard(child)
+            discard(child)
             _reap_inside(tid, syscall_address, got)
         elif child:
             _exit_thread(child, syscall_address)
@@ -142,8 +142,8 @@ def _clone(
     return child, _signed(native.get_regs(tid).rax)
 
 
-def _discard(child: int) -> None:
-    """End a child that is not wanted."""
+def discard(child: int) -> None:
+    """End a child that is not wanted. Never raises."""
     with suppress(Error):
         native.kill_traced(child)
         ptrace.reap([child])
@@ -213,13 +213,16 @@ def become_zombie(child: int, syscall_address: int, exit_code: int) -> None:
 
 
 @contextmanager
-def passing(maker: Living, helper: int) -> Iterator[None]:
-    """A short-lived child of a task ends behind the block, and is killed if that fails."""
+def passing(maker: Living, helper: int, status: int = 0) -> Iterator[None]:
+    """A short-lived child of a task ends behind the block, and is killed if that fails.
+
+    ``status`` is its wait status.
+    """
     try:
         yield
-        end_helper(maker, helper)
+        end_helper(maker, helper, status)
     except BaseException:
-        _discard(helper)
+        discard(helper)
         raise
 
 

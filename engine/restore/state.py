@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError
@@ -19,13 +19,13 @@ from torpor.engine.tasks.attributes import Scheduling
 def create_descriptors(work: Work, root: Living) -> None:
     """All of them by the root; meanwhile helpers have the numbers of tasks that are not there."""
     place, scratch = root.syscall_address, root.arena.scratch
-    helpers = {
-        pid: spawn.fork(root.pid, place, scratch, pid, spawn.HELPER_FLAGS, work.choose)
-        for pid in sorted(work.plan.context.helpers)
-    }
-    root.arena.run(root.pid, work.plan.create, root.image.subject, helpers)
-    for helper in helpers.values():
-        spawn.end_helper(root, helper)
+    helpers: dict[int, int] = {}
+    with ExitStack() as ending:
+        for pid in sorted(work.plan.context.helpers):
+            helper = spawn.fork(root.pid, place, scratch, pid, spawn.HELPER_FLAGS, work.choose)
+            ending.enter_context(spawn.passing(root, helper))
+            helpers[pid] = helper
+        root.arena.run(root.pid, work.plan.create, root.image.subject, helpers)
 
 
 def place_descriptors(work: Work) -> None:

@@ -9,7 +9,7 @@ every operation fail, the usual run a sample.
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import pytest
@@ -28,6 +28,8 @@ NO_CALL = 0xFFFF
 SAMPLE, SEED = 12, 5
 HAS_ANOTHER_WAY = ("shared anonymous memory",)
 """Subjects of operations that are tried, and done otherwise when they fail."""
+BIRTHS = ("tasks_tree orphans", "tasks_tree two_reapers", "tasks_tree zombie_leader")
+OF_BIRTHS = ("setsid", "prctl", "setpgid", "pidfd_open")
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -38,12 +40,14 @@ class Fault:
     at: int = -1
     seen: int = 0
     op: Op | None = None
+    calls: list[str] = field(default_factory=list)
 
     def encode(self, real, program, base, earlier=()):
         encoded = real(program, base, earlier)
         if base == 0:  # asked for its size only
             return encoded
         first, self.seen = self.seen, self.seen + len(program.ops)
+        self.calls += [op.call for op in program.ops]
         if not first <= self.at < self.seen:
             return encoded
         self.op = program.ops[self.at - first]
@@ -77,6 +81,21 @@ def kill(live):
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_each_operation_fails_once(tmp_path, failing, name):
+    each_fails(tmp_path, failing, name, lambda calls: chosen(len(calls), name))
+
+
+@pytest.mark.parametrize("name", BIRTHS)
+def test_nothing_lives_on_of_births_that_fail(tmp_path, failing, name):
+    """Ghosts of ended session leaders, and those who let others adopt, end with the restore."""
+    each_fails(
+        tmp_path,
+        failing,
+        name,
+        lambda calls: [at for at, call in enumerate(calls) if call in OF_BIRTHS],
+    )
+
+
+def each_fails(tmp_path, failing, name, choose):
     live = begin(tmp_path, BY_NAME[name])
     try:
         images = live.dump(words=BY_NAME[name].options)
@@ -84,7 +103,7 @@ def test_each_operation_fails_once(tmp_path, failing, name):
         counter = failing(-1)
         restored(images)
         kill(live)
-        for at in chosen(counter.seen, name):
+        for at in choose(counter.calls):
             one_fails(live, images, failing(at), before)
         failing(-1)
         live.restore()
