@@ -8,10 +8,9 @@ file 530 to 750.
 
 from array import array
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from torpor.engine import native
+from torpor.engine.closing import Closing
 from torpor.engine.kernel.room import memory_room
 
 ROUND = 2 << 20
@@ -33,7 +32,7 @@ class Slice:
         return self.buffer.extent(self.start + start, size_bytes)
 
 
-class Capture:
+class Capture(Closing):
     """Buffers of one dump. A context manager: freed at its end."""
 
     def __init__(self) -> None:
@@ -74,14 +73,3 @@ class Capture:
         for buffer in self._buffers:
             buffer.close()
         self._buffers.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

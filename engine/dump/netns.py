@@ -7,10 +7,9 @@ namespace is needed.
 """
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from torpor.engine import native
+from torpor.engine.closing import Closing
 from torpor.engine.dump.capture import Captured
 from torpor.engine.kernel.remote import AddressSpace, Remote
 
@@ -18,7 +17,7 @@ SOCKET = (16, 3 | 0o2000000)
 """AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC"""
 
 
-class NetnsSockets:
+class NetnsSockets(Closing):
     """Makes sockets for the kinds that ask (`FdView.netlink`); the callers close them."""
 
     def __init__(self, alive: Sequence[Captured]) -> None:
@@ -39,13 +38,6 @@ class NetnsSockets:
                 os.close(pidfd)
                 remote.call("close", fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Make no more: the tasks run."""
         self._by_pid.clear()

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from google.protobuf.message import Message
 
 from torpor.engine import native
+from torpor.engine.closing import Closing
 from torpor.engine.errors import BadImage, Bug
 from torpor.engine.images import manifest, stale
 from torpor.engine.images.failures import translated
@@ -47,7 +47,7 @@ class Verify(Enum):
     NOTHING = "nothing"
 
 
-class ImageDirectory:
+class ImageDirectory(Closing):
     """An opened image directory. Use it in a `with` statement."""
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -135,17 +135,6 @@ class ImageDirectory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _entries(self, name: str, kind: Kind, payloads: bool) -> Iterator[Entry]:
         with os.fdopen(self.open_file(name), "rb") as stream:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from torpor.engine.closing import Closing
 from torpor.engine.errors import BadImage, Error
 from torpor.engine.images import pages, rounds
 from torpor.engine.images.directory import ImageDirectory, Verify
@@ -56,7 +57,7 @@ class Stored:
         )
 
 
-class Chain:
+class Chain(Closing):
     """A directory and those that its link leads to, youngest first. Use it in `with`."""
 
     def __init__(
@@ -139,12 +140,6 @@ class Chain:
             images.close()
         self.files.clear()
         self._own.clear()
-
-    def __enter__(self) -> "Chain":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _resolve(self, name: str, level: int) -> list[Stored]:
         images = self.levels[level]

@@ -14,11 +14,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from stat import S_ISSOCK
-from types import TracebackType
-from typing import Self
 
 from torpor.engine import native
 from torpor.engine.asking import Questions, option
+from torpor.engine.closing import Closing
 from torpor.engine.errors import Error
 from torpor.engine.kernel import repair
 from torpor.engine.kernel.abi import SO, SOL_SOCKET
@@ -98,7 +97,7 @@ class MappedFd(LiveFd):
         return self._mapped
 
 
-class Views:
+class Views(Closing):
     """The descriptors of several tasks. A context manager: all copies are closed at its end."""
 
     def __init__(
@@ -195,17 +194,6 @@ class Views:
             mapped.close()
         for task in self.tasks.values():
             task.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_views(

@@ -35,7 +35,6 @@ PTRACE_SINGLESTEP is not used: it outlives the tracer and kills the task by SIGT
 """
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from torpor.engine import native
@@ -119,12 +118,7 @@ class Remote:
             native.set_sigmask(self.tid, ALL_SIGNALS)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._abandoned:
             return
         try:

@@ -7,7 +7,6 @@ Memory comes last and is needed last: when all else is there, the restore goes o
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Self
 
 from torpor.engine.options import ProgressFn
@@ -38,12 +37,7 @@ class Fetching:
         self._work = self.deadline.begin("fetching", lambda: self._fetch(cancel), cancel)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._work.call_off(_LEAVE_S)
 
     def early(self) -> Manifest:

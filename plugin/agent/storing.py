@@ -8,7 +8,6 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from torpor.engine.options import Progress, ProgressFn
@@ -42,12 +41,7 @@ class Storing:
         self._upload = self.deadline.run("opening the store", self._open, self._cancel)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
             self._cancel.set()
         self._cleanup.close()

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from torpor.engine import native
+from torpor.engine.closing import Closing
 from torpor.engine.dump.ways import scan
 from torpor.engine.memory.areas import Area
 from torpor.engine.options import MemoryWay, Round
@@ -92,7 +92,7 @@ class Segment:
         return sum(part.size_bytes + sum(part.elsewhere[1::2]) for part in self.parts)
 
 
-class Way:
+class Way(Closing):
     """A way to take memory of one tree; a context manager, its end gives back what it needs.
 
     The steps come in this order: `prepare` before the stop, `take` while the tasks stand still,
@@ -130,17 +130,6 @@ class Way:
 
     def close(self) -> None:
         """Give everything back. Never raises."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(slots=True)
