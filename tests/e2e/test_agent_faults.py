@@ -6,6 +6,7 @@ watchdog let it go. The object is taken up again, or ends in a condition that sa
 """
 
 import random
+import re
 import time
 from collections.abc import Iterator
 
@@ -34,6 +35,7 @@ LONGEST_DELAY_S = 0.7
 HEAP_MIB = 64
 CLEAR = ("Completed", "AgentRestarted")
 NODES = ("a", "b")
+POD = re.compile(r"/(?:[a-z-]*)pod([0-9a-f-]{36})")
 WORKLOADS = {"a": "busy-a", "b": "busy-b"}
 STATES = """set +e
 for task in /proc/[0-9]*; do
@@ -79,19 +81,24 @@ def runs(cluster: Cluster, node: str, container: str) -> bool:
     return not words & {"t", "T", "FROZEN", "FREEZING"}
 
 
-def agents(cluster: Cluster, node: str) -> set[str]:
-    """Pids of a node's agents."""
-    return set(cluster.on(node, f"pgrep -f '{AGENT}' || true").split())
+def pods_with_agents(cluster: Cluster, node: str) -> set[str]:
+    """UIDs of the pods in which a node runs agents."""
+    script = f"for p in $(pgrep -f '{AGENT}'); do cat /proc/$p/cgroup; done 2>/dev/null || true"
+    return set(POD.findall(cluster.on(node, script).replace("_", "-")))
 
 
 def new_agents(cluster: Cluster) -> None:
-    """Agents again, without the wait that kubelet puts before the restart of a container."""
-    old = {node: agents(cluster, node) for node in NODES}
+    """Agents again, without the wait that kubelet puts before the restart of a container.
+
+    The container of the old pod may be started once more before kubelet hears that its pod is
+    gone; and the old agent ends in its own time, and only then does the new one work.
+    """
     selector = ("-l", "app.kubernetes.io/component=agent")
+    uids = ("-o", "jsonpath={.items[*].metadata.uid}")
+    old = set(cluster.kubectl("get", "pod", "-n", kube.NAMESPACE, *selector, *uids).split())
     cluster.kubectl("delete", "pod", "-n", kube.NAMESPACE, *selector, "--force", "--grace-period=0")
     for node in NODES:
-        # the old one ends in its own time, and only then does the new one work
-        until(lambda node=node: len(now := agents(cluster, node)) == 1 and not now & old[node])
+        until(lambda node=node: (now := pods_with_agents(cluster, node)) and not now & old)
 
 
 def test_agents_killed_at_random_instants(cluster: Cluster, busy: dict[str, Workload]) -> None:
