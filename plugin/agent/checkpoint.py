@@ -111,7 +111,7 @@ class CheckpointJob:
             progress=self.report.note,
         ) as self._storing:
             pod, containers, reports = self._dump()
-            self.context.metrics.freeze.observe(max(each.frozen_s for each in reports))
+            self.context.metrics.dumped(reports)
             if not self._is_stop:
                 self._store(pod, containers, reports)
 
@@ -248,8 +248,6 @@ class CheckpointJob:
         metrics.transferred.labels("to-store").inc(stored.size_bytes)
         metrics.ahead.inc(self._ahead_bytes)
         metrics.stored(stored)
-        for name, took_s in self._storing.seconds.items():
-            metrics.stage.labels("Checkpoint", name).observe(took_s)
 
     def _steps(self, reports: tuple[DumpReport, ...]) -> dict[str, float]:
         """The long ones, in their order; containers are taken together."""
@@ -258,9 +256,8 @@ class CheckpointJob:
         found |= self._storing.seconds
         if self._is_stop:
             found["stopped until stored"] = time.monotonic() - began_s
-            self.context.metrics.stage.labels("Checkpoint", "stopped").observe(
-                found["stopped until stored"]
-            )
+        for name, took_s in found.items():
+            self.context.metrics.stage.labels("Checkpoint", name).observe(took_s)
         return found
 
     def _head(

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent measures. No pod names in labels: they would never end."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from torpor.engine.options import DumpReport, MemoryWay
 from torpor.plugin.store.base import StoredManifest
 
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -29,10 +32,14 @@ class Metrics:
         )
         self.freeze = Histogram(
             "torpor_agent_freeze_seconds",
-            "How long the tasks of a pod stood still for a checkpoint.",
+            "How long the tasks of a pod stood still for a checkpoint, by the way of its memory.",
+            ["way"],
             buckets=_PAUSES_S,
             registry=self.registry,
         )
+        for way in MemoryWay:  # a rate needs a series that was there before the first pause
+            if way is not MemoryWay.AUTO:
+                self.freeze.labels(way.value)
         self.stage = Histogram(
             "torpor_agent_stage_seconds",
             "How long a part of a job took.",
@@ -68,6 +75,11 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+
+    def dumped(self, reports: Sequence[DumpReport]) -> None:
+        """Count a pod that was captured; of its containers, the one that stood still longest."""
+        longest = max(reports, key=lambda each: each.frozen_s)
+        self.freeze.labels(longest.memory_way.value).observe(longest.frozen_s)
 
     def stored(self, stored: StoredManifest) -> None:
         """Count a state that is in its store."""

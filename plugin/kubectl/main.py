@@ -97,7 +97,11 @@ def _complete(kind: Kind) -> Callable[..., list[str]]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="torpor", prog_name="kubectl-torpor")
 def cli() -> None:
-    """Checkpoint running pods, and restore them on any node."""
+    """Checkpoint running pods, and restore them on any node.
+
+    Exit codes: 0 done, 2 the operation failed, 9 not done in time, 64 wrong usage. An interrupted
+    command leaves its object: the work goes on, `inspect` shows it.
+    """
 
 
 @cli.command()
@@ -105,13 +109,23 @@ def cli() -> None:
 @click.option("--stop", is_flag=True, help="Delete the pod when its state is stored.")
 @click.option("--container", "-c", "containers", multiple=True, help="Only these containers.")
 @click.option("--store", default="", help="CheckpointStore; else the default one.")
-@click.option("--name", default="", help="Name of the Checkpoint.")
-@click.option("--memory", type=click.Choice([*MemoryWay]), help="How memory is taken.")
+@click.option("--name", default="", help="Name of the Checkpoint; else the pod's with an end.")
+@click.option(
+    "--memory",
+    type=click.Choice([way.value for way in MemoryWay], case_sensitive=False),
+    help="How memory is taken; Auto chooses what lets the pod stand still for the least.",
+)
+@click.option("--max-rounds", type=int, help="Rounds of --memory PreCopy at most.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is Ready.")
 @click.option("--timeout", default="5m", show_default=True, help="How long it may take.")
 @common
 def checkpoint(pod: str, *, wait: bool, **options: Any) -> None:  # noqa: ANN401 (click)
-    """Checkpoint the running POD."""
+    """Checkpoint the running POD.
+
+    It runs on afterwards, or is deleted with --stop, once its state is safe in the store; when
+    anything fails it runs on. With --stop, --memory PreCopy copies memory in rounds before the pod
+    stands still.
+    """
     target = _target(options)
     client = target.client()
     spec: JsonObject = {"podRef": {"name": pod}, "timeout": options["timeout"]}
@@ -122,8 +136,8 @@ def checkpoint(pod: str, *, wait: bool, **options: Any) -> None:  # noqa: ANN401
         spec["containers"] = list(options["containers"])
     if options["store"]:
         spec["storeRef"] = {"name": options["store"]}
-    if options["memory"]:
-        spec["memory"] = {"way": options["memory"]}
+    memory = {"way": options["memory"], "maxRounds": options["max_rounds"]}
+    spec["memory"] = {name: value for name, value in memory.items() if value is not None}
     found = client.get(PODS, target.namespace, pod)
     spec["podRef"]["uid"] = found["metadata"]["uid"]
     name = options["name"] or f"{pod[:50]}-{secrets.token_hex(3)}"
@@ -135,14 +149,18 @@ def checkpoint(pod: str, *, wait: bool, **options: Any) -> None:  # noqa: ANN401
 
 @cli.command()
 @click.argument("checkpoint_name", metavar="CHECKPOINT", shell_complete=_complete(CHECKPOINTS))
-@click.option("--node", default="", help="Node to restore on.")
-@click.option("--pod-name", default="", help="Name of the new pod.")
-@click.option("--name", default="", help="Name of the Restore.")
+@click.option("--node", default="", help="Node to restore on; else the scheduler chooses.")
+@click.option("--pod-name", default="", help="Name of the new pod; else the old one's with an end.")
+@click.option("--name", default="", help="Name of the Restore; else the Checkpoint's with an end.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is Ready.")
 @click.option("--timeout", default="10m", show_default=True, help="How long it may take.")
 @common
 def restore(checkpoint_name: str, *, wait: bool, **options: Any) -> None:  # noqa: ANN401 (click)
-    """Bring the pod of CHECKPOINT back."""
+    """Bring the pod of CHECKPOINT back, on the same node or another.
+
+    A new pod is made of what the old one was, and its processes go on where they were. It never
+    becomes a fresh start: when the restore fails the pod ends with code 124, and says why.
+    """
     target = _target(options)
     client = target.client()
     parse_duration_s(options["timeout"])
@@ -304,7 +322,9 @@ def _summary(item: Checkpoint | Restore) -> str:
         return (
             f"checkpoint {item.metadata.name} is Ready: pod {item.spec.pod_ref.name}, "
             f"{show.format_size(item.status.size_bytes)}, pause {item.status.pause or '-'}, "
-            f"store {item.status.store_name}"
+            f"store {item.status.store_name}\n"
+            f"bring it back: kubectl torpor restore {item.metadata.name} "
+            f"-n {item.metadata.namespace}"
         )
     return (
         f"restore {item.metadata.name} is Ready: pod {item.status.pod_name} "

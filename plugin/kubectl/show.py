@@ -123,11 +123,13 @@ def print_checkpoint(console: Console, item: Checkpoint) -> None:
         tree.add(f"manifest {status.manifest_digest}")
     branch = tree.add("containers")
     for container in status.containers:
-        branch.add(
+        leaf = branch.add(
             f"{container.name}: {container.tasks or '?'} tasks, "
             f"{format_size(container.memory_bytes)} memory, pause {container.pause or '-'}, "
             f"image {container.image or '?'}"
         )
+        if container.memory_way:
+            leaf.add(f"memory by {escape(container.memory_way)}")
     _add_timeline(tree, item)
     console.print(tree)
 

@@ -67,6 +67,7 @@ def test_checkpoint_waits_and_sums_up(
     assert run("checkpoint", "p", "--stop", "-c", "web", "--store", "s", "--name", "ck") == 0
     printed = capsys.readouterr()
     assert "checkpoint ck is Ready: pod p, 3 MiB, pause 12ms, store default" in printed.out
+    assert "kubectl torpor restore ck -n shop" in printed.out
     item = api.take(CHECKPOINTS, "shop", "ck")
     assert item is not None
     spec = item["spec"]
@@ -96,6 +97,13 @@ def test_absent_pod_is_told_before_anything_is_made(
     assert api.kinds(CHECKPOINTS) == []
 
 
+@pytest.mark.parametrize("asked", ["PreCopy", "precopy"])
+def test_ways_of_memory_are_called_as_in_the_api(run: Run, api: FakeApi, asked: str) -> None:
+    assert run("checkpoint", "p", "--no-wait", "--memory", asked, "--max-rounds", "3") == 0
+    (item,) = api.kinds(CHECKPOINTS)
+    assert item["spec"]["memory"] == {"way": "PreCopy", "maxRounds": 3}
+
+
 def test_no_wait_returns_at_once(run: Run, api: FakeApi) -> None:
     assert run("checkpoint", "p", "--no-wait") == 0
     assert len(api.kinds(CHECKPOINTS)) == 1
@@ -117,7 +125,9 @@ def test_ls_and_inspect(api: FakeApi, run: Run, capsys: pytest.CaptureFixture[st
     assert "no Checkpoints or Restores in namespace shop" in capsys.readouterr().err
     item = api.put(CHECKPOINTS, {"metadata": {"name": "ck", "namespace": "shop"},
                                  "spec": {"podRef": {"name": "p"}}})  # fmt: skip
-    containers = [{"name": "web", "tasks": 4, "memoryBytes": 2048}]
+    containers = [
+        {"name": "web", "tasks": 4, "memoryBytes": 2048, "memoryWay": "frozen: asked for"}
+    ]
     writer = StatusWriter(api.client(), CHECKPOINTS, "test")
     writer.write(item, STATUS | {"containers": containers}, [DONE])
     assert run("ls") == 0
@@ -128,6 +138,7 @@ def test_ls_and_inspect(api: FakeApi, run: Run, capsys: pytest.CaptureFixture[st
     assert run("inspect", "checkpoint/ck") == 0
     printed = capsys.readouterr().out
     assert "web: 4 tasks, 2 KiB memory" in printed
+    assert "memory by frozen: asked for" in printed
     assert "Ready=True" in printed
     assert "every word [of it] to the end" in printed, "a pipe gets whole lines"
     assert run("inspect", "ck", "-o", "name") == 0

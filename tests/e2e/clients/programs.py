@@ -8,6 +8,8 @@ from tests.e2e.clients.pods import Object, command_probe, container, mounts, pod
 SLEEP = ["sleep", "infinity"]
 TURNS = Path(__file__).with_name("turns.py")
 TURNS_QUERY = ("/usr/bin/python3", "-c", TURNS.read_text(), "show")
+LEDGER = ("/usr/bin/python3", "-c", Path(__file__).with_name("ledger.py").read_text())
+LEDGER_QUERY = (*LEDGER, "show")
 SERVICE_QUERY = ("/usr/bin/python3", "/srv/service.py", "--query")
 DEAD, UNREADY = "/data/dead", "/data/unready"
 _SESSION = """
@@ -92,6 +94,12 @@ def turns(name: str, node: str) -> Object:
         for role in ("ping", "pong")
     ]
     return pod(name, node, *roles, volumes=["v"])
+
+
+def ledger(name: str, node: str, *, mib: int, pages_s: int) -> Object:
+    """So much memory, of which so many pages a second are written."""
+    command = [*LEDGER, "serve", str(mib), str(pages_s)]
+    return pod(name, node, container("python", command=command, readinessProbe=port_probe(8080)))
 
 
 def clients(name: str, node: str) -> Object:
