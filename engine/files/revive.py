@@ -8,6 +8,7 @@ are arguments of F_DUPFD, which gives a descriptor of the directory only for 0: 
 that descriptor happens only in that case. The name that the kernel tells of the file afterwards
 (`/dir/name (deleted)`) is the one that it had when it was removed. A description keeps the name
 that it was opened by, so one with another name is opened by that, while the file has both.
+In the end it must have as many names as before (`_check_unnamed`).
 
 Facts (probed on v6.18): F_DUPFD with a negative number gives EINVAL, with an O_PATH descriptor it
 works. A file is opened again by /proc/self/fd/N whatever its name is, but not with O_NOFOLLOW.
@@ -24,7 +25,8 @@ from torpor.engine.files.ghost import DELETED, SECOND_NS, Ghost
 from torpor.engine.program.ops import Data, Expect, Op, Slot
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x200, 0x400, 0x1000
+AT_SYMLINK_NOFOLLOW, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x100, 0x200, 0x400, 0x1000
+FUTEX_CMP_REQUEUE = 4
 OWN_FD = "/proc/self/fd/"
 NEEDS_PATH_ONLY = (FileType.LINK, FileType.SOCKET, FileType.CHARACTER, FileType.BLOCK)
 REMAP_PREFIX = "link_remap."
@@ -160,6 +162,8 @@ class _Builder:
         flags = int(O.RDWR | O.CREAT | O.EXCL | O.NOFOLLOW)
         if self.ghost.link is not None:
             follow = AT_SYMLINK_FOLLOW if self.ghost.link.startswith(OWN_FD) else 0
+            self._count_names(AT_FDCWD, Data.path(self.ghost.link),
+                              0 if follow else AT_SYMLINK_NOFOLLOW, "before")  # fmt: skip
             self.add("linkat", AT_FDCWD, Data.path(self.ghost.link), folder, self.side, follow,
                      undo=undo,
                      remedy=f"{self.ghost.link} must be there as at the checkpoint")  # fmt: skip
@@ -237,20 +241,32 @@ class _Builder:
         self.attempt("unlinkat", ours, self.base, removal)
         self.attempt("unlinkat", theirs, self.base, removal)
         self.attempt("renameat2", theirs, self.side, theirs, self.base, RENAME_NOREPLACE)
-        has_others = self.ghost.link is not None
-        self.attempt("unlinkat", rest, self.side, removal, settles=has_others)
-        if not has_others:
-            self._check_unnamed(made)
+        self.attempt("unlinkat", rest, self.side, removal)
+        self._check_unnamed(made)
         for made_here in ("ours", "theirs", "rest", "blind"):
             self.attempt("close", self.slot(made_here))
 
     def _check_unnamed(self, made: Slot) -> None:
-        """That no name of it is left: what removes them may fail, for nobody knows which is."""
+        """That no name we gave it is left: what removes them may fail, nobody knows which is.
+
+        Two numbers are compared by futex(2), which gives EAGAIN where they differ.
+        """
+        remedy = "let nobody else rename in that directory during the restore"
+        if self.ghost.link is None:
+            self._count_names(made, Data.path(""), AT_EMPTY_PATH, "links", expect=Expect.EQUAL,
+                              note="names that are left", settles=True, remedy=remedy)  # fmt: skip
+            return
+        word = Data.room(8)
+        self._count_names(made, Data.path(""), AT_EMPTY_PATH, "links", note="names that are left")
+        self.add("@store64", word, self.slot("links"))
+        self.add("futex", word, FUTEX_CMP_REQUEUE, 0, 0, word, self.slot("before"),
+                 note="as many as before", settles=True, remedy=remedy)  # fmt: skip
+
+    def _count_names(self, at: int | Slot, name: Data, flags: int, into: str,
+                     expect: Expect = Expect.OK, **more: Unpack[_More]) -> None:  # fmt: skip
         told = Data.room(STATX_BYTES)
-        self.add("statx", made, Data.path(""), AT_EMPTY_PATH, STATX_NLINK, told)
-        self.add("@load32", told, STATX_NLINK_AT, expect=Expect.EQUAL, want=0, into="links",
-                 note="names that are left", settles=True,
-                 remedy="let nobody else rename in that directory during the restore")  # fmt: skip
+        self.add("statx", at, name, flags, STATX_NLINK, told)
+        self.add("@load32", told, STATX_NLINK_AT, into=into, expect=expect, **more)
 
     def _reopen(self, opening: Opening, source: int) -> None:
         self.add("openat", AT_FDCWD, Data.path(f"/proc/self/fd/{source}"),

@@ -206,7 +206,8 @@ def test_another_name_is_found_or_made():
     back, images = through_images({FileId(1): state})
     assert [remap.remap_type for remap, _ in images.entries("remap-fpath")] == [pb.LINKED]
     plan = describe(back, plan_context(1))
-    assert "linkat(-100, '/tmp/work/link_remap.1', $ghost1.folder" in plan[1]
+    assert "linkat(-100, '/tmp/work/link_remap.1', $ghost1.folder" in plan[3]
+    assert any("futex(buffer[8], 4, 0, 0, buffer[8], $ghost1.before)" in line for line in plan)
     assert any("unlinkat(-100, '/tmp/work/link_remap.1', 0)" in text for text in plan)
 
 

@@ -60,7 +60,7 @@ def doom(work: Work, root: Living) -> None:
     """Mark those for destruction that were, once everybody has them attached."""
     for segment in work.snapshot.segments:
         if segment.mode & SHM_DEST:
-            root.arena.call(root.pid, "shmctl", segment.shm_id, IPC_RMID, 0)
+            _remove(root, segment.shm_id)
 
 
 def _fill(work: Work, root: Living, segment: Segment) -> None:
@@ -95,10 +95,20 @@ def _create_one(root: Living, segment: Segment, pages: int) -> None:
         if got == segment.shm_id:
             _set_owner(root, segment, room)
             return
-        arena.call(root.pid, "shmctl", got, IPC_RMID, 0)
+        _remove(root, got)
         if got > segment.shm_id:
             break
     raise Refused(f"the segment got id {got}", subject=subject, remedy=REMEDY)
+
+
+def _remove(root: Living, shm_id: int) -> None:
+    """Raises KernelError: one that stays would be nobody's."""
+    result = root.arena.call(root.pid, "shmctl", shm_id, IPC_RMID, 0)
+    if result < 0:
+        raise KernelError(
+            "shmctl(IPC_RMID) failed", errno=-result, subject=f"System V segment {shm_id}",
+            remedy=REMEDY,
+        )  # fmt: skip
 
 
 def _ask_for(root: Living, shm_id: int) -> None:
