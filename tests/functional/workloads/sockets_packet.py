@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packet sockets on the loopback device, of every type, with rings and memberships."""
+"""Packet sockets on the loopback device, of every type, with rings and memberships.
+
+They see a protocol of their own, for others use the loopback device as well.
+"""
 
 import mmap
 import os
@@ -12,11 +15,17 @@ from pathlib import Path
 from files_base import workload
 
 AF_PACKET = 17
-SOL_PACKET, ALL, IP = 263, 0x0003, 0x0800
+SOL_PACKET = 263
+OWN = 0xA000 | os.getpid() & 0xFFF
 
 
 def option(one, number, value):
     one.setsockopt(SOL_PACKET, number, value)
+
+
+def send(data):
+    with socket.socket(AF_PACKET, socket.SOCK_DGRAM, 0) as one:
+        one.sendto(data, ("lo", OWN, 0, 0, bytes(6)))
 
 
 def plain(_):
@@ -31,16 +40,15 @@ def plain(_):
     option(raw, 23, 1)
     option(raw, 1, struct.pack("iHH8s", index, 0, 6, bytes([1, 0, 94, 0, 0, 9])))
     option(raw, 1, struct.pack("iHH8s", index, 1, 0, b""))
-    raw.bind(("lo", IP))
-    cooked = socket.socket(AF_PACKET, socket.SOCK_DGRAM, socket.htons(IP))
+    raw.bind(("lo", OWN))
+    cooked = socket.socket(AF_PACKET, socket.SOCK_DGRAM, socket.htons(OWN))
     names = raw.getsockname(), cooked.getsockname()
     idle = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
     yield
     assert (raw.getsockname(), cooked.getsockname()) == names
     assert idle.getsockname()[1] == 0
     cooked.settimeout(10)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.sendto(b"to be seen", ("127.0.0.1", 9))
+    send(b"to be seen")
     while not cooked.recv(2000).endswith(b"to be seen"):
         pass
 
@@ -58,9 +66,9 @@ def rings(_):
     third = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
     option(third, 10, 2)
     option(third, 5, struct.pack("7I", 8192, 2, 2048, 8, 60, 0, 0))
-    group = [socket.socket(AF_PACKET, socket.SOCK_RAW, socket.htons(IP)) for _ in range(2)]
+    group = [socket.socket(AF_PACKET, socket.SOCK_RAW, socket.htons(OWN)) for _ in range(2)]
     for one in group:
-        one.bind(("lo", IP))
+        one.bind(("lo", OWN))
         option(one, 18, 4711)
     yield
     for one in (*made, third):  # a ring that is there cannot be made again with another version
@@ -87,10 +95,9 @@ def mapped(_):
     if not child:
         os.read(asked, 1)
         os._exit(not area[0] & 1)
-    one.bind(("lo", IP))
+    one.bind(("lo", OWN))
     yield
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.sendto(b"to be seen", ("127.0.0.1", 9))
+    send(b"to be seen")
     while not area[0] & 1:
         time.sleep(0.01)
     assert b"to be seen" in area[:2048]
