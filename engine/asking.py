@@ -73,11 +73,12 @@ class Questions:
     def __init__(self, *asked: Question) -> None:
         self.asked = asked
         self.words = array("i")
-        self.slots: dict[tuple[int, int, int], int] = {}
+        self.slots: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """Place and room of each."""
         self.size = 0
         for one in asked:
             self.words.extend((one.call, one.first, one.second, one.size))
-            self.slots[one.call, one.first, one.second] = self.size
+            self.slots[one.call, one.first, one.second] = self.size, one.size
             self.size += SLOT.size + (one.size + 7 & ~7)
 
 
@@ -94,8 +95,13 @@ class Answers:
 
     def get(self, call: Call, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:
         """(result or -errno, bytes); None when it was not asked."""
-        at = self._questions.slots.get((call, first, second))
+        at, _ = self._questions.slots.get((call, first, second), (None, 0))
         if at is None:
             return None
         result, size = SLOT.unpack_from(self._raw, at)
         return result, bytes(self._raw[at + SLOT.size : at + SLOT.size + size])
+
+    def fills(self, call: Call, first: int, second: int, size: int) -> bool:
+        """Whether an answer takes all of its room, which is less than ``size``."""
+        at, room = self._questions.slots.get((call, first, second), (None, 0))
+        return at is not None and 0 < room < size and SLOT.unpack_from(self._raw, at)[1] >= room

@@ -49,6 +49,7 @@ class IPPROTO(IntEnum):
 
     IP = 0
     ICMP = 1
+    IGMP = 2
     TCP = 6
     UDP = 17
     IPV6 = 41
@@ -107,6 +108,7 @@ class SO(IntEnum):
     SELECT_ERR_QUEUE = 45
     BUSY_POLL = 46
     MAX_PACING_RATE = 47
+    INCOMING_CPU = 49
     MEMINFO = 55
     PEERGROUPS = 59
     ZEROCOPY = 60
@@ -133,6 +135,7 @@ class IP(IntEnum):
     TTL = 2
     HDRINCL = 3
     OPTIONS = 4
+    ROUTER_ALERT = 5
     RECVOPTS = 6
     RETOPTS = 7
     PKTINFO = 8
@@ -174,6 +177,7 @@ class IPV6(IntEnum):
     MULTICAST_IF = 17
     MULTICAST_HOPS = 18
     MULTICAST_LOOP = 19
+    ROUTER_ALERT = 22
     MTU_DISCOVER = 23
     RECVERR = 25
     V6ONLY = 26
@@ -186,8 +190,12 @@ class IPV6(IntEnum):
     RECVPKTINFO = 49
     RECVHOPLIMIT = 51
     RECVHOPOPTS = 53
+    HOPOPTS = 54
+    RTHDRDSTOPTS = 55
     RECVRTHDR = 56
+    RTHDR = 57
     RECVDSTOPTS = 58
+    DSTOPTS = 59
     RECVPATHMTU = 60
     DONTFRAG = 62
     RECVTCLASS = 66
@@ -229,6 +237,7 @@ class TCP(IntEnum):
     REPAIR_WINDOW = 29
     FASTOPEN_CONNECT = 30
     ULP = 31
+    FASTOPEN_KEY = 33
     FASTOPEN_NO_COOKIE = 34
     INQ = 36
     TX_DELAY = 37

@@ -35,6 +35,11 @@ class Answered(FileFacts):
             return None
         return answers.get(call, first, second)
 
+    def _may_be_cut(self, level: int, number: int, size_bytes: int) -> bool:
+        """Whether an option was asked for with less room than now, and has filled that."""
+        answers = self._answers
+        return answers is not None and answers.fills(Call.OPTION, level, number, size_bytes)
+
     def _told_options(self, wanted: Sequence[tuple[int, int]]) -> list[int | None] | None:
         """Values of int options; None where one was not asked."""
         found: list[int | None] = []

@@ -117,7 +117,7 @@ class LiveFd(Answered):
     def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes | None:
         """None when the socket does not know the option."""
         found = self._told(Call.OPTION, level, option)
-        if found is not None:
+        if found is not None and not self._may_be_cut(level, option, size_bytes):
             return None if found[0] < 0 else found[1]
         return fdcalls.getsockopt(self.copy, level, option, size_bytes, self.subject)
 

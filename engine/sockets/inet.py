@@ -42,6 +42,7 @@ from torpor.engine.kernel.abi import (
     AF,
     IP,
     IPPROTO,
+    IPV6,
     POLLERR,
     POLLPRI,
     POLLRDHUP,
@@ -80,6 +81,7 @@ from torpor.engine.sockets.inet_state import (
     mates,
     waiting_clients,
 )
+from torpor.engine.sockets.options import SocketOptions
 
 PROTOCOLS = {
     SOCK.STREAM: (IPPROTO.TCP, IPPROTO.MPTCP),
@@ -92,6 +94,10 @@ CONTROL_BYTES = 2
 """SYN and FIN count as one byte each in tcpi_bytes_acked."""
 RAW_PEER, RAW_INODE = 2, 9
 TRAFFIC = "inet.traffic"
+ROUTES: dict[tuple[int, int], str] = {
+    (AF.INET, IPPROTO.IGMP): "ip_mr_vif",
+    (AF.INET6, IPPROTO.ICMPV6): "ip6_mr_vif",
+}
 
 OUTSIDE = Limit(
     case="tcp-outside",
@@ -152,9 +158,19 @@ ENCAPSULATION = Limit(
     what="this UDP socket takes packets for a tunnel in the kernel (UDP_ENCAP)",
     remedy="close it before the checkpoint",
 )
+ROUTER_ALERT = Limit(
+    case="ipv6-router-alert",
+    what="this raw socket is told of IPv6 packets with a router alert; of which is not readable",
+    remedy="close it before the checkpoint",
+)
+ROUTER = Limit(
+    case="multicast-router",
+    what="this socket may be the one that routes multicast in its network (MRT_INIT)",
+    remedy="stop the multicast router before the checkpoint",
+)
 LIMITS = (
-    CORKED, ENCAPSULATION, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA, UNACCEPTED, URGENT, MPTCP,
-    ULP, SIGNED,
+    CORKED, ENCAPSULATION, ROUTER_ALERT, ROUTER, OUTSIDE, NO_RIGHT, UNSENT, UNACCEPTED_DATA,
+    UNACCEPTED, URGENT, MPTCP, ULP, SIGNED,
     *sockopts.LIMITS,
 )  # fmt: skip
 
@@ -226,8 +242,12 @@ class Inet:
             common["queue"] = _datagrams(view, context, protocol)
             if sockopts.number(view, IPPROTO.UDP, UDP.CORK) and _queued_to_send(view):
                 raise refuse(CORKED, view.subject)
+            if kind == SOCK.RAW:
+                _refuse_router(view, family, protocol)
             if kind == SOCK.RAW and not peer:
                 common["peer"] = _raw_peer(view, family)
+            if common["peer"]:
+                common["options"] = _without_cpu(common["options"])
             state = TCPState.ESTABLISHED if common["peer"] else TCPState.CLOSE
             shut = _diag(view, context, family, protocol).get(view.st_ino) if peer else None
             return InetState(state=state, shutdown=shut.shutdown if shut else 0, **common)
@@ -334,7 +354,8 @@ def _collect_tcp(
         **common,
     )
     if state.connected or state.calling:
-        state = replace(state, options=sockopts.without(state.options, IPPROTO.TCP, TCP.MAXSEG))
+        options = sockopts.without(state.options, IPPROTO.TCP, TCP.MAXSEG)
+        state = replace(state, options=_without_cpu(options))
     if state.calling:
         state = replace(state, peer=_called(view, state, context))
     if state.state == TCPState.CLOSE and sockopts.number(view, IPPROTO.IP, IP.PROTOCOL) == 0:
@@ -407,6 +428,20 @@ def _raw_peer(view: FdView, family: int) -> Address | None:
             )
             return Address(family, raw, int(port, 16)) if any(raw) else None
     return None
+
+
+def _refuse_router(view: FdView, family: int, protocol: int) -> None:
+    """Which socket routes multicast is not told, only that one does."""
+    if family == AF.INET6 and sockopts.number(view, IPPROTO.IPV6, IPV6.ROUTER_ALERT):
+        raise refuse(ROUTER_ALERT, view.subject)
+    name = ROUTES.get((family, protocol))
+    if name and len(view.net_table(name).splitlines()) > 1:
+        raise refuse(ROUTER, view.subject)
+
+
+def _without_cpu(options: SocketOptions) -> SocketOptions:
+    """SO_INCOMING_CPU of a connection is where its last packet came in."""
+    return sockopts.without(options, SOL_SOCKET, SO.INCOMING_CPU)
 
 
 def _queued_to_send(view: FdView) -> bool:

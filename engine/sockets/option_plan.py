@@ -3,9 +3,9 @@
 
 import struct
 
-from torpor.engine.kernel.abi import IP, IPPROTO, SO, SOL_SOCKET
+from torpor.engine.kernel.abi import SO, SOL_SOCKET
 from torpor.engine.program.ops import Arg, Data, Expect, Op
-from torpor.engine.sockets.option_tables import ALL, Option
+from torpor.engine.sockets.option_tables import ALL, ALL_RAW, Option
 from torpor.engine.sockets.options import FRESH_MODE, RCVBUF_LOCK, SNDBUF_LOCK, SocketOptions
 
 LOCK = (SOL_SOCKET, SO.LOCK_FILTER)
@@ -59,14 +59,15 @@ def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
     late = [one for one in options.values if not ALL[one[:2]].early and one[:2] != LOCK]
     late.sort(key=lambda one: one[:2] == (SOL_SOCKET, SO.PRIORITY))  # IP_TOS sets that as well
     ops = [set_value(fd, ALL[level, n], value, subject) for level, n, value in late]
-    if options.ip_options:
-        data = Data(options.ip_options, 4, (), options.ip_options.hex())
+    for level, n, value in options.raws:
+        one, data = ALL_RAW[level, n], Data(value, 4, (), value.hex())
         ops.append(
             Op(
                 call="setsockopt",
-                args=(fd, IPPROTO.IP, IP.OPTIONS, data, len(options.ip_options)),
+                args=(fd, level, n, data, len(value)),
                 subject=subject,
-                note="IP_OPTIONS",
+                note=one.name,
+                remedy=one.remedy,
             )
         )
     if options.linger_s is not None:

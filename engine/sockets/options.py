@@ -14,7 +14,7 @@ CRIU: sk_opts_entry of each socket's message. What that cannot say is in torpor.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -23,9 +23,9 @@ from torpor.engine import asking
 from torpor.engine.asking import Question
 from torpor.engine.errors import KernelError
 from torpor.engine.images.proto import criu_pb2 as pb
-from torpor.engine.kernel.abi import AF, IP, IPPROTO, SO, SOCK, SOL_SOCKET
+from torpor.engine.kernel.abi import IPPROTO, SO, SOCK, SOL_SOCKET, TCP
 from torpor.engine.kind import FdView, FileId, ImageSink, ImageSource, Limit, refuse
-from torpor.engine.sockets.option_tables import ALL, COMMON, UNKNOWN, table
+from torpor.engine.sockets.option_tables import ALL, ALL_RAW, COMMON, UNKNOWN, Raw, raw_table, table
 
 SECTION = "sockets"
 NET_NS_ID = 2
@@ -34,7 +34,7 @@ SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
 IFNAMSIZ = 16
 KINDS = ((SOL_SOCKET, SO.DOMAIN), (SOL_SOCKET, SO.TYPE), (SOL_SOCKET, SO.PROTOCOL))
 SIZES = ((SOL_SOCKET, SO.SNDBUF), (SOL_SOCKET, SO.RCVBUF), (SOL_SOCKET, SO.BUF_LOCK))
-MOST_IP_OPTIONS = 40
+FASTOPEN, FASTOPEN_KEY = (IPPROTO.TCP, TCP.FASTOPEN), (IPPROTO.TCP, TCP.FASTOPEN_KEY)
 FRESH_MODE = 0o777
 NODE = (-1, 0)
 """In place of level and option: mode, owner and group."""
@@ -66,8 +66,8 @@ class SocketOptions:
     device: str = ""
     filter: bytes = b""
     """Instructions of a classic filter."""
-    ip_options: bytes = b""
-    """IP_OPTIONS, as the kernel has compiled them."""
+    raws: tuple[tuple[int, int, bytes], ...] = ()
+    """(level, option, bytes) of each of ALL_RAW that is not; IP_OPTIONS as the kernel has them."""
     mode: int = FRESH_MODE
     uid: int = 0
     gid: int = 0
@@ -104,8 +104,7 @@ def questions(family: int, protocol: int, kind: int = SOCK.STREAM) -> tuple[Ques
         (SOL_SOCKET, SO.SNDTIMEO, 16),
         (SOL_SOCKET, SO.RCVTIMEO, 16),
     ]
-    if family in (AF.INET, AF.INET6):
-        sized.append((IPPROTO.IP, IP.OPTIONS, MOST_IP_OPTIONS))
+    sized += [(one.level, one.number, one.room) for one in raw_table(family, protocol, kind)]
     return tuple(asking.option(*one) for one in (*plain, *sized))
 
 
@@ -129,11 +128,8 @@ def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> S
         attached = view.getsockopt(SOL_SOCKET, SO.ATTACH_FILTER, 0) or b""
     except KernelError as error:
         raise refuse(FILTER_UNREADABLE, view.subject, error.cause) from error
-    ip_options = b""
-    if family in (AF.INET, AF.INET6):
-        ip_options = view.getsockopt(IPPROTO.IP, IP.OPTIONS, MOST_IP_OPTIONS) or b""
     return SocketOptions(
-        ip_options=ip_options,
+        raws=_raws(view, raw_table(family, protocol, kind), values),
         sndbuf_bytes=sndbuf or 0,
         rcvbuf_bytes=rcvbuf or 0,
         buf_lock=lock,
@@ -147,6 +143,21 @@ def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> S
         gid=view.st_gid,
         values=tuple(values),
     )
+
+
+def _raws(
+    view: FdView, table: Sequence[Raw], values: Sequence[tuple[int, int, int]]
+) -> tuple[tuple[int, int, bytes], ...]:
+    """Those that are not a fresh socket's. Where TCP_FASTOPEN is off the key is the machine's."""
+    is_open = any(one[:2] == FASTOPEN for one in values)
+    found = []
+    for one in table:
+        if (one.level, one.number) == FASTOPEN_KEY and not is_open:
+            continue
+        value = view.getsockopt(one.level, one.number, one.most or one.room)
+        if value and value != one.default:
+            found.append((one.level, one.number, value))
+    return tuple(found)
 
 
 def without(options: SocketOptions, level: int, number: int) -> SocketOptions:
@@ -182,8 +193,7 @@ def encode(options: SocketOptions) -> Any:  # noqa: ANN401
 def keep(images: ImageSink, file_id: FileId, options: SocketOptions) -> None:
     """What `encode` could not say."""
     unsaid: list[list[Any]] = [list(v) for v in options.values if not ALL[v[0], v[1]].field]
-    if options.ip_options:
-        unsaid.append([int(IPPROTO.IP), int(IP.OPTIONS), options.ip_options.hex()])
+    unsaid += [[level, n, value.hex()] for level, n, value in options.raws]
     node = (options.mode, options.uid, options.gid)
     if node != (FRESH_MODE, 0, 0):
         unsaid.append([*NODE, list(node)])
@@ -202,10 +212,11 @@ def decode(
     for option in COMMON:
         if option.field and message.HasField(option.field):
             found[option.level, option.number] = int(getattr(message, option.field))
-    ip_options, node = b"", (FRESH_MODE, 0, 0)
+    raws: list[tuple[int, int, bytes]] = []
+    node = FRESH_MODE, 0, 0
     for level, n, value in images.extra(SECTION, str(file_id)) or ():
-        if (level, n) == (IPPROTO.IP, IP.OPTIONS):
-            ip_options = bytes.fromhex(value)
+        if (level, n) in ALL_RAW:
+            raws.append((level, n, bytes.fromhex(value)))
         elif (level, n) == NODE:
             node = (int(value[0]), int(value[1]), int(value[2]))
         elif (level, n) in ALL:
@@ -216,7 +227,7 @@ def decode(
         if found.get((option.level, option.number), option.default) != option.default
     )
     return SocketOptions(
-        ip_options=ip_options,
+        raws=tuple(raws),
         sndbuf_bytes=message.so_sndbuf,
         rcvbuf_bytes=message.so_rcvbuf,
         buf_lock=message.so_buf_lock if message.HasField("so_buf_lock") else None,

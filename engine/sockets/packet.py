@@ -53,13 +53,17 @@ from torpor.engine.sockets.options import SocketOptions
 SOL_PACKET = 263
 ADD_MEMBERSHIP, RX_RING, COPY_THRESH, AUXDATA, ORIGDEV, VERSION = 1, 5, 7, 8, 9, 10
 RESERVE, TX_RING, LOSS, VNET_HDR, TIMESTAMP, FANOUT = 12, 13, 14, 15, 17, 18
-QDISC_BYPASS, IGNORE_OUTGOING = 20, 23
-MORE = {QDISC_BYPASS: "PACKET_QDISC_BYPASS", IGNORE_OUTGOING: "PACKET_IGNORE_OUTGOING"}
+MORE = {
+    19: "PACKET_TX_HAS_OFF", 20: "PACKET_QDISC_BYPASS", 23: "PACKET_IGNORE_OUTGOING",
+    24: "PACKET_VNET_HDR_SZ",
+}  # fmt: skip
 FLAGS = {
     "aux_data": (2, AUXDATA), "orig_dev": (4, ORIGDEV), "vnet_hdr": (8, VNET_HDR),
     "loss": (16, LOSS),
 }  # fmt: skip
 NO_FANOUT = 0xFFFFFFFF
+FANOUT_PROGRAMS = (6, 7)
+"""PACKET_FANOUT_CBPF and _EBPF, in the third byte."""
 TPACKET_V3 = 2
 SECTION, DIAG = "packet", "packet_diag"
 SHOW_ALL = 0xF
@@ -74,7 +78,12 @@ UNREADABLE = Limit(
     what="a packet socket of which the kernel does not tell the state (packet_diag)",
     remedy="close it before the checkpoint, or load the module af_packet_diag",
 )
-LIMITS = (UNREADABLE, *sockopts.LIMITS)
+FANOUT_PROGRAM = Limit(
+    case="packet-fanout-program",
+    what="a packet socket whose group is shared out by a program that cannot be read back",
+    remedy="close it before the checkpoint, or share out by another rule (PACKET_FANOUT_HASH)",
+)
+LIMITS = (UNREADABLE, FANOUT_PROGRAM, *sockopts.LIMITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,9 @@ class Packet:
         memory = view.getsockopt(SOL_SOCKET, SO.MEMINFO, 36) or b""
         if int.from_bytes(memory[:4], "little"):
             context.warn(f"{view.subject}: queued packets are dropped")
+        fanout = int.from_bytes(parts[4], "little") if 4 in parts else NO_FANOUT
+        if fanout != NO_FANOUT and fanout >> 16 & 0xFF in FANOUT_PROGRAMS:
+            raise refuse(FANOUT_PROGRAM, view.subject)
         more = ((n, sockopts.number(view, SOL_PACKET, n)) for n in MORE)
         return PacketState(
             kind=kind,
@@ -161,7 +173,7 @@ class Packet:
             timestamp=timestamp,
             switches=tuple(name for name, (bit, _) in FLAGS.items() if flags & bit),
             members=_members(parts.get(1, b"")),
-            fanout=int.from_bytes(parts[4], "little") if 4 in parts else NO_FANOUT,
+            fanout=fanout,
             receive_ring=RING.unpack(parts[2][: RING.size]) if 2 in parts else (),
             send_ring=RING.unpack(parts[3][: RING.size]) if 3 in parts else (),
             more=tuple((n, value) for n, value in more if value),

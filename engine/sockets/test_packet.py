@@ -25,11 +25,11 @@ def attribute(kind, raw):
     return struct.pack("=HH", 4 + len(raw), kind) + raw + bytes(-len(raw) % 4)
 
 
-def answer(inode, kind=3, protocol=0x0800, version=2):
+def answer(inode, kind=3, protocol=0x0800, version=2, fanout=4711):
     body = packet.HEAD.pack(17, kind, protocol, inode, 0, 0)
     body += attribute(0, packet.INFO.pack(1, version, 64, 0, 16, 1 | 2 | 16))
     body += attribute(1, packet.MEMBER.pack(1, 1, 0, 6, bytes([1, 0, 94, 0, 0, 9])))
-    body += attribute(2, packet.RING.pack(*RING)) + attribute(4, struct.pack("=I", 4711))
+    body += attribute(2, packet.RING.pack(*RING)) + attribute(4, struct.pack("=I", fanout))
     return struct.pack("=IHHII", 16 + len(body), 20, 2, 1, 0) + body + DONE
 
 
@@ -90,3 +90,8 @@ def test_the_old_type_is_bound_by_name():
 def test_what_the_kernel_does_not_tell_is_refused():
     with pytest.raises(Refused, match="packet_diag"):
         KIND.collect(view(DONE), dump_context())
+
+
+def test_a_group_that_a_program_shares_out_is_refused():
+    with pytest.raises(Refused, match="shared out by a program"):
+        KIND.collect(view(answer(7, fanout=6 << 16 | 9)), dump_context())

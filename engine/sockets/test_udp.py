@@ -3,7 +3,10 @@
 
 import struct
 
-from torpor.engine.kernel.abi import TCPState
+import pytest
+
+from torpor.engine.errors import Refused
+from torpor.engine.kernel.abi import AF, TCPState
 from torpor.engine.kernel.recorded import described, plan_context, through_images
 from torpor.engine.kind import End, FileId, Message, TcpRepair
 from torpor.engine.options import TcpPolicy
@@ -125,3 +128,30 @@ def test_a_client_that_waits_does_not_go_on_by_itself():
         text = plan(states)
         assert "TCP_REPAIR" not in text
         assert "waits to be accepted by" in text
+
+
+def test_options_whose_values_are_bytes():
+    header = bytes([0, 0, 1, 4, 0, 0, 0, 0])
+    options = {(1, 61): struct.pack("<iI", 11, 1), (41, 54): header, (41, 57): b""}
+    options |= {(1, 39): word(AF.INET6)}
+    name = struct.pack("<HxxI16sI", AF.INET6, 0, bytes(15) + b"\1", 0)
+    states, refused = collect([view(7, name, kind=DGRAM, options=options)])
+    assert not refused
+    back, _ = through_images(KIND, states)
+    assert back == states
+    text = plan(back)
+    assert "setsockopt(513, 1, 61, 0b00000001000000, 8)  # fd 3 -> udp [::1]:0: SO_TXTIME" in text
+    assert (
+        "setsockopt(513, 41, 54, 0000010400000000, 8)  # fd 3 -> udp [::1]:0: IPV6_HOPOPTS" in text
+    )
+
+
+def test_who_may_route_multicast_is_refused():
+    igmp = {"raw": "", "ip_mr_vif": "Interface BytesIn\n 0 eth0 0 0 0 0 00000\n"}
+    one = view(7, at("0.0.0.0", 2), kind=3, options={(1, 38): word(2)}, net_tables=igmp)
+    with pytest.raises(Refused, match="MRT_INIT"):
+        collect([one])
+    alert = {(1, 39): word(AF.INET6), (1, 38): word(255), (41, 22): word(1)}
+    alert = view(7, at("0.0.0.0", 255), kind=3, options=alert)
+    with pytest.raises(Refused, match="router alert"):
+        collect([alert])

@@ -33,7 +33,7 @@ IN_FLIGHT = {
 }
 OPTIONS = (
     "tcp4", "tcp6", "udp4", "udp6", "udplite4", "udplite6", "raw4", "raw6", "rawip4", "ping4",
-    "ping6", "unix", "unixgram", "netlink",
+    "ping6", "unix", "unixgram", "netlink", "packet",
 )  # fmt: skip
 DATAGRAM = {
     "udp4": "UDP connected to each other, IPv4",
