@@ -12,7 +12,10 @@ Facts (probed on v6.18):
   it before it forks, while it has everything: so epoll is planned after all other kinds.
 - An epoll may watch another: both exist before the first watch is added.
 - EPOLL_CTL_ADD always adds EPOLLERR and EPOLLHUP, and makes what is ready ready again: an edge
-  may be told twice, and a spent EPOLLONESHOT may tell an error.
+  may be told twice.
+- EPOLLONESHOT that has fired has no events, not even those two, until EPOLL_CTL_MOD. It is made so
+  by firing it: `_spent`. What is neither readable nor writable then (an empty pipe, a listener)
+  cannot be fired, and may tell an error.
 - What cannot be set back: the order in which ready descriptions are told.
 
 Source: fs/eventpoll.c, ep_show_fdinfo, ep_insert (v6.18).
@@ -62,6 +65,10 @@ from torpor.engine.program.ops import Data, Expect, Op, Slot, place
 LINK = "anon_inode:[eventpoll]"
 EVENT = struct.Struct("<IQ")
 CTL_ADD = 1
+CTL_MOD = 3
+IN, OUT, ONESHOT = 1, 4, 1 << 30
+PRIVATE = 0xF << 28
+"""EPOLLEXCLUSIVE, EPOLLWAKEUP, EPOLLONESHOT, EPOLLET: what stays when EPOLLONESHOT has fired."""
 
 TARGET_GONE = Limit(
     case="epoll-target-gone",
@@ -83,6 +90,11 @@ class Watch:
     data: int
     file: FileId | None
     here: int
+
+    @property
+    def is_spent(self) -> bool:
+        """An EPOLLONESHOT that has fired."""
+        return bool(self.events & ONESHOT) and not self.events & ~PRIVATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +165,7 @@ class EpollKind(Base[Epoll]):
         return states
 
     def plan(self, states: Mapping[FileId, Epoll], context: PlanContext) -> Sequence[Op]:
-        """Create; add the watches that no task can add by its own numbers."""
+        """Create; add the watches that no task can add by its own numbers, and the spent ones."""
         ops: list[Op] = []
         held = created(states, context)
         for file_id, state in held.items():
@@ -162,8 +174,8 @@ class EpollKind(Base[Epoll]):
             ops += [*place(made, fd), *status_flags(fd, state.flags, 0, what)]
         tables = _Tables(context)
         for file_id, state in held.items():
-            for watch in state.watches:
-                if tables.place_for(file_id, watch) is None:
+            for watch in sorted(state.watches, key=lambda one: not one.is_spent):
+                if _is_by_root(file_id, watch, context) or not tables.place_for(file_id, watch):
                     ops += _by_root(file_id, watch, context)
         return ops
 
@@ -175,7 +187,7 @@ class EpollKind(Base[Epoll]):
         for file_id, state in held.items():
             for watch in state.watches:
                 found = tables.place_for(file_id, watch)
-                if found is None:
+                if found is None or _is_by_root(file_id, watch, context):
                     continue
                 holder, source = found
                 is_taken = watch.tfd in tables.numbers[holder.task]
@@ -245,30 +257,61 @@ def _candidates(near: Sequence[FileId], context: DumpContext) -> Iterable[FileId
             yield file_id
 
 
-def _add(epoll: int, source: int, watch: Watch, *, is_taken: bool) -> list[Op]:
+def _add(
+    epoll: int, source: int, watch: Watch, *, is_taken: bool, is_fired: bool = False
+) -> list[Op]:
     """Add a watch under ``tfd``; what is there now comes back to it."""
     what = f"fd {epoll} -> {LINK}"
     event = Data(EVENT.pack(watch.events, watch.data),
                  text=f"events {watch.events:#x} data {watch.data:#x}")  # fmt: skip
     add = Op(call="epoll_ctl", args=(epoll, CTL_ADD, watch.tfd, event), subject=what,
              note=f"watches fd {watch.tfd}")  # fmt: skip
+    adds = _spent(epoll, watch, what) if is_fired else [add]
     if source == watch.tfd:
-        return [add]
+        return adds
     tfd = watch.tfd
     lend = Op(call="dup3", args=(source, tfd, 0), subject=what, expect=Expect.EQUAL, want=tfd,
               note="for the moment")  # fmt: skip
     if not is_taken:
-        return [lend, add, Op(call="close", args=(tfd,), subject=what)]
+        return [lend, *adds, Op(call="close", args=(tfd,), subject=what)]
     saved, flags = Slot(f"saved{tfd}"), Slot(f"flags{tfd}")
     return [
         Op(call="fcntl", args=(tfd, F.DUPFD, 0), subject=what, yields=saved),
         Op(call="fcntl", args=(tfd, F.GETFD), subject=what, yields=flags),
         lend,
-        add,
+        *adds,
         Op(call="dup3", args=(saved, tfd, 0), subject=what, expect=Expect.EQUAL, want=tfd),
         Op(call="fcntl", args=(tfd, F.SETFD, flags), subject=what),
         Op(call="close", args=(saved,), subject=what),
     ]
+
+
+def _is_by_root(epoll: FileId, watch: Watch, context: PlanContext) -> bool:
+    """Whether the root can fire a spent one, while nothing else is watched that would be told."""
+    service = context.fds.get(watch.file) if watch.file is not None else None
+    return watch.is_spent and service is not None and watch.tfd != context.fd(epoll)
+
+
+def _spent(epoll: int, watch: Watch, what: str) -> list[Op]:
+    """Fire it by what it is ready for; if it is not, have it watch for nothing but errors.
+
+    A program has no conditions. So the command of the last call is the word that epoll_pwait has
+    written: EPOLL_CTL_MOD when it wrote none, and otherwise events, of which none is a command
+    that does something: EPOLLIN is EPOLL_CTL_ADD, of what is there.
+    """
+    told, command = Data(EVENT.pack(CTL_MOD, 0), text="told"), Slot(f"spent{epoll}.{watch.tfd}")
+    fresh = Data(EVENT.pack(watch.events | IN | OUT, watch.data), text="ready for anything")
+    event = Data(EVENT.pack(watch.events, watch.data),
+                 text=f"events {watch.events:#x} data {watch.data:#x}")  # fmt: skip
+    return [
+        Op(call="epoll_ctl", args=(epoll, CTL_ADD, watch.tfd, fresh), subject=what,
+           note=f"watches fd {watch.tfd}"),
+        Op(call="epoll_pwait", args=(epoll, told, 1, 0, 0, 8), subject=what, note="is spent by this",
+           expect=Expect.ANY),
+        Op(call="@load32", args=(told, 0), subject=what, yields=command),
+        Op(call="epoll_ctl", args=(epoll, command, watch.tfd, event), subject=what,
+           note="if it is not", expect=Expect.ANY),
+    ]  # fmt: skip
 
 
 def _by_root(epoll: FileId, watch: Watch, context: PlanContext) -> list[Op]:
@@ -279,12 +322,12 @@ def _by_root(epoll: FileId, watch: Watch, context: PlanContext) -> list[Op]:
     if service is None or tfd == fd:
         raise refuse(TARGET_GONE, what, f"it was added as fd {tfd}")
     if service == tfd:
-        return _add(fd, service, watch, is_taken=False)
+        return _add(fd, service, watch, is_taken=False, is_fired=watch.is_spent)
     saved, any_ = Slot(f"saved{tfd}"), Expect.ANY
     return [
         Op(call="fcntl", args=(tfd, F.DUPFD, context.spare_fd), subject=what, yields=saved,
            expect=any_),
-        *_add(fd, service, watch, is_taken=False),
+        *_add(fd, service, watch, is_taken=False, is_fired=watch.is_spent),
         Op(call="dup3", args=(saved, tfd, 0), subject=what, expect=any_),
         Op(call="close", args=(saved,), subject=what, expect=any_),
     ]  # fmt: skip

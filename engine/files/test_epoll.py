@@ -99,6 +99,21 @@ def test_added_by_the_root_when_no_task_has_both():
     ]  # fmt: skip
 
 
+def test_a_spent_one_shot_is_fired_by_the_root_before_others_are_added():
+    spent = Watch(tfd=514, events=0xC0000000, data=7, file=FileId(2), here=514)
+    armed = Watch(tfd=5, events=0x40000019, data=8, file=FileId(2), here=5)
+    context = plan_context(1, 2)
+    context.holders = {1: [Holder(task=41, fd=4)], 2: [Holder(task=41, fd=514)]}
+    text = described(KIND, {FileId(1): Epoll(flags=2, watches=(armed, spent))}, context)
+    assert [line.split("  #")[0] for line in text.splitlines()[3:]] == [
+        "epoll_ctl(513, 1, 514, ready for anything)", "epoll_pwait(513, told, 1, 0, 0, 8)",
+        "@load32(told, 0) → spent513.514",
+        "epoll_ctl(513, $spent513.514, 514, events 0xc0000000 data 0x7)",
+        "41: dup3(514, 5, 0)", "41: epoll_ctl(4, 1, 5, events 0x40000019 data 0x8)",
+        "41: close(5)",
+    ]  # fmt: skip
+
+
 def test_images_of_criu_name_no_files():
     images = RecordedImages()
     KIND.encode({FileId(1): Epoll(flags=2, watches=(WATCH,))}, images)

@@ -90,7 +90,6 @@ NAMES = {
     "opath_left": ("the file of a closed one, open with O_PATH", "refuses it"),
     "inherited": ("a listener shared by children that accept", ""),
 }
-SPENT = {" fd [0-9]+ info$": "a spent EPOLLONESHOT watches for errors again, as if just added"}
 UNACCEPTED = "data was sent on a unix connection that is not accepted yet"
 STATES = {
     "backlog": ("clients that wait to be accepted", ""),
@@ -151,7 +150,6 @@ INTERNET = {
     "written": ("a writer in the midst of eight megabytes", "cannot write what was not sent"),
 }
 CHANGING = {
-    "polled": SPENT,
     "dual": CHANGES,
     "unconnected": {" socket name$": "of a connect(2) that failed, which has no port any more"},
     "reset": {" socket name$": "of a connection that is over: made again by another"},
@@ -240,7 +238,7 @@ CASES: tuple[Case, ...] = (
     *(
         Case(
             state=f"unix: {text}", program="sockets_states", arguments=(name,), criu=why,
-            changes=SPENT if name == "polled" else {}, busy=name == "full",
+            busy=name == "full",
         )
         for name, (text, why) in STATES.items()
     ),

@@ -65,6 +65,36 @@ def flags(place):
 
 
 @state
+def spent(place):
+    """One shots that have fired, over what hangs up later; one is armed again."""
+    poll = select.epoll()
+    stream, packets = socket.socketpair(), socket.socketpair(type=socket.SOCK_DGRAM)
+    listener = socket.create_server(("127.0.0.1", 0))
+    calls = socket.create_connection(listener.getsockname())
+    taken, _ = listener.accept()
+    read, write = os.pipe()
+    behind, full = os.pipe()
+    os.write(full, b"x")
+    again = os.eventfd(1)
+    fired = [stream[0].fileno(), packets[0].fileno(), taken.fileno(), behind, write]
+    for fd in (*fired, again):
+        poll.register(fd, IN | OUT | ONESHOT | (ET if fd == behind else 0))
+    found = set()
+    while len(found) < len(fired) + 1:
+        found |= set(told(poll, 1))
+    poll.modify(again, IN | ONESHOT)
+    yield
+    assert told(poll) == {again: IN}
+    calls.close()
+    stream[1].close()
+    os.close(full)
+    os.close(read)
+    assert told(poll) == {}
+    poll.modify(write, IN | ONESHOT)
+    assert set(told(poll)) == {write}
+
+
+@state
 def closed_number(place):
     """The number was closed and is used again, while a dup keeps the file."""
     event = os.eventfd(0, os.EFD_NONBLOCK)
