@@ -306,8 +306,8 @@ def _spent(epoll: int, watch: Watch, what: str) -> list[Op]:
     return [
         Op(call="epoll_ctl", args=(epoll, CTL_ADD, watch.tfd, fresh), subject=what,
            note=f"watches fd {watch.tfd}"),
-        Op(call="epoll_pwait", args=(epoll, told, 1, 0, 0, 8), subject=what, note="is spent by this",
-           expect=Expect.ANY),
+        Op(call="epoll_pwait", args=(epoll, told, 1, 0, 0, 8), subject=what,
+           note="is spent by this", expect=Expect.ANY),
         Op(call="@load32", args=(told, 0), subject=what, yields=command),
         Op(call="epoll_ctl", args=(epoll, command, watch.tfd, event), subject=what,
            note="if it is not", expect=Expect.ANY),
