@@ -24,6 +24,7 @@ from torpor.engine.files import (
     procfs,
     regular,
     signalfd,
+    socketpath,
     terminal,
     timerfd,
     unknown,
@@ -50,6 +51,7 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     nsfs.KIND,
     mqueue.KIND,
     device.KIND,
+    socketpath.KIND,
     regular.KIND,
     terminal.KIND,
     unknown.KIND,
@@ -58,8 +60,8 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     epoll.KIND,  # last: watches what the others made
 )
 
-PLANNED_LAST = (unix.KIND.name, epoll.KIND.name)
-"""Kinds whose plans use the descriptions of all others: to send them, to watch them."""
+PLANNED_LAST = (unix.KIND.name, socketpath.KIND.name, epoll.KIND.name)
+"""Kinds whose plans use what others have made: to send it, to open it by name, to watch it."""
 
 
 def in_order_of_plans(kind: FileKind[Any]) -> int:

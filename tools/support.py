@@ -96,6 +96,7 @@ KINDS: dict[str, Support] = {
         ours=TESTED, theirs=TESTED, tests=("tests/functional/workloads/files_proc.py",)
     ),
     "device": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
+    "path of a socket": Support(tests=(NAMES,)),
     "regular": Support(
         ours=f"{SAME}; an O_TMPFILE cannot be linked any more", theirs=TESTED,
         tests=(REGULAR, FILES_FROM_CRIU),

@@ -176,7 +176,7 @@ class RegularKind(Base[Regular]):
         states = {
             file_id: parse(file_id, message, images)
             for file_id, message in images.files("REG")
-            if owner_kind(message) == "regular" or file_id in gone
+            if owner_kind(message) == "regular" or file_id in gone or is_linked(file_id, images)
         }
         return with_remaps(states, images)
 
@@ -324,13 +324,20 @@ def ghosted(images: ImageSource) -> set[int]:
     return {remap.orig_id for remap, _ in remaps if remap.remap_type == pb.GHOST}
 
 
+def is_linked(file_id: FileId, images: ImageSource) -> bool:
+    """Whether its name was gone, and it has others."""
+    return bool(images.extra("regular", f"{file_id} link"))
+
+
 def owner_kind(message: Any) -> str:  # noqa: ANN401
-    """Which kind a reg_file_entry belongs to: regular, device or procfs."""
+    """Which kind a reg_file_entry belongs to: regular, device, procfs or path of a socket."""
     is_path = message.flags & O.PATH
     if message.ext:
         return "regular"
     if file_type(message.mode) in (FileType.CHARACTER, FileType.BLOCK) and not is_path:
         return "device"
+    if file_type(message.mode) == FileType.SOCKET and is_path:
+        return "path of a socket"
     if message.name.startswith(b"/proc/") and file_type(message.mode) != FileType.LINK:
         return "procfs"
     return "regular"

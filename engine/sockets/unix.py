@@ -38,7 +38,7 @@ from torpor.engine.files.common import (
     read_owner,
 )
 from torpor.engine.kernel import netlink
-from torpor.engine.kernel.abi import AF, POLLERR, POLLPRI, S_IFSOCK, SO, SOCK, SOL_SOCKET
+from torpor.engine.kernel.abi import AF, O_PATH, POLLERR, POLLPRI, S_IFSOCK, SO, SOCK, SOL_SOCKET
 from torpor.engine.kind import (
     DumpContext,
     FdView,
@@ -82,7 +82,7 @@ OUTSIDE = Limit(
 )
 IN_FLIGHT = Limit(
     case="unix-in-flight",
-    what="an epoll or pidfd is on its way through this unix socket (SCM_RIGHTS)",
+    what="an epoll, a pidfd or the path of a socket is on its way through this unix socket",
     remedy="let the receiver take them, then take the checkpoint again",
     is_passing=True,
 )
@@ -251,9 +251,10 @@ def _queue(view: FdView, context: DumpContext) -> tuple[Message, ...]:
 
 def _check_rights(state: UnixState, subject: str, context: DumpContext) -> Iterable[Refused]:
     for file_id in (one for m in state.queue for one in m.rights):
-        link = context.views[file_id].link
-        if link in MADE_LATE:
-            yield refuse(IN_FLIGHT, subject, f"it carries {link}")
+        view = context.views[file_id]
+        is_path = view.flags & O_PATH and view.st_mode & 0o170000 == S_IFSOCK
+        if view.link in MADE_LATE or is_path:
+            yield refuse(IN_FLIGHT, subject, f"it carries {view.link}")
 
 
 def _diag(view: FdView, context: DumpContext) -> netlink.UnixSocket | None:

@@ -88,6 +88,7 @@ NAMES = {
     "pair_named": ("ends of socketpair(2) that were bound", "forgets the names"),
     "bound_only": ("bound and nothing else", ""),
     "opath_left": ("the file of a closed one, open with O_PATH", "refuses it"),
+    "opath_living": ("the file of a living one, open with O_PATH", "refuses it"),
     "inherited": ("a listener shared by children that accept", ""),
 }
 UNACCEPTED = "data was sent on a unix connection that is not accepted yet"

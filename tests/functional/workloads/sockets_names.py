@@ -489,6 +489,35 @@ def opath_left(place):
 
 
 @state
+def opath_living(place):
+    """Names of living sockets, open with O_PATH in two tasks and twice, one by a link(2)."""
+    server = listener(place / "name")
+    with socket.socket(UNIX, socket.SOCK_DGRAM) as gone:
+        gone.bind(str(place / "gone"))
+    os.link(place / "name", place / "link")
+    fds = [os.open(place / name, os.O_PATH) for name in ("name", "link", "gone")]
+    again = os.dup(fds[0])
+    asked, asks = os.pipe()
+
+    def body():
+        os.read(asked, 1)
+        with socket.socket(UNIX) as one:
+            one.connect(f"/proc/self/fd/{again}")
+
+    pid = child(body)
+    yield
+    for fd, name in zip(fds, ("name", "link", "gone"), strict=True):
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(place / name)
+        assert os.path.samestat(os.fstat(fd), os.stat(place / name))
+    with socket.socket(UNIX) as one:
+        one.connect(f"/proc/self/fd/{fds[1]}")
+        server.accept()[0].close()
+    os.write(asks, b"x")
+    server.accept()[0].close()
+    assert ended(pid) == 0
+
+
+@state
 def inherited(place):
     """A listener shared by children that accept, as a preforked server has it."""
     server = listener(place / "name")
