@@ -22,6 +22,9 @@ INTERNET = "tests/functional/workloads/sockets_internet.py"
 INET = "tests/functional/workloads/sockets_inet.py"
 NAMES = "tests/functional/workloads/sockets_names.py"
 STATES = "tests/functional/workloads/sockets_states.py"
+BACKLOG = "tests/functional/workloads/sockets_backlog.py"
+QUEUES = "tests/functional/workloads/sockets_queues.py"
+CREDENTIALS = "tests/functional/workloads/sockets_credentials.py"
 SCM = "tests/functional/workloads/sockets_scm.py"
 OPTIONS = "tests/functional/workloads/sockets_options.py"
 DATAGRAM = "tests/functional/workloads/sockets_datagram.py"
@@ -64,7 +67,10 @@ KINDS: dict[str, Support] = {
     "fifo": Support(ours=TESTED, theirs=TESTED, tests=(PIPES, FILES_FROM_CRIU, FILES_TO_CRIU)),
     "unix socket": Support(
         ours=f"{SAME}; without senders of datagrams, credentials, names other than the last",
-        tests=(UNIX, NAMES, STATES, SCM, "tests/functional/test_sockets_unix.py", CATALOGUE),
+        tests=(
+            UNIX, NAMES, STATES, BACKLOG, QUEUES, CREDENTIALS, SCM,
+            "tests/functional/test_sockets_unix.py", CATALOGUE,
+        ),
     ),
     "TCP and UDP socket": Support(
         ours=TESTED, theirs=TESTED,

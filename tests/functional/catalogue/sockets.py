@@ -92,41 +92,63 @@ NAMES = {
     "inherited": ("a listener shared by children that accept", ""),
 }
 UNACCEPTED = "data was sent on a unix connection that is not accepted yet"
-STATES = {
+BACKLOG = {
     "backlog": ("clients that wait to be accepted", ""),
     "backlog_full": ("a full backlog, a task waits in connect(2)", ""),
+    "shut_listener": ("a listener that is shut", ""),
+}
+QUEUES = {
     "partial": ("a packet and a stream read in part", ""),
     "empty_messages": ("datagrams without bytes", "loses them"),
     "peek_offset": ("SO_PEEK_OFF that has moved on", "forgets it"),
     "full": ("queues without room, a task waits to write", ""),
     "roomy": ("buffers far above the limit, and full", ""),
-    "shut": ("shut in every way by either end", ""),
-    "shut_listener": ("a listener that is shut", ""),
-    "to_itself": ("connected to its own name", ""),
     "in_itself": ("in flight in its own queue", ""),
     "many_senders": ("datagrams of several senders", "gives all to one"),
     "sender_gone": ("a datagram of a named sender that is closed", "forgets the sender"),
-    "one_way": ("connected to a nameless receiver", "refuses it"),
-    "pair_gone": ("ends whose other end is closed", ""),
-    "datagram_gone": ("a datagram end whose other end is closed", "makes it unconnected"),
-    "disconnected": ("a datagram socket that was connected before", ""),
+}
+CREDENTIALS = {
     "peer_credentials": ("SO_PEERCRED of what other users have made", "gives root's"),
     "peer_pid": ("SO_PEERCRED of a child that has called", "gives the root's pid"),
     "peer_groups": ("SO_PEERGROUPS", "gives the restorer's"),
     "message_credentials": ("SCM_CREDENTIALS, of senders and as told", "refuses them"),
     "living_sender": ("SCM_CREDENTIALS of a living child", "refuses them"),
     "passing": ("SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD", "forgets some"),
+}
+ENDS = {
+    "shut": ("shut in every way by either end", ""),
+    "to_itself": ("connected to its own name", ""),
+    "one_way": ("connected to a nameless receiver", "refuses it"),
+    "pair_gone": ("ends whose other end is closed", ""),
+    "datagram_gone": ("a datagram end whose other end is closed", "makes it unconnected"),
+    "disconnected": ("a datagram socket that was connected before", ""),
     "waits": ("tasks that wait in recv and accept, timeouts", ""),
     "polled": ("an epoll over edges and one shots", ""),
     "owned": ("signal owners: process, thread, group", ""),
     "shared": ("an end held by three tasks", ""),
+}
+UNIX = {
+    "sockets_backlog": BACKLOG, "sockets_queues": QUEUES, "sockets_credentials": CREDENTIALS,
+    "sockets_states": ENDS,
 }  # fmt: skip
 REFUSED = {
-    "backlog_data": ("data of a unix client that waits to be accepted", UNACCEPTED),
-    "backlog_packets": ("packets of a unix client that waits", UNACCEPTED),
-    "backlog_rights": ("a descriptor sent by a unix client that waits", UNACCEPTED),
-    "backlog_gone": ("a unix client that is closed, not accepted yet", "waits to be accepted"),
-    "urgent": ("a byte out of band in a unix stream", "out of band"),
+    "backlog_data": (
+        "sockets_backlog",
+        "data of a unix client that waits to be accepted",
+        UNACCEPTED,
+    ),
+    "backlog_packets": ("sockets_backlog", "packets of a unix client that waits", UNACCEPTED),
+    "backlog_rights": (
+        "sockets_backlog",
+        "a descriptor sent by a unix client that waits",
+        UNACCEPTED,
+    ),
+    "backlog_gone": (
+        "sockets_backlog",
+        "a unix client that is closed, not accepted yet",
+        "waits to be accepted",
+    ),
+    "urgent": ("sockets_queues", "a byte out of band in a unix stream", "out of band"),
 }
 
 INTERNET = {
@@ -238,14 +260,15 @@ CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
-            state=f"unix: {text}", program="sockets_states", arguments=(name,), criu=why,
+            state=f"unix: {text}", program=program, arguments=(name,), criu=why,
             busy=name == "full",
         )
-        for name, (text, why) in STATES.items()
+        for program, states in UNIX.items()
+        for name, (text, why) in states.items()
     ),
     *(
-        Case(state=text, program="sockets_states", arguments=(name,), refused=why)
-        for name, (text, why) in REFUSED.items()
+        Case(state=text, program=program, arguments=(name,), refused=why)
+        for name, (program, text, why) in REFUSED.items()
     ),
     *(
         Case(
