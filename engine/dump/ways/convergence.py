@@ -35,7 +35,8 @@ def why_stop(rounds: Sequence[Round], rules: PreCopyRules, bytes_s: float = COPY
     last = rounds[-1]
     left_s = last.dirty_bytes / bytes_s
     copied, first = sum(one.copied_bytes for one in rounds), rounds[0].copied_bytes
-    left = f"{_mib(last.dirty_bytes)} left after {len(rounds)} rounds"
+    count = f"{len(rounds)} rounds" if len(rounds) > 1 else "one round"
+    left = f"{_mib(last.dirty_bytes)} left after {count}"
     if left_s <= rules.pause_goal_s:
         return left
     if len(rounds) >= rules.max_rounds:
@@ -45,7 +46,11 @@ def why_stop(rounds: Sequence[Round], rules: PreCopyRules, bytes_s: float = COPY
     if sum(one.seconds for one in rounds) >= rules.max_seconds:
         return f"{left}, which took {rules.max_seconds:g} s"
     if left_s >= STALL_S and _stalls(rounds):
-        return f"{left}, it writes faster than they get fewer"
+        written_s = last.dirty_bytes / max(last.seconds, 1e-6)
+        return (
+            f"{left}, it writes faster than they get fewer: {_mib(written_s)} a second or more, "
+            f"and {_mib(bytes_s)} a second are taken"
+        )
     return ""
 
 
@@ -57,5 +62,5 @@ def _stalls(rounds: Sequence[Round]) -> bool:
     return all(now > PROGRESS * before for before, now in pairwise(recent))
 
 
-def _mib(size_bytes: int) -> str:
+def _mib(size_bytes: float) -> str:
     return f"{size_bytes / (1 << 20):.1f} MiB"

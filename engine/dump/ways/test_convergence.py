@@ -27,7 +27,7 @@ def simulated(writes_bytes_s, rules, *, memory=GIB, hot=GIB, copy_bytes_s=GIB):
 def test_an_idle_program_takes_one_round():
     rounds, reason = simulated(0, PreCopyRules())
     assert len(rounds) == 1
-    assert reason == "0.0 MiB left after 1 rounds"
+    assert reason == "0.0 MiB left after one round"
 
 
 @pytest.mark.parametrize("percent", [1, 5, 10])
@@ -43,6 +43,7 @@ def test_a_hot_set_stalls():
     """A tenth of its memory all the time: more rounds leave as much."""
     rounds, reason = simulated(10 * GIB, PreCopyRules(), hot=GIB // 10)
     assert "faster" in reason
+    assert reason.endswith("2048.0 MiB a second are taken"), reason
     assert len(rounds) == 3
 
 
