@@ -31,6 +31,7 @@ from torpor.plugin.agent.podfacts import Facts
 from torpor.plugin.agent.report import Reporter, persist
 from torpor.plugin.agent.staging import JobFolder
 from torpor.plugin.agent.storing import Storing
+from torpor.plugin.agent.treefile import Grown
 from torpor.plugin.api.common import REQUESTED_BY_HOOK, REQUESTED_BY_LABEL
 from torpor.plugin.api.conditions import Condition, condition
 from torpor.plugin.api.duration import format_duration, parse_duration_s
@@ -186,11 +187,20 @@ class CheckpointJob:
                     cause=f"process {strangers[0].pid} ({strangers[0].name})",
                     remedy="end `kubectl exec` sessions, wait for exec probes, then try again",
                 )
-            place = tree / rootfs.root_directory(container.name)
-            self._notes += rootfs.capture_root(container, view, place).notes
+            name = rootfs.root_directory(container.name)
+            grown = self._archiving(name)
+            self._notes += rootfs.capture_root(container, view, tree / name, grown).notes
             for part in container.volumes:
-                place = tree / rootfs.volume_directory(part.key)
-                self._notes += rootfs.capture_volume(container, part, view, place).notes
+                name = rootfs.volume_directory(part.key)
+                grown = self._archiving(name)
+                self._notes += rootfs.capture_volume(
+                    container, part, view, tree / name, grown
+                ).notes
+
+    def _archiving(self, folder: str) -> Grown | None:
+        """A pod that stops has its files stored while they are read; another is not held for it."""
+        self._storing.upload.forget(f"{folder}/")
+        return self._storing.archiving(folder) if self._is_stop else None
 
     # ---- the store ---------------------------------------------------------------------
 

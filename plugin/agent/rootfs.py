@@ -24,7 +24,7 @@ from torpor.plugin.agent.locate import PLACEHOLDER_MOUNT, Container, VolumePart
 from torpor.plugin.agent.openat2 import IN_ROOT, INSIDE, openat2
 from torpor.plugin.agent.pack import Packer
 from torpor.plugin.agent.procview import Mount, NodeView
-from torpor.plugin.agent.treefile import ENTRIES, Writer
+from torpor.plugin.agent.treefile import ENTRIES, Grown, Writer
 from torpor.plugin.agent.unpack import Unpacker
 
 
@@ -47,15 +47,17 @@ def volume_directory(key: str) -> str:
     return f"volumes/{key}"
 
 
-def capture_root(container: Container, view: NodeView, into: Path) -> Captured:
-    """Archive what changed in the root file system.
+def capture_root(
+    container: Container, view: NodeView, into: Path, grown: Grown | None = None
+) -> Captured:
+    """Archive what changed in the root file system; ``grown`` see `treefile.Writer`.
 
     Raises:
         Refused: the root is no overlay, or holds a device node.
     """
     mount = container.root_mount
     subject = f"root file system of {container.name}"
-    with _translated(subject), Writer(into) as writer:
+    with _translated(subject), Writer(into, grown) as writer:
         if "ro" in mount.options:
             return Captured(entries=0, size_bytes=0, notes=())
         upper_path = _upper(mount, subject)
@@ -78,12 +80,18 @@ def capture_root(container: Container, view: NodeView, into: Path) -> Captured:
         )
 
 
-def capture_volume(container: Container, part: VolumePart, view: NodeView, into: Path) -> Captured:
-    """Archive an emptyDir."""
+def capture_volume(
+    container: Container,
+    part: VolumePart,
+    view: NodeView,
+    into: Path,
+    grown: Grown | None = None,
+) -> Captured:
+    """Archive an emptyDir; ``grown`` see `treefile.Writer`."""
     subject = f"volume {part.name} of {container.name}"
     with (
         _translated(subject),
-        Writer(into) as writer,
+        Writer(into, grown) as writer,
         _volume_root(container, part, view) as root,
     ):
         packer = Packer(root=root, writer=writer, subject=subject)

@@ -13,6 +13,7 @@ from typing import Self
 from torpor.engine.options import Progress, ProgressFn
 from torpor.plugin.agent.context import Deadline
 from torpor.plugin.agent.following import Following
+from torpor.plugin.agent.treefile import DATA, Grown
 from torpor.plugin.store.base import Cancel, SourceTree, Store, StoredManifest, Upload
 from torpor.plugin.store.manifest import CheckpointRef
 
@@ -55,6 +56,11 @@ class Storing:
     def following(self, folder: str) -> Following:
         """Who takes the images in a directory of the tree while they are written."""
         return Following(upload=self.upload, folder=folder)
+
+    def archiving(self, folder: str) -> Grown:
+        """Who takes the data of an archive of files while it is written."""
+        path = f"{folder}/{DATA}"
+        return lambda fd, size_bytes, whole: self.upload.grown(path, fd, size_bytes, whole=whole)
 
     def commit(self, tree: SourceTree) -> StoredManifest:
         """Take what is not there yet, write the manifest, read back what was not read before."""

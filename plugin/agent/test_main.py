@@ -25,7 +25,7 @@ NS = "ns"
 
 def settings(tmp_path: Path, port: int):
     return agent_main.Settings(
-        node_name="node-a", stores={}, staging=tmp_path, view=NodeView(),
+        node_name="node-a", stores={}, staging=tmp_path, view=NodeView(cgroups=tmp_path),
         pid_helper=tmp_path / "sock", workers=1, listen=("127.0.0.1", port), kubeconfig="",
         context="", log_level="info",
     )  # fmt: skip

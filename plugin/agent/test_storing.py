@@ -2,6 +2,7 @@
 """What a store does to a checkpoint job: it fails, hangs, takes files while they are written."""
 
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -101,6 +102,33 @@ def test_pages_are_stored_while_they_are_written(world):
     value = world.context.metrics.registry.get_sample_value
     assert value("torpor_agent_ahead_bytes_total") == len(world.engine.pages)
     assert value("torpor_agent_compression_ratio_count") == 1
+
+
+def test_files_of_a_pod_that_stops_are_stored_while_they_are_read(world, monkeypatch):
+    """They leave the disk while the dump goes on, and the store has them whole."""
+    content = bytes(range(256)) * (5 * CHUNK_BYTES // 512)
+    item, jobs = world.take(afterCheckpoint="Stop", timeout="10s")
+    (world.node.root / "merged-100" / "data" / "volume-file").write_bytes(content)
+    dump = world.engine.dump
+
+    def watched(trees, *, while_frozen, commit, progress):
+        def look():
+            while_frozen()
+            (data,) = world.context.staging.rglob("volumes/data/data")
+            assert data.stat().st_size == len(content)
+            until = time.monotonic() + 10
+            while data.stat().st_blocks:
+                assert time.monotonic() < until, "it waits for the end of the dump"
+                time.sleep(0.01)
+            world.api.remove(PODS, NS, "web")
+
+        return dump(trees, while_frozen=look, commit=commit, progress=progress)
+
+    monkeypatch.setattr(world.engine, "dump", watched)
+    jobs.checkpoint(item)
+    assert world.conditions(CHECKPOINTS, "cp")[1]["Stored"]["status"] == "True"
+    (entry,) = (e for e in world.stored().manifest.files if e.path == "volumes/data/data")
+    assert entry.size_bytes == len(content)
 
 
 def test_a_dump_that_is_done_again_begins_its_files_anew(world):

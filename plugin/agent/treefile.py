@@ -14,7 +14,7 @@ import binascii
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -33,6 +33,10 @@ _LONGEST_LINE = 1 << 26
 _LONGEST_PATH = 4095
 _BIGGEST = 1 << 60
 _LATEST_NS = (1 << 63) - 1
+
+
+Grown = Callable[[int, int, bool], None]
+"""Descriptor of the data file, how many bytes of it are final, and whether these are all."""
 
 
 class Type(Enum):
@@ -73,14 +77,18 @@ class Entry:
 
 
 class Writer:
-    """Makes an archive in a new directory; to be used in a ``with``."""
+    """Makes an archive in a new directory; to be used in a ``with``.
 
-    def __init__(self, directory: Path) -> None:
+    ``grown`` is told of content while more is taken, and may take it out of the file.
+    """
+
+    def __init__(self, directory: Path, grown: Grown | None = None) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entries = (directory / ENTRIES).open("x", encoding="ascii")
         self._data = os.open(
             directory / DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
+        self._grown = grown
         self._end = 0
         self.count = 0
         self.size_bytes = 0
@@ -88,9 +96,11 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self._entries.close()
+            if self._grown is not None and error is None:
+                self._grown(self._data, os.fstat(self._data).st_size, True)
         finally:
             os.close(self._data)
 
@@ -110,6 +120,8 @@ class Writer:
                 extents.append(Extent(offset=offset, size_bytes=copied, position=self._end))
                 self._end += copied
                 self.size_bytes += copied
+                if self._grown is not None:
+                    self._grown(self._data, self._end, False)
         return tuple(extents)
 
 
