@@ -36,6 +36,12 @@ class Haste:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, FIRST_NICE)
             if self._pressing:
+                self.press()
+
+    def press(self) -> None:
+        """What follows takes moments (again): before all others."""
+        if self._policy is None and self._nice is not None:
+            with suppress(OSError):
                 before = os.sched_getscheduler(0), os.sched_getparam(0)
                 os.sched_setscheduler(0, *FIRST)
                 self._policy = before

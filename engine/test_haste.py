@@ -34,7 +34,7 @@ def test_haste_without_the_right(monkeypatch):
     assert gc.isenabled()
 
 
-def test_pressing_haste_may_be_eased(monkeypatch):
+def test_pressing_haste_may_be_eased_and_press_again(monkeypatch):
     asked = []
     monkeypatch.setattr(os, "setpriority", lambda *_: None)
     monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_BATCH)
@@ -44,8 +44,11 @@ def test_pressing_haste_may_be_eased(monkeypatch):
     haste.begin()
     assert asked == [(0, *FIRST)]
     haste.ease()
+    haste.press()
+    haste.press()
     haste.end()
-    assert asked == [(0, *FIRST), (0, os.SCHED_BATCH, "before")]
+    haste.press()
+    assert asked == [(0, *FIRST), (0, os.SCHED_BATCH, "before")] * 2
 
 
 def test_pressing_haste_without_the_right(monkeypatch):

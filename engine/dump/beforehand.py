@@ -39,6 +39,7 @@ class Looked:
     """A task as it was before the stop; texts only of a large one."""
 
     space: AddressSpace
+    is_large: bool
     maps: str = ""
     smaps: str = ""
     locked: str = ""
@@ -104,8 +105,15 @@ def _look_at(pid: int) -> Looked:
     is_large = int(told.raw.get("VmRSS", "0").split()[0]) << 10 >= LARGE_BYTES
     others = _others(pid, is_leader=told.pid == told.ns_sid[0], is_large=is_large)
     if not is_large or proc.read_text(pid, "maps") != maps:
-        return Looked(space=space, others=others)
-    return Looked(space=space, maps=maps, smaps=smaps, locked=_locked(status), others=others)
+        return Looked(space=space, is_large=is_large, others=others)
+    return Looked(
+        space=space,
+        is_large=True,
+        maps=maps,
+        smaps=smaps,
+        locked=_locked(status),
+        others=others,
+    )
 
 
 def _others(pid: int, *, is_leader: bool, is_large: bool) -> dict[str, str]:

@@ -101,8 +101,7 @@ class _Begun:
     refused: Sequence[Refused]
     space: AddressSpace
     status: Status
-    signals: Sequence[int]
-    """Those with an action that is not the default one."""
+    question: Question
 
 
 Step = Callable[[str], AbstractContextManager[None]]
@@ -131,11 +130,9 @@ def capture_tasks(
             else:
                 zombies[task.pid] = _capture_zombie(task, texts)
     with step("threads"):
-        slacks = threads.slacks([tid for one in begun for tid in one.task.tids])
-        ask_slack = any(slack is None for slack in slacks.values())
-        answers = borrow.ask([(one.space, _questions(one, ask_slack)) for one in begun])
+        answers = borrow.ask([(one.space, _questions(one)) for one in begun])
         found = {
-            one.task.pid: _finish(one, answered, slacks, ask_slack, filters)
+            one.task.pid: _finish(one, answered, filters)
             for one, answered in zip(begun, answers, strict=True)
         }
     return [zombies.get(task.pid) or found[task.pid] for task in tasks]
@@ -185,7 +182,6 @@ def _begin(
         vmas = uffd.unmarked(vmas)
     found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
     status = parse_status(texts["status"])
-    changed = status.sig_cgt | status.sig_ign | ALWAYS_ASKED
     return _Begun(
         task=task,
         texts=texts,
@@ -194,32 +190,49 @@ def _begin(
         refused=refused,
         space=space if space and space.holds() else AddressSpace.find(task.pid, vmas, status),
         status=status,
-        signals=[s for s in range(1, 65) if changed >> (s - 1) & 1],
+        question=of_leader(status),
     )
 
 
-def _questions(one: _Begun, ask_slack: bool) -> list[Question]:
-    def of_thread(at: int) -> list[Call]:
-        return threads.questions(at, ask_slack)
-
-    leader = Question(
-        tid=one.task.pid,
-        calls=lambda at: [*of_thread(at), *leader_calls(at, one.signals)],
-        answer_bytes=ACTIONS_AT + ACTION_BYTES * len(one.signals),
-    )
-    others = [
-        Question(tid=tid, calls=of_thread, answer_bytes=threads.BYTES) for tid in one.task.tids[1:]
-    ]
-    return [leader, *others]
+def _questions(one: _Begun) -> list[tuple[int, Question]]:
+    others = [(tid, threads.QUESTION) for tid in one.task.tids[1:]]
+    return [(one.task.pid, one.question), *others]
 
 
-def leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
+@dataclass(frozen=True, slots=True)
+class LeaderCalls:
+    """What a process is asked, beside what any of its threads is."""
+
+    signals: tuple[int, ...]
+    """Those with an action that is not the default one."""
+    ours: int
+    """Our own pid."""
+
+    def __call__(self, at: int) -> list[Call]:
+        """The calls, with a buffer at ``at``."""
+        return [*threads.QUESTION.calls(at), *leader_calls(at, self.signals, self.ours)]
+
+
+def signals_asked(status: Status) -> tuple[int, ...]:
+    """Signals with an action that is not the default one."""
+    changed = status.sig_cgt | status.sig_ign | ALWAYS_ASKED
+    return tuple(s for s in range(1, 65) if changed >> (s - 1) & 1)
+
+
+def of_leader(status: Status) -> Question:
+    """What a process is asked that has this status."""
+    signals = signals_asked(status)
+    answers = ACTIONS_AT + ACTION_BYTES * len(signals)
+    return Question(calls=LeaderCalls(signals, os.getpid()), answer_bytes=answers)
+
+
+def leader_calls(at: int, signals: Sequence[int], ours: int) -> list[Call]:
     """What a process is asked, beside what any of its threads is."""
     return [
         ("brk", (0,)),
         ("prctl", (PR_GET_CHILD_SUBREAPER, at + SUBREAPER_AT, 0, 0, 0)),
         *settings.questions(settings.PROCESS, at + PROCESS_AT),
-        landlock.question(os.getpid()),
+        landlock.question(ours),
         *(("getitimer", (which, at + ITIMERS_AT + ITIMER_BYTES * which)) for which in range(3)),
         *(
             ("rt_sigaction", (signal, 0, at + ACTIONS_AT + ACTION_BYTES * i, SIGSET_BYTES))
@@ -231,16 +244,13 @@ def leader_calls(at: int, signals: Sequence[int]) -> list[Call]:
 def _finish(
     one: _Begun,
     answers: Sequence[Answer],
-    slacks: Mapping[int, int | None],
-    ask_slack: bool,
     filters: FiltersOf,
 ) -> Captured:
     pid, leader = one.task.pid, answers[0]
-    brk, _, *told = leader.results[len(threads.questions(0, ask_slack)) :]
-    values = settings.answers(
-        settings.PROCESS, told[: len(settings.PROCESS)], leader.buffer[PROCESS_AT:]
-    )
-    (values["subreaper"],) = struct.unpack_from("<i", leader.buffer, SUBREAPER_AT)
+    buffer, signals = leader.buffer, signals_asked(one.status)
+    brk, _, *told = leader.results[threads.CALLS.count :]
+    values = settings.answers(settings.PROCESS, told[: len(settings.PROCESS)], buffer[PROCESS_AT:])
+    (values["subreaper"],) = struct.unpack_from("<i", buffer, SUBREAPER_AT)
     timers = [t.timer_id for t in parse_timers(one.texts["timers"])]
     auxv, posix, segments = _seldom(one, timers)
     capture = TaskCapture(
@@ -249,10 +259,8 @@ def _finish(
         texts=one.texts,
         links=_links(pid),
         shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
-        sigactions=dict(
-            zip(one.signals, _pieces(leader.buffer, ACTIONS_AT, ACTION_BYTES), strict=True)
-        ),
-        itimers=tuple(_pieces(leader.buffer[:ACTIONS_AT], ITIMERS_AT, ITIMER_BYTES)),
+        sigactions=dict(zip(signals, _pieces(buffer, ACTIONS_AT, ACTION_BYTES), strict=True)),
+        itimers=tuple(_pieces(buffer[:ACTIONS_AT], ITIMERS_AT, ITIMER_BYTES)),
         posix_timers=posix,
         auxv=auxv,
         brk=brk,
@@ -261,7 +269,7 @@ def _finish(
     return Captured(
         task=one.task,
         capture=capture,
-        threads=[threads.take(one.space, a, slacks[a.facts.tid], filters) for a in answers],
+        threads=[threads.take(one.space, a, filters) for a in answers],
         vmas=one.vmas,
         areas=one.areas,
         refused=[

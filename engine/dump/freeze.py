@@ -9,12 +9,12 @@ tasks and threads are read again until nothing new appears.
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torpor.engine import native
-from torpor.engine.errors import Refused, Timeout, Vanished
+from torpor.engine.errors import Error, Refused, Timeout, Vanished
 from torpor.engine.haste import Haste
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.freezer import frozen
@@ -33,6 +33,8 @@ class StoppedTask:
     tids: list[int]
     state: str
     """Letter of stat before it was stopped: S, R, D, T, Z."""
+    all_tids: Sequence[int] = ()
+    """Also of threads that have ended."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class StoppedTree:
 
     def release(self) -> None:
         """Let every thread run on. Never raises."""
+        self.haste.press()
         ptrace.release_all(sorted(self.seized | self.vanished))
         self.seized.clear()
         self.vanished.clear()
@@ -73,10 +76,13 @@ class StoppedTree:
 
 
 @contextmanager
-def stopped(trees: Sequence[DumpOptions], seize: int = 0) -> Iterator[list[StoppedTree]]:
+def stopped(
+    trees: Sequence[DumpOptions], seize: int = 0, begins: Callable[[], None] | None = None
+) -> Iterator[list[StoppedTree]]:
     """Stop all trees at one instant; whatever happens inside, nothing stays stopped.
 
-    ``seize`` are PTRACE_O_* options for every thread.
+    ``seize`` are PTRACE_O_* options for every thread; ``begins`` is told when the first one is
+    about to be stopped.
     """
     cgroups = [path for options in trees for path in options.freezer_cgroups]
     haste = Haste(pressing=True)
@@ -86,6 +92,9 @@ def stopped(trees: Sequence[DumpOptions], seize: int = 0) -> Iterator[list[Stopp
         haste.begin()
         for tree in result:
             stack.callback(tree.release)
+            tree.tasks = list_tasks(tree.options.pid)
+        if begins is not None:
+            begins()
         if cgroups:
             patience_s = max(options.stop_timeout_s for options in trees)
             with frozen(cgroups, timeout_s=patience_s) as freezer:
@@ -101,8 +110,9 @@ def stopped(trees: Sequence[DumpOptions], seize: int = 0) -> Iterator[list[Stopp
 
 def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
     """Seize until no new task or thread appears (one round inside a frozen cgroup)."""
-    for _ in range(ROUNDS):
-        tasks = list_tasks(tree.options.pid)
+    for number in range(ROUNDS):
+        is_listed = wait and not number and not tree.seized
+        tasks = tree.tasks if is_listed else list_tasks(tree.options.pid)
         fresh = [tid for task in tasks for tid in task.tids if tid not in tree.seized]
         known = {task.pid: task.state for task in tree.tasks}
         for task in tasks:
@@ -140,17 +150,16 @@ def _settle(tree: StoppedTree) -> None:
             tree.vanished.add(tid)
 
 
-def _living(pid: int, state: str) -> list[int]:
+def _living(pid: int, state: str, tids: Sequence[int]) -> list[int]:
     """Its threads; of a leader that has ended those that live on, none for a zombie."""
-    tids = proc.threads(pid)
     if state not in ENDED:
-        return tids
+        return list(tids)
     return [tid for tid in tids if tid != pid and not _has_ended(pid, tid)]
 
 
 def _has_ended(pid: int, tid: int) -> bool:
     with suppress(Vanished):
-        return proc.parse_stat(proc.read_text(pid, f"task/{tid}/stat")).state in ENDED
+        return proc.state_of(proc.read_bytes(pid, f"task/{tid}/stat")) in ENDED
     return True
 
 
@@ -167,19 +176,28 @@ def list_tasks(root: int) -> list[StoppedTask]:
             subject="pid 1",
             remedy="name the root of a tree",
         )
-    tasks = []
-    pending = [(root, 0)]
-    while pending:
-        pid, parent = pending.pop(0)
-        try:
-            stat = proc.parse_stat(proc.read_text(pid, "stat"))
-            tids = _living(pid, stat.state)
-            children = proc.children(pid)
-        except Vanished:
-            if pid == root:
-                raise
-            continue
-        tids.sort(key=lambda tid: (tid != pid, tid))
-        tasks.append(StoppedTask(pid=pid, ppid=parent, tids=tids, state=stat.state))
-        pending += [(child, pid) for child in sorted(children)]
+    tasks: list[StoppedTask] = []
+    level = {root: 0}
+    while level:
+        found = []
+        for (pid, parent), stat in zip(
+            level.items(), proc.read_many([(pid, "stat") for pid in level]), strict=True
+        ):
+            try:
+                found.append(_task(pid, parent, stat))
+            except Vanished:
+                if pid == root:
+                    raise
+        tasks += found
+        children = proc.children_of({task.pid: task.all_tids for task in found})
+        level = {child: pid for pid, mine in children.items() for child in mine}
     return tasks
+
+
+def _task(pid: int, parent: int, stat: bytes | Error) -> StoppedTask:
+    if isinstance(stat, Error):
+        raise stat
+    state, threads = proc.state_of(stat), proc.threads(pid)
+    tids = _living(pid, state, threads)
+    tids.sort(key=lambda tid: (tid != pid, tid))
+    return StoppedTask(pid=pid, ppid=parent, tids=tids, state=state, all_tids=threads)

@@ -4,6 +4,7 @@
 Addresses of room are not known beforehand, and registers that a call does not use hold anything.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
@@ -50,8 +51,8 @@ def questions() -> Asked:
     """What every task is asked."""
     return (
         *home(),
-        *asked(lambda at: threads.questions(at, ask_slack=True)),
-        *asked(lambda at: capture.leader_calls(at, range(1, 65))),
+        *asked(threads.CALLS),
+        *asked(lambda at: capture.leader_calls(at, range(1, 65), os.getpid())),
     )
 
 

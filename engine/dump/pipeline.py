@@ -95,10 +95,9 @@ def _dump_once(
                 dump.spaces = beforehand.look(tasks)
                 tables.look(dump, [task.pid for task in tasks])
                 way.refresh()
-        phase.pause_begins()
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
-        with stopped(trees, dumps[0].permits.trace) as trees_stopped:
+        with stopped(trees, dumps[0].permits.trace, phase.pause_begins) as trees_stopped:
             phase.all_stand()
             for dump, stop in zip(dumps, trees_stopped, strict=True):
                 _take(dump, stop, phase)
@@ -190,7 +189,9 @@ def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
             {c.task.pid: c.capture.ns_pid for c in alive},
             ended=dump.options.after is After.STOP,
         )
-    if dump.way.kind is not MemoryWay.SNAPSHOT:
+    if dump.way.kind is not MemoryWay.SNAPSHOT and any(
+        one.is_large for one in dump.spaces.values()
+    ):
         stop.haste.ease()
     with phase("memory"):
         _await_disks(dump)

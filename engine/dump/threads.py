@@ -16,7 +16,7 @@ from torpor.engine import native
 from torpor.engine.capture import ThreadCapture
 from torpor.engine.kernel import proc
 from torpor.engine.kernel.addressspace import AddressSpace
-from torpor.engine.kernel.borrow import Answer
+from torpor.engine.kernel.borrow import Answer, Question
 from torpor.engine.kernel.chain import Call
 from torpor.engine.kernel.remote import Remote
 from torpor.engine.tasks import settings
@@ -39,32 +39,33 @@ class RawThread:
     """A thread as it answered. Nothing is parsed that did not lead to a further question."""
 
     answer: Answer
-    slack_ns: int | None
-    """None when only the thread itself can tell."""
     pending: Sequence[bytes]
     sched_attr: bytes
     filters: Sequence[tuple[bytes, int]] | None
 
 
-def slacks(tids: Sequence[int]) -> dict[int, int | None]:
-    """Timer slack of threads; None where it may not be read (it takes CAP_SYS_NICE)."""
-    texts = proc.read_many([(tid, "timerslack_ns") for tid in tids])
-    return {
-        tid: int(text) if isinstance(text, bytes) else None
-        for tid, text in zip(tids, texts, strict=True)
-    }
+@dataclass(frozen=True, slots=True)
+class ThreadCalls:
+    """What every thread is asked."""
+
+    def __call__(self, at: int) -> list[Call]:
+        """The calls, with a buffer at ``at``."""
+        return [
+            ("sigaltstack", (0, at)),
+            ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
+            ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
+            *settings.questions(asked_settings(), at + SETTINGS_AT),
+            ("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0)),
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many calls."""
+        return 4 + len(asked_settings())
 
 
-def questions(at: int, ask_slack: bool) -> list[Call]:
-    """The calls of one thread, with a buffer at ``at``."""
-    slack: list[Call] = [("prctl", (PR_GET_TIMERSLACK, 0, 0, 0, 0))] if ask_slack else []
-    return [
-        ("sigaltstack", (0, at)),
-        ("prctl", (PR_GET_TID_ADDRESS, at + TID_ADDRESS_AT, 0, 0, 0)),
-        ("prctl", (PR_GET_PDEATHSIG, at + PDEATHSIG_AT, 0, 0, 0)),
-        *settings.questions(asked_settings(), at + SETTINGS_AT),
-        *slack,
-    ]
+CALLS = ThreadCalls()
+QUESTION = Question(calls=CALLS, answer_bytes=BYTES)
 
 
 @cache
@@ -74,35 +75,32 @@ def asked_settings() -> tuple[settings.Setting, ...]:
     return settings.thread_settings(proc.processor_flags(), ours)
 
 
-def take(
-    space: AddressSpace, answer: Answer, slack_ns: int | None, filters: FiltersOf
-) -> RawThread:
+def take(space: AddressSpace, answer: Answer, filters: FiltersOf) -> RawThread:
     """What its answer leads to: queued signals, a deadline, filters."""
-    facts = answer.facts
-    policy = facts.asked.policy & ~RESET_ON_FORK
+    thread = answer.thread
+    is_plain = thread.policy & ~RESET_ON_FORK != DEADLINE
     return RawThread(
         answer=answer,
-        slack_ns=slack_ns,
-        pending=native.pending_signals(facts.tid, False)
-        if proc.private_signals(facts.status)
+        pending=native.pending_signals(thread.tid, False)
+        if proc.private_signals(thread.signals)
         else (),
-        sched_attr=_sched_attr(facts.tid, space) if policy == DEADLINE else b"",
-        filters=filters(facts.tid) if proc.seccomp_mode(facts.status) == MODE_FILTER else (),
+        sched_attr=b"" if is_plain else _sched_attr(thread.tid, space),
+        filters=filters(thread.tid) if proc.seccomp_mode(thread.signals) == MODE_FILTER else (),
     )
 
 
 def finish(raw: RawThread) -> ThreadCapture:
     """After the thaw."""
-    facts, results, buffer = raw.answer.facts, raw.answer.results, raw.answer.buffer
-    asked, told = facts.asked, 3 + len(asked_settings())
+    thread, results, buffer = raw.answer.thread, raw.answer.results, raw.answer.buffer
+    asked, told = thread.asked, 3 + len(asked_settings())
     tid_address, pdeathsig = struct.unpack_from("<Qi", buffer, TID_ADDRESS_AT)
     return ThreadCapture(
-        tid=facts.tid,
-        comm=proc.thread_name(facts.status),
-        status=facts.status.decode("utf-8", "surrogateescape"),
-        regs=facts.restart.pack(),
-        xstate=facts.xstate,
-        sigmask=facts.mask,
+        tid=thread.tid,
+        comm=proc.thread_name(thread.status),
+        status=thread.status.decode("utf-8", "surrogateescape"),
+        regs=thread.restart.pack(),
+        xstate=asked.xstate,
+        sigmask=asked.mask,
         pending=tuple(raw.pending),
         rseq=asked.rseq,
         robust=asked.robust,
@@ -114,7 +112,7 @@ def finish(raw: RawThread) -> ThreadCapture:
         nice=asked.nice,
         affinity=asked.affinity,
         ioprio=asked.ioprio,
-        timerslack_ns=max(results[told], 0) if raw.slack_ns is None else raw.slack_ns,
+        timerslack_ns=max(results[told], 0),
         sched_attr=raw.sched_attr,
         settings=settings.answers(asked_settings(), results[3:told], buffer[SETTINGS_AT:]),
         seccomp=raw.filters,
@@ -123,8 +121,8 @@ def finish(raw: RawThread) -> ThreadCapture:
 
 def inside(raws: Sequence[RawThread]) -> Mapping[int, int]:
     """Thread ids as seen from here → as the threads see them."""
-    facts = [raw.answer.facts for raw in raws]
-    return {one.tid: proc.innermost_pid(one.status) or one.tid for one in facts}
+    threads = [raw.answer.thread for raw in raws]
+    return {one.tid: one.inside[1] or one.tid for one in threads}
 
 
 def _sched_attr(tid: int, space: AddressSpace) -> bytes:

@@ -51,11 +51,10 @@ class Scratch:
         return MARK.pack(MARK_WORD, self.size)
 
 
-@dataclass(slots=True, kw_only=True)
-class AddressSpace:
-    """One mm: made by `find`, which may be called while the process runs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a thread makes calls for us, and how it comes home."""
 
-    pid: int
     gadget: Gadget
     syscall: int
     """Address of the gadget."""
@@ -65,10 +64,19 @@ class AddressSpace:
     """Words below the frame that the gadget's `ret` goes through first; mostly none."""
     pieces: Pieces | None
     """For many calls in one go; None where its libraries have not all of them."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AddressSpace:
+    """One mm: made by `find`, which may be called while the process runs."""
+
+    pid: int
+    way: Way
     _proof: tuple[tuple[int, bytes], ...]
     _stack: tuple[int, int] | None
     """Of the initial stack; None when it is not mapped any more."""
     _scratch: Scratch | None = None
+    _pointers: Sequence[int] | None = None
 
     @classmethod
     def find(
@@ -96,11 +104,13 @@ class AddressSpace:
         stack = next(((v.start, v.end) for v in vmas if v.name == "[stack]"), None)
         return cls(
             pid=pid,
-            gadget=found,
-            syscall=at,
-            after_ret=back[-1],
-            chain=b"".join(struct.pack("<Q", word) for word in back[:-1]),
-            pieces=pieces,
+            way=Way(
+                gadget=found,
+                syscall=at,
+                after_ret=back[-1],
+                chain=b"".join(struct.pack("<Q", word) for word in back[:-1]),
+                pieces=pieces,
+            ),
             _proof=((at, raw), *proof, *(pieces.proof if pieces else ())),
             _stack=stack,
         )
@@ -134,6 +144,10 @@ class AddressSpace:
     def forget_scratch(self) -> None:
         """The process ran: stack pointers may be anywhere when it is stopped again."""
         self._scratch = None
+
+    def stands(self, pointers: Sequence[int] | None) -> None:
+        """The stack pointers of all its threads, which are stopped; None: they may run again."""
+        self._pointers = pointers
 
     def _place(self, size: int) -> Scratch:
         if self._stack is None:
@@ -202,7 +216,8 @@ class AddressSpace:
     def _left_by_the_dead(self, start: int) -> int:
         """Size of the scratch that an engine which died left here, or 0."""
         word, size = MARK.unpack(native.read_memory(self.pid, start, MARK_SIZE))
-        return size if word == MARK_WORD and 0 < size <= LARGEST else 0
+        is_net = word == MARK_WORD and 0 < size <= LARGEST and not size % arch.FPSTATE_ALIGN
+        return size if is_net else 0
 
     def _unused(self, start: int, size: int) -> bool:
         """Never written to, or cleared."""
@@ -238,6 +253,9 @@ class AddressSpace:
         )
 
     def _stack_pointers(self) -> Iterator[int]:
+        if self._pointers is not None:
+            yield from self._pointers
+            return
         tids = proc.threads(self.pid)
         for tid, regs in zip(tids, native.get_regs_of(tids), strict=True):
             if regs is not None:

@@ -6,114 +6,201 @@ call costs. Here all threads of a wave make their first call, then all their sec
 on; each has a net of its own. Where that can be, a thread makes all of them in a chain, which is
 one step (`kernel.chain`). Nets of one process lie side by side at the bottom of its stack,
 each with its mark, as those of engines that died do (`AddressSpace.scratch`).
+
+A workload with many threads stands still for what is done here for each: nets are made in C by
+patterns (`kernel.pattern`), waves follow each other in C, and nothing that a thread has told is
+unpacked before it is asked for (`Answer`).
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 from torpor.engine import native
-from torpor.engine.kernel.addressspace import AddressSpace, Scratch
+from torpor.engine.errors import Error
+from torpor.engine.kernel import chain, proc
+from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.arch import x86_64 as arch
-from torpor.engine.kernel.chain import WORD, Call, Chain
-from torpor.engine.kernel.net import Facts, Net
-from torpor.engine.native import Borrowing
+from torpor.engine.kernel.chain import WORD
+from torpor.engine.kernel.net import refuse, settled_rip
+from torpor.engine.kernel.pattern import Calls, Pattern, Question, pattern_of
+
+__all__ = ["Answer", "Calls", "Process", "Question", "ask"]
 
 FEWEST, MOST = 8, 24
 """Nets in one process: as many as fit below its stack pointers, and at least a few."""
 WAVE = 64
 
-Calls = Callable[[int], Sequence[Call]]
-Item = TypeVar("Item")
+Process = tuple[AddressSpace, Sequence[tuple[int, Question]]]
+"""Threads and what each is asked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """Calls for one thread, made once the address of its buffer is known."""
+class Standing:
+    """A thread that stands still, and what was read of it before it was asked."""
 
-    tid: int
-    calls: Calls
-    answer_bytes: int
-    """Of the buffer; it is as long, and read once the calls are done."""
+    __slots__ = ("_facts", "_number", "inside", "policy", "signals", "status", "tid")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Questions to the threads of one process, and what was known of each before."""
-
-    space: AddressSpace
-    questions: Sequence[Question]
-    facts: Sequence[Facts]
-    chains: dict[tuple[Calls, int], Chain] = field(default_factory=dict)
-    """By the calls and the signal."""
-    rooms: list[int] = field(default_factory=list)
-    """Bytes of scratch that each net takes."""
-
-    def __post_init__(self) -> None:
-        for i, (fact, question) in enumerate(zip(self.facts, self.questions, strict=True)):
-            key = question.calls, fact.signal
-            if self.space.pieces is not None and fact.signal and key not in self.chains:
-                self.chains[key] = Chain.of(self.space.pieces, *key)
-            self.rooms.append(fact.room(self.buffer_bytes(i)))
-
-    def in_chain(self, facts: Facts) -> bool:
-        """Whether a thread can make all its calls in one go."""
-        return self.space.pieces is not None and facts.signal != 0
-
-    def buffer_bytes(self, number: int) -> int:
-        """What a net must have room for, beside the frame."""
-        question, fact = self.questions[number], self.facts[number]
-        if not self.in_chain(fact):
-            return question.answer_bytes
-        chain = self.chains[question.calls, fact.signal]
-        return question.answer_bytes + WORD * chain.count + chain.size
+    def __init__(
+        self, facts: native.FactRows, number: int, stand: native.Stand, status: bytes
+    ) -> None:
+        self._facts, self._number = facts, number
+        self.tid, self.policy, self.status = stand.tid, stand.policy, status
+        self.inside, self.signals = proc.ids_and_signals(status)
+        """(process, thread) as it sees them, and the lines of ``status`` that tell of signals."""
 
     @property
-    def side_by_side(self) -> int:
-        """How many nets there may be at a time."""
-        if len(self.rooms) <= FEWEST:
-            return FEWEST
-        return min(max(self.space.unused_bytes() // max(self.rooms), FEWEST), MOST)
+    def asked(self) -> native.ThreadFacts:
+        """What the kernel told; its registers are those to go on with."""
+        return self._facts.facts(self._number)
+
+    @property
+    def restart(self) -> arch.Regs:
+        """Registers for an image: an interrupted call is issued again."""
+        asked = self.asked
+        return arch.restart_registers(
+            asked.regs, signal_pending=_has_signal(self.signals), code=asked.code
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a thread said, and how it stands. Results may be -errno."""
 
-    facts: Facts
-    results: list[int]
-    buffer: bytes
+    __slots__ = ("_raw", "_result_count", "_results", "thread")
+
+    def __init__(
+        self, thread: Standing, results: list[int] | None, raw: bytes, result_count: int
+    ) -> None:
+        self.thread = thread
+        self._results, self._raw, self._result_count = results, raw, result_count
+
+    @property
+    def results(self) -> list[int]:
+        """Of its calls."""
+        if self._results is not None:
+            return self._results
+        return list(struct.unpack_from(f"<{self._result_count}q", self._raw))
+
+    @property
+    def buffer(self) -> bytes:
+        """What calls have put there."""
+        return self._raw[WORD * self._result_count :]
 
 
-def ask(processes: Sequence[tuple[AddressSpace, Sequence[Question]]]) -> list[list[Answer]]:
+@dataclass(slots=True)
+class _Plan:
+    """One thread: how it is asked."""
+
+    thread: Standing
+    number: int
+    question: Question
+    pattern: Pattern
+    signal: int
+    restart: native.Edits
+
+
+def ask(processes: Sequence[Process]) -> list[list[Answer]]:
     """Answers in the order of the questions. All threads of the processes must be stopped.
 
     Raises Refused for a thread that cannot be borrowed, other errors when calls could not be
     made; every thread stands as it did before.
     """
+    facts = native.FactRows([tid for _, asked in processes for tid, _ in asked])
+    stands = facts.stands()
+    statuses = proc.read_many([(one.tid, "status") for one in stands])
+    plans: list[list[_Plan]] = []
+    at = 0
+    for space, asked in processes:
+        mine = range(at, at + len(asked))
+        at += len(asked)
+        plans.append(
+            [
+                _plan(facts, number, stands[number], statuses[number], space, question)
+                for number, (_, question) in zip(mine, asked, strict=True)
+            ]
+        )
+        space.stands([stands[number].rsp for number in mine])
+    try:
+        borrowed = list(_borrowed([space for space, _ in processes], plans))
+        told = native.borrow_all(facts, [borrowing for _, _, borrowing in borrowed])
+    finally:
+        for space, _ in processes:
+            space.stands(None)
     answers: list[list[Answer]] = [[] for _ in processes]
-    asked = _asked(processes)
-    for wave in _waves([(len(one.questions), one.side_by_side) for one in asked]):
-        spread = []
-        for number, first, last in wave:
-            asked[number].space.verify()
-            spread += [(number, *one) for one in _place(asked[number], first, last)]
-        done = native.borrow_all([borrowing for _, _, borrowing in spread])
-        for (number, facts, borrowing), (results, buffer) in zip(spread, done, strict=True):
-            question = asked[number].questions[len(answers[number])]
-            told = _split(buffer, question) if borrowing.signal else (results, buffer)
-            answers[number].append(Answer(facts=facts, results=told[0], buffer=told[1]))
+    for (process, plan, borrowing), (results, raw) in zip(borrowed, told, strict=True):
+        answers[process].append(
+            Answer(plan.thread, results if borrowing.calls else None, raw, plan.pattern.results)
+        )
     return answers
 
 
-def _asked(processes: Sequence[tuple[AddressSpace, Sequence[Question]]]) -> list[Asked]:
-    facts = iter(Facts.of([q.tid for _, questions in processes for q in questions]))
-    found = []
-    for space, questions in processes:
-        mine = [next(facts) for _ in questions]
-        found.append(Asked(space=space, questions=questions, facts=mine))
-    return found
+def _plan(
+    facts: native.FactRows,
+    number: int,
+    stand: native.Stand,
+    status: bytes | Error,
+    space: AddressSpace,
+    question: Question,
+) -> _Plan:
+    if isinstance(status, Error):
+        raise status
+    if stand.dispatch or stand.cs != arch.USER_CS_64:
+        refuse(stand.tid, stand.dispatch, stand.cs)
+    if stand.rseq_cs:
+        facts.move(number, settled_rip(stand.tid, stand.rip, stand.rseq_cs))
+    thread = Standing(facts, number, stand, status)
+    signal = _signal(thread.signals) if space.way.pieces is not None and thread.inside[1] else 0
+    edits = arch.restart_edits(
+        stand.rax, stand.orig_rax, stand.rsi, stand.r10,
+        signal_pending=_has_signal(thread.signals), code=stand.code[: stand.code_size],
+    )  # fmt: skip
+    pattern = pattern_of(space, question, signal, stand.xstate_size)
+    return _Plan(thread, number, question, pattern, signal, _edits(edits))
+
+
+def _borrowed(
+    spaces: Sequence[AddressSpace], plans: Sequence[Sequence[_Plan]]
+) -> Iterator[tuple[int, _Plan, native.Borrowing]]:
+    """All in their waves. Each wave has the same scratch."""
+    most = [
+        _side_by_side(space, max((p.pattern.room for p in mine), default=0), len(mine))
+        for space, mine in zip(spaces, plans, strict=True)
+    ]
+    counts = [(len(mine), many) for mine, many in zip(plans, most, strict=True)]
+    waves = _waves(counts)
+    for space in spaces:
+        space.verify()
+    starts = {
+        number: spaces[number].scratch(most[number] * max(p.pattern.room for p in mine)).start
+        for number, mine in enumerate(plans)
+        if mine
+    }
+    for wave, shares in enumerate(waves):
+        for number, first, last in shares:
+            at = starts[number]
+            for plan in plans[number][first:last]:
+                yield number, plan, _borrowing(wave, plan, at)
+                at += plan.pattern.room
+
+
+def _side_by_side(space: AddressSpace, room: int, count: int) -> int:
+    """How many nets there may be at a time."""
+    if count <= FEWEST:
+        return count
+    return min(max(space.unused_bytes() // room, FEWEST), MOST, count)
+
+
+def _borrowing(wave: int, plan: _Plan, region: int) -> native.Borrowing:
+    calls: Sequence[Sequence[int]] = ()
+    if not plan.signal:
+        calls = [
+            (arch.syscall_number(name), *args, *(0,) * (6 - len(args)))
+            for name, args in plan.question.calls(region + plan.pattern.buffer_at)
+        ]
+    return native.Borrowing(
+        wave, plan.number, plan.pattern.native, region, plan.signal, plan.thread.inside,
+        plan.restart, calls,
+    )  # fmt: skip
 
 
 def _waves(counts: Sequence[tuple[int, int]]) -> list[list[tuple[int, int, int]]]:
@@ -137,67 +224,17 @@ def _waves(counts: Sequence[tuple[int, int]]) -> list[list[tuple[int, int, int]]
     return waves
 
 
-def _place(asked: Asked, first: int, last: int) -> list[tuple[Facts, Borrowing]]:
-    rooms = asked.rooms[first:last]
-    at = asked.space.scratch(sum(rooms)).start
-    found = []
-    for i, room in enumerate(rooms, first):
-        fact, question = asked.facts[i], asked.questions[i]
-        net = Net.of(fact, asked.space, Scratch(at, room), asked.buffer_bytes(i))
-        borrowing = (
-            _chained(fact, net, asked, question)
-            if asked.in_chain(fact)
-            else _one_by_one(fact, net, question)
-        )
-        found.append((fact, borrowing))
-        at += room
-    return found
+@lru_cache(maxsize=256)
+def _signal(signals: bytes) -> int:
+    return chain.signal_for(signals)
 
 
-def _chained(facts: Facts, net: Net, asked: Asked, question: Question) -> Borrowing:
-    """All calls in a chain. Results come before the answers, in one buffer."""
-    assert asked.space.pieces is not None
-    chain = asked.chains[question.calls, facts.signal]
-    words, mark, base = chain.content(net.buffer, facts.inside), net.region.mark, net.armed.copy()
-    base.rip = asked.space.pieces.pop_rdi
-    start = net.chain_at - chain.size
-    return Borrowing(
-        tid=facts.tid,
-        region=net.region.start,
-        content=mark + bytes(start - net.region.start - len(mark)) + words + net.content,
-        armed=net.armed,
-        base=base,
-        original=facts.original,
-        mask=facts.mask,
-        calls=(),
-        answer_at=net.buffer,
-        answer_size=WORD * chain.count + question.answer_bytes,
-        signal=facts.signal,
-        passes=chain.passes(start, net.buffer),
-    )
+@lru_cache(maxsize=256)
+def _has_signal(signals: bytes) -> bool:
+    """Whether one is about to be delivered."""
+    return bool(proc.deliverable_signals(signals))
 
 
-def _split(buffer: bytes, question: Question) -> tuple[list[int], bytes]:
-    size = len(buffer) - question.answer_bytes
-    return list(struct.unpack_from(f"<{size // WORD}q", buffer)), buffer[size:]
-
-
-def _one_by_one(facts: Facts, net: Net, question: Question) -> Borrowing:
-    mark = net.region.mark
-    content = mark + bytes(net.chain_at - net.region.start - len(mark)) + net.content
-    calls = [
-        (arch.syscall_number(name), *args, *(0,) * (6 - len(args)))
-        for name, args in question.calls(net.buffer)
-    ]
-    return Borrowing(
-        tid=facts.tid,
-        region=net.region.start,
-        content=content,
-        armed=net.armed,
-        base=net.base,
-        original=facts.original,
-        mask=facts.mask,
-        calls=calls,
-        answer_at=net.buffer,
-        answer_size=question.answer_bytes,
-    )
+@lru_cache(maxsize=256)
+def _edits(edits: tuple[arch.RegEdit, ...]) -> native.Edits:
+    return native.Edits([(*one, 0) for one in edits])

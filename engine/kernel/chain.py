@@ -35,8 +35,6 @@ PIECES = (POP_RDI, POP_RSI, POP_RDX, POP_RAX, SYSCALL_RET, STORE)
 LARGEST_LIBRARY = 8 << 20
 WORDS_OF_CALL, WORDS_OF_END = 12, 9
 WORD = 8
-SOMEWHERE = 1 << 40
-"""An address that no argument is by chance."""
 SIGURG, SIGWINCH = 23, 28
 
 Call = tuple[str, Sequence[int]]
@@ -79,79 +77,42 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """The words for some calls, whoever makes them and wherever results and answers go.
+    """The words for some calls, whoever makes them and wherever results and answers go."""
 
-    Every word is a sum: a number, and the address or an id or none of them. All words together
-    are one long number here, so to put these in for a thread takes three multiplications.
-    """
-
+    pieces: Pieces
+    calls: Callable[[int], Sequence[Call]]
+    """Given for an address of the answers; only that may differ in them."""
+    signal: int
     count: int
     """Results; answers come behind them."""
     size: int
     """Bytes of the words."""
-    _sum: tuple[int, int, int, int]
-    """What is fixed, and what is multiplied with the address, the process and the thread."""
-    _passes: Sequence[tuple[int, int, int, int, int]]
-    """Begin, end and r10; r8 is again a number and perhaps the address."""
 
     @classmethod
     def of(cls, pieces: Pieces, calls: Callable[[int], Sequence[Call]], signal: int) -> "Chain":
-        """Calls are given for an address of the answers; only that may differ in them."""
-        count = len(calls(0))
-
-        def words(at: int, process: int, thread: int) -> list[int]:
-            end = pieces.end(process, thread, signal)
-            found: list[int] = []
-            for group in _groups(calls(at + WORD * count)).values():
-                for i, call in group:
-                    found += pieces.words(call, at + WORD * i)
-                found += end
-            return found
-
-        here = words(SOMEWHERE, 0, 0)
-        moving = _change(here, words(SOMEWHERE + 1, 0, 0))
-        fixed = [word - SOMEWHERE * moves for word, moves in zip(here, moving, strict=True)]
-        by_id = (_change(here, words(SOMEWHERE, *ids)) for ids in ((1, 0), (0, 1)))
-        numbers = tuple(map(_number, (fixed, moving, *by_id)))
-        return cls(
-            count=count,
-            size=WORD * len(here),
-            _sum=(numbers[0], numbers[1], numbers[2], numbers[3]),
-            _passes=_passes(calls, count),
-        )
+        """The last call of each part is tgkill(2) with the signal."""
+        groups = _groups(calls(0)).values()
+        words = sum(WORDS_OF_CALL * len(group) + WORDS_OF_END for group in groups)
+        count = sum(map(len, groups))
+        return cls(pieces=pieces, calls=calls, signal=signal, count=count, size=WORD * words)
 
     def content(self, at: int, inside: tuple[int, int]) -> bytes:
         """For a thread: where its results go, and (process, thread) as it sees them."""
-        fixed, moving, process, thread = self._sum
-        number = fixed + moving * at + process * inside[0] + thread * inside[1]
-        return number.to_bytes(self.size, "little")
+        end, found = self.pieces.end(*inside, self.signal), list[int]()
+        for group in _groups(self.calls(at + WORD * self.count)).values():
+            for i, call in group:
+                found += self.pieces.words(call, at + WORD * i)
+            found += end
+        return struct.pack(f"<{len(found)}Q", *found)
 
-    def passes(self, start: int, at: int) -> list[int]:
+    def passes(self, start: int, at: int) -> list[tuple[int, int, int, int]]:
         """For words that begin at ``start``: rsp, rsp at the end, r10 and r8 of each part."""
-        found: list[int] = []
-        for first, last, r10, r8, moves in self._passes:
-            found += (start + first, start + last, r10, r8 + moves * at)
+        found: list[tuple[int, int, int, int]] = []
+        for (r10, r8), group in _groups(self.calls(at + WORD * self.count)).items():
+            end = start + WORD * (WORDS_OF_CALL * len(group) + WORDS_OF_END)
+            found.append((start + WORD, end, r10 & arch.WORD_MASK, r8 & arch.WORD_MASK))
+            start = end
         return found
-
-
-def _change(words: Sequence[int], others: Sequence[int]) -> list[int]:
-    return [other - word for word, other in zip(words, others, strict=True)]
-
-
-def _number(words: Sequence[int]) -> int:
-    return int.from_bytes(struct.pack(f"<{len(words)}Q", *words), "little")
-
-
-def _passes(
-    calls: Callable[[int], Sequence[Call]], count: int
-) -> list[tuple[int, int, int, int, int]]:
-    here, there = (_groups(calls(at + WORD * count)) for at in (SOMEWHERE, SOMEWHERE + 1))
-    found, end = [], 0
-    for ((r10, r8), group), (_, other) in zip(here.items(), there, strict=True):
-        start, moves = end + WORD, other - r8
-        end += WORD * (WORDS_OF_CALL * len(group) + WORDS_OF_END)
-        found.append((start, end, r10, r8 - moves * SOMEWHERE, moves))
-    return found
 
 
 def find_pieces(pid: int, code: Sequence[maps.Vma]) -> Pieces | None:
@@ -180,7 +141,7 @@ def _search(pid: int, vma: maps.Vma) -> tuple[int, ...] | None:
 def signal_for(status: bytes) -> int:
     """A signal that a thread would not notice, 0 when there is none or it has a filter."""
     pending, blocked, caught = proc.signal_masks(status)
-    if proc.seccomp_mode(status) or not proc.innermost_pid(status):
+    if proc.seccomp_mode(status):
         return 0
     taken = pending | blocked | caught
     return next((one for one in (SIGURG, SIGWINCH) if not taken >> one - 1 & 1), 0)

@@ -54,7 +54,7 @@ class Copy:
 
 def can_fork(space: AddressSpace) -> bool:
     """Whether the child can be given a way out of its own: its gadget looks at the stack."""
-    return space.gadget.base == "rsp"
+    return space.way.gadget.base == "rsp"
 
 
 def calls(at: int) -> list[Call]:
@@ -89,7 +89,7 @@ def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:
             pid = _child(tid, number)
             native.wait_stop(pid)
             native.set_options(pid, options | Option.EXITKILL)
-            with Remote.plain(pid, space.syscall, remote.buffer, BUFFER_SIZE) as inside:
+            with Remote.plain(pid, space.way.syscall, remote.buffer, BUFFER_SIZE) as inside:
                 inside.call("close_range", 0, LAST_FD, CLOSE_RANGE_UNSHARE)
             region = remote.borrowed
         native.write_memory(pid, region[0], native.read_memory(tid, *region))
@@ -151,7 +151,7 @@ def _offer_itself(made: Copy) -> None:
     saved = native.read_memory(made.pid, at, BUFFER_SIZE // 8)
     native.write_memory(made.pid, at, path + FIRST_TO_DIE.encode())
     try:
-        with Remote.plain(made.pid, made.space.syscall, at, BUFFER_SIZE // 8) as inside:
+        with Remote.plain(made.pid, made.space.way.syscall, at, BUFFER_SIZE // 8) as inside:
             fd = inside.call("open", at, os.O_WRONLY | os.O_CLOEXEC, 0)
             inside.call("write", fd, at + len(path), len(FIRST_TO_DIE))
             inside.call("close", fd)
@@ -164,11 +164,11 @@ def _way_out(remote: Remote, space: AddressSpace) -> int:
     at = remote.buffer + BUFFER_SIZE // 2
     at += -at % arch.FPSTATE_ALIGN
     regs = remote.original.copy()
-    regs.rip, regs.rax, regs.rdi = space.syscall, arch.NR["exit_group"], 0
+    regs.rip, regs.rax, regs.rdi = space.way.syscall, arch.NR["exit_group"], 0
     regs.orig_rax, regs.rsp = ALL_SIGNALS, at
-    frame = arch.sigframe(regs, ALL_SIGNALS, None, b"", at, return_address=space.after_ret)
-    remote.write(at - len(space.chain), space.chain + frame)
-    return at - len(space.chain) - space.gadget.distance
+    frame = arch.sigframe(regs, ALL_SIGNALS, None, b"", at, return_address=space.way.after_ret)
+    remote.write(at - len(space.way.chain), space.way.chain + frame)
+    return at - len(space.way.chain) - space.way.gadget.distance
 
 
 def _child(tid: int, number: int) -> int:
@@ -185,7 +185,7 @@ def _exit_empty(made: Copy) -> None:
     """Let it come to its exit, free its memory there, and let it end."""
     native.set_options(made.pid, made.options | Option.EXITKILL | Option.TRACEEXIT)
     regs = native.get_regs(made.pid)
-    regs.rip, regs.rax, regs.rdi = made.space.syscall, arch.NR["exit_group"], 0
+    regs.rip, regs.rax, regs.rdi = made.space.way.syscall, arch.NR["exit_group"], 0
     regs.orig_rax = ALL_SIGNALS
     native.set_regs(made.pid, regs)
     native.cont(made.pid)

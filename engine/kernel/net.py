@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torpor.engine import native
-from torpor.engine.errors import Error, Refused
-from torpor.engine.kernel import chain, proc
-from torpor.engine.kernel.addressspace import MARK_SIZE, AddressSpace, Scratch
+from torpor.engine.errors import Refused
+from torpor.engine.kernel import proc
+from torpor.engine.kernel.addressspace import MARK_SIZE, Scratch, Way
 from torpor.engine.kernel.arch import x86_64 as arch
 
 ALL_SIGNALS = (1 << 64) - 1
@@ -32,32 +32,39 @@ class Facts:
     """The same for a frame or an image: an interrupted call is issued again."""
     mask: int
     xstate: bytes
-    status: bytes
-    """Its text of /proc."""
-    asked: native.ThreadFacts
-    """Everything else that was asked together with it."""
-    signal: int
-    """One that it would not notice, or 0; see `kernel.chain`."""
 
     @classmethod
-    def of(cls, tids: Sequence[int]) -> "list[Facts]":
+    def of(cls, tid: int) -> "Facts":
         """Ask. Raises Refused for a thread that cannot be borrowed."""
-        asked = native.ask_facts(tids)
-        statuses = proc.read_many([(tid, "status") for tid in tids])
-        return [_facts(one, status) for one, status in zip(asked, statuses, strict=True)]
-
-    @property
-    def inside(self) -> tuple[int, int]:
-        """(process, thread) as the thread itself sees them."""
-        return proc.innermost_ids(self.status)
+        (asked,) = native.ask_facts([tid])
+        status = proc.read_bytes(tid, "status")
+        refuse(tid, asked.dispatch, asked.regs.cs)
+        original = asked.regs.copy()
+        original.rip = settled_rip(tid, original.rip, asked.rseq_cs)
+        return cls(
+            tid=tid,
+            original=original,
+            restart=arch.restart_registers(
+                original,
+                signal_pending=bool(proc.deliverable_signals(status)),
+                code=asked.code,
+            ),
+            mask=asked.mask,
+            xstate=asked.xstate,
+        )
 
     def room(self, buffer_size: int, *, parting: bool = False) -> int:
         """Bytes of scratch that a net for it takes, with a parting call or without."""
-        frame = arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN + len(self.xstate) + 4
-        size = MARK_SIZE + buffer_size + SLACK + frame + arch.FPSTATE_ALIGN
-        if parting:
-            size += SLACK + arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN
-        return -(-size // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
+        return room_for(buffer_size, len(self.xstate), parting=parting)
+
+
+def room_for(buffer_size: int, xstate_size: int, *, parting: bool = False) -> int:
+    """Bytes of scratch of a net; what it begins with and its frame are aligned."""
+    frame = arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN + xstate_size + 4
+    size = MARK_SIZE + buffer_size + SLACK + frame + arch.FPSTATE_ALIGN
+    if parting:
+        size += SLACK + arch.SIGFRAME_HEAD.size + arch.FPSTATE_ALIGN
+    return -(-size // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +85,7 @@ class Net:
     def of(
         cls,
         facts: Facts,
-        space: AddressSpace,
+        way: Way,
         region: Scratch,
         buffer_size: int,
         parting: Call | None = None,
@@ -93,29 +100,29 @@ class Net:
         head, home = b"", frame_at
         if parting is not None:
             home = _aligned(frame_at + arch.SIGFRAME_HEAD.size + SLACK)
-            leaving = _to_chain(_armed(facts, space, home), space, home)
+            leaving = _to_chain(_armed(facts, way, home), way, home)
             leaving.rax, leaving.rdi = arch.syscall_number(parting[0]), parting[1][0]
             head = arch.sigframe(
-                leaving, ALL_SIGNALS, None, b"", frame_at, return_address=space.after_ret
+                leaving, ALL_SIGNALS, None, b"", frame_at, return_address=way.after_ret
             )
-            head += bytes(home - len(space.chain) - frame_at - len(head)) + space.chain
-        content = space.chain + head
+            head += bytes(home - len(way.chain) - frame_at - len(head)) + way.chain
+        content = way.chain + head
         content += arch.sigframe(
             facts.restart,
             facts.mask,
             None,
             facts.xstate,
             home,
-            return_address=space.after_ret,
+            return_address=way.after_ret,
         )
-        armed = _armed(facts, space, frame_at)
+        armed = _armed(facts, way, frame_at)
         return cls(
             region=region,
             buffer=buffer,
-            chain_at=frame_at - len(space.chain),
+            chain_at=frame_at - len(way.chain),
             content=content,
             armed=armed,
-            base=_to_chain(armed, space, frame_at),
+            base=_to_chain(armed, way, frame_at),
         )
 
 
@@ -123,69 +130,47 @@ def _aligned(address: int) -> int:
     return -(-address // arch.FPSTATE_ALIGN) * arch.FPSTATE_ALIGN
 
 
-def _armed(facts: Facts, space: AddressSpace, frame_at: int) -> arch.Regs:
+def _armed(facts: Facts, way: Way, frame_at: int) -> arch.Regs:
     """Registers that return by a frame."""
     armed = facts.original.copy()
-    armed.rip, armed.rax, armed.orig_rax = space.syscall, arch.NR["rt_sigreturn"], ALL_SIGNALS
+    armed.rip, armed.rax, armed.orig_rax = way.syscall, arch.NR["rt_sigreturn"], ALL_SIGNALS
     armed.rsp = frame_at + arch.SIGFRAME_RSP_OFFSET
     return armed
 
 
-def _to_chain(regs: arch.Regs, space: AddressSpace, frame_at: int) -> arch.Regs:
+def _to_chain(regs: arch.Regs, way: Way, frame_at: int) -> arch.Regs:
     """The same for a call whose `ret` leads to the chain below a frame."""
     base = regs.copy()
-    chain_at = frame_at - len(space.chain)
-    if space.gadget.base == "rsp":
-        base.rsp = chain_at - space.gadget.distance
+    chain_at = frame_at - len(way.chain)
+    if way.gadget.base == "rsp":
+        base.rsp = chain_at - way.gadget.distance
     else:
-        base.rbp = chain_at - space.gadget.distance
+        base.rbp = chain_at - way.gadget.distance
         base.rsp = chain_at - SLACK // 2
     return base
 
 
-def _facts(asked: native.ThreadFacts, status: bytes | Error) -> Facts:
-    if isinstance(status, Error):
-        raise status
-    _refuse(asked)
-    original = settle_rseq(asked)
-    pending = bool(proc.deliverable_signals(status))
-    return Facts(
-        tid=asked.tid,
-        original=original,
-        restart=arch.restart_registers(original, signal_pending=pending, code=asked.code),
-        mask=asked.mask,
-        xstate=asked.xstate,
-        status=status,
-        asked=asked,
-        signal=chain.signal_for(status),
-    )
-
-
-def settle_rseq(asked: native.ThreadFacts) -> arch.Regs:
-    """Registers with a restartable sequence aborted, if the task stopped inside of one.
+def settled_rip(tid: int, rip: int, rseq_cs: int) -> int:
+    """Where a thread goes on: a restartable sequence is aborted if it stopped inside of one.
 
     The kernel would do it when the task goes on (it was preempted); once the registers have
     led elsewhere in between it cannot know any more. Source: kernel/rseq.c (v6.8).
     """
-    regs = asked.regs
-    if not asked.rseq_cs:
-        return regs
-    raw = native.read_memory(asked.tid, asked.rseq_cs, RSEQ_CS.size)
+    if not rseq_cs:
+        return rip
+    raw = native.read_memory(tid, rseq_cs, RSEQ_CS.size)
     _, _, start, length, abort = RSEQ_CS.unpack(raw)
-    if not 0 <= regs.rip - start < length:
-        return regs
-    aborted = regs.copy()
-    aborted.rip = abort
-    return aborted
+    return int(abort) if 0 <= rip - start < length else rip
 
 
-def _refuse(asked: native.ThreadFacts) -> None:
-    subject = f"task {asked.tid}"
-    if asked.dispatch:
+def refuse(tid: int, dispatch: int, cs: int) -> None:
+    """Raise Refused for a thread that cannot be borrowed."""
+    subject = f"task {tid}"
+    if dispatch:
         raise Refused(
             "uses syscall user dispatch: its own code would see our calls",
             subject=subject,
             remedy="checkpoint it while dispatch is off",
         )
-    if asked.regs.cs != arch.USER_CS_64:
+    if cs != arch.USER_CS_64:
         raise Refused("runs 32-bit code", subject=subject, remedy="checkpoint 64-bit programs only")

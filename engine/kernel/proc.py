@@ -9,7 +9,7 @@ Source: proc_pid_*(5), Documentation/filesystems/proc.rst (v6.18).
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torpor.engine import native
@@ -18,6 +18,11 @@ from torpor.engine.errors import Denied, Error, KernelError, Vanished
 _SIGNAL_MASKS = re.compile(
     rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)\nSigIgn:\s*\w+\nSigCgt:\s*(\w+)$",
     re.MULTILINE,
+)
+_TOLD = re.compile(
+    rb"^NStgid:.*?(\d+)\nNSpid:.*?(\d+)\n.*?"
+    rb"^(SigPnd:.*?)^CapInh:.*?^(Seccomp:\s*\d+)$",
+    re.MULTILINE | re.DOTALL,
 )
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
 _NS_TGID = re.compile(rb"^NStgid:.*?(\d+)$", re.MULTILINE)
@@ -106,13 +111,26 @@ def threads(pid: int) -> list[int]:
 
 def children(pid: int) -> list[int]:
     """Children of all threads of a process. A stopped tree's list is exact (proc_pid_task(5))."""
-    found: list[int] = []
-    for tid in threads(pid):
-        try:
-            found += (int(word) for word in read_text(pid, f"task/{tid}/children").split())
-        except Vanished:  # a thread that ended; its children are its siblings' now
-            continue
-    return sorted(found)
+    return children_of({pid: threads(pid)})[pid]
+
+
+def children_of(tids: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Children of processes whose threads these are, sorted."""
+    found: dict[int, list[int]] = {pid: [] for pid in tids}
+    names = [(pid, f"task/{tid}/children") for pid, mine in tids.items() for tid in mine]
+    for (pid, _), text in zip(names, read_many(names), strict=True):
+        if isinstance(text, bytes):
+            found[pid] += map(int, text.split())
+        elif not isinstance(text, Vanished):  # children of a thread that ended are its siblings'
+            raise text
+    for mine in found.values():
+        mine.sort()
+    return found
+
+
+def state_of(stat: bytes) -> str:
+    """The letter, from a text of stat."""
+    return chr(stat[stat.rindex(b")") + 2])
 
 
 def processor_flags() -> frozenset[str]:
@@ -314,10 +332,19 @@ def thread_name(status: bytes) -> bytes:
     return _NAME_ESCAPE.sub(lambda m: b"\n" if m[1] == b"n" else b"\\", found[1] if found else b"")
 
 
-def innermost_ids(status: bytes) -> tuple[int, int]:
-    """Last numbers of NStgid and NSpid, from a status text. Linux 4.1."""
+def ids_and_signals(status: bytes) -> tuple[tuple[int, int], bytes]:
+    """Last numbers of NStgid and NSpid, and lines that tell of signals and filters (or all)."""
+    found = _TOLD.search(status)
+    if found is None:
+        return (innermost_tgid(status), innermost_pid(status)), status
+    process, thread, signals, filters = found.groups()
+    return (int(process), int(thread)), signals + filters
+
+
+def innermost_tgid(status: bytes) -> int:
+    """Last number of NStgid, from a status text; 0 on kernels without that line."""
     found = _NS_TGID.search(status)
-    return int(found[1]) if found else 0, innermost_pid(status)
+    return int(found[1]) if found else 0
 
 
 def innermost_pid(status: bytes) -> int:

@@ -84,19 +84,13 @@ def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[in
 def release(tid: int) -> None:
     """Detach a task at its event stop; the call that the stop interrupted goes on."""
     regs = native.get_regs(tid)
-    native.release(tid, _other(regs))
+    fresh = arch.resume_registers(regs)
+    native.release(tid, None if fresh is regs else fresh)
 
 
 def release_all(tids: Iterable[int]) -> None:
     """Release every task that still is there; errors of one keep none of the others."""
-    wanted, ending = list(tids), []
-    for tid, regs in zip(wanted, native.get_regs_of(wanted), strict=True):
-        if regs is None:
-            ending.append(tid)
-        else:
-            with suppress(Error):
-                native.release(tid, _other(regs))
-    take_leave(ending)
+    take_leave(native.release_all(list(tids), arch.resume_edits))
 
 
 def take_leave(tids: Iterable[int]) -> None:
@@ -131,12 +125,6 @@ def _ends(tid: int) -> bool:
         text = proc.read_text(tid, "stat").rpartition(")")[2].split()
         return text[0] in "ZX" or bool(int(text[FLAGS_AT]) & (PF_EXITING | PF_SIGNALED))
     return False
-
-
-def _other(regs: arch.Regs) -> arch.Regs | None:
-    """Registers to go on with that are not those which the task has."""
-    fresh = arch.resume_registers(regs)
-    return None if fresh is regs else fresh
 
 
 def reap(tids: Iterable[int]) -> None:

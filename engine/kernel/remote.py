@@ -85,9 +85,9 @@ class Remote:
 
         Raises Refused for a task that cannot be borrowed; then nothing was touched.
         """
-        (facts,) = Facts.of([tid])
+        facts = Facts.of(tid)
         scratch = space.scratch(facts.room(buffer_size, parting=parting is not None))
-        net = Net.of(facts, space, scratch, buffer_size, parting)
+        net = Net.of(facts, space.way, scratch, buffer_size, parting)
         remote = cls(tid, buffer=net.buffer, buffer_size=buffer_size)
         remote.original = facts.original
         remote._net, remote._space = net, space

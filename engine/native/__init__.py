@@ -8,7 +8,17 @@ All ptrace calls for a task must come from the thread that seized it.
 
 from torpor.engine.native.asked import ask_fds, order_files
 from torpor.engine.native.buffers import Buffer, digest_file, punch, xxh64
-from torpor.engine.native.calls import Borrowing, arm, borrow_all, disarm, remote_calls
+from torpor.engine.native.calls import (
+    Borrowing,
+    Edit,
+    Edits,
+    Pattern,
+    PatternWords,
+    arm,
+    borrow_all,
+    disarm,
+    remote_calls,
+)
 from torpor.engine.native.descriptors import FdLook, look_fds
 from torpor.engine.native.memory import (
     STAGED,
@@ -48,6 +58,8 @@ from torpor.engine.native.questions import (
 )
 from torpor.engine.native.spawn import spawn_seed
 from torpor.engine.native.threads import (
+    FactRows,
+    Stand,
     ThreadFacts,
     ask_facts,
     get_regs,
@@ -72,6 +84,7 @@ from torpor.engine.native.tracing import (
     interrupt,
     kill_traced,
     release,
+    release_all,
     seize,
     set_options,
     settle,
@@ -92,9 +105,15 @@ __all__ = [
     "UNKNOWN_OPTION",
     "Borrowing",
     "Buffer",
+    "Edit",
+    "Edits",
+    "FactRows",
     "FdLook",
     "Filled",
     "PagesProgress",
+    "Pattern",
+    "PatternWords",
+    "Stand",
     "ThreadFacts",
     "arm",
     "ask_facts",
@@ -133,6 +152,7 @@ __all__ = [
     "read_pages",
     "read_texts",
     "release",
+    "release_all",
     "release_memory",
     "remote_calls",
     "robust_list",

@@ -1,34 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that a stopped thread is made to issue; see `kernel.remote` and `kernel.borrow`."""
 
+import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torpor.engine.kernel.arch.x86_64 import Regs
-from torpor.engine.native.seam import DEFAULT_TIMEOUT_S, Address, check, ffi, lib, ns
+from torpor.engine.native.seam import (
+    DEFAULT_TIMEOUT_S,
+    Address,
+    address_of,
+    check,
+    ffi,
+    lib,
+    new_uncleared,
+    ns,
+)
+from torpor.engine.native.threads import FACTS_BYTES, FactRows
+
+ROW = struct.Struct("<4i13Q")
+"""struct seam_borrow"""
+Edit = tuple[int, int, int, int]
+"""A register, the one that it is taken from or -1, a word, and a multiple of the region."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Borrowing:
-    """A stopped task, its net and its calls, for `borrow_all`; see `kernel.remote`."""
+class PatternWords:
+    """Rows of the tables of struct seam_pattern, see native/include/torpor/seam.h."""
 
-    tid: int
-    region: Address
-    """Where ``content`` is written, and what was there is put back."""
     content: bytes
-    armed: Regs
-    base: Regs
-    original: Regs
-    mask: int
-    calls: Sequence[Sequence[int]]
-    answer_at: Address
+    sums: Sequence[tuple[int, int, int, int]]
+    pieces: Sequence[tuple[int, int, int, int]]
+    armed: Sequence[Edit]
+    base: Sequence[Edit]
+    passes: Sequence[tuple[int, int, int, int, int]]
+    answer_at: int
     answer_size: int
-    signal: int = 0
-    """Ends each of the passes; see `kernel.chain`."""
-    passes: Sequence[int] = ()
-    """Four words each."""
+
+
+class Pattern:
+    """What nets of many threads have in common, for `borrow_all`; see `kernel.pattern`."""
+
+    def __init__(self, words: PatternWords) -> None:
+        self.size = len(words.content)
+        self.answer_size = words.answer_size
+        row = ffi.new("struct seam_pattern *")
+        content = ffi.from_buffer(words.content)
+        sums = ffi.new("struct seam_sum[]", words.sums)
+        pieces = ffi.new("struct seam_piece[]", words.pieces)
+        armed, base = new_edits(words.armed), new_edits(words.base)
+        passes = ffi.new("struct seam_pass[]", words.passes)
+        row.content, row.size = content, self.size
+        row.sums, row.sum_count = sums, len(words.sums)
+        row.pieces, row.piece_count = pieces, len(words.pieces)
+        row.armed, row.armed_count = armed, len(words.armed)
+        row.base, row.base_count = base, len(words.base)
+        row.passes, row.pass_count = passes, len(words.passes)
+        row.answer_at, row.answer_size = words.answer_at, words.answer_size
+        self._live = row, content, sums, pieces, armed, base, passes
+        self.address = address_of(row)
+
+
+class Edits:
+    """Registers that are set in a frame, for `borrow_all`."""
+
+    def __init__(self, edits: Sequence[Edit]) -> None:
+        self._live = new_edits(edits)
+        self.address, self.count = address_of(self._live), len(edits)
+
+
+class Borrowing(NamedTuple):
+    """A stopped thread, its net and its calls, for `borrow_all`; see `kernel.remote`."""
+
+    wave: int
+    """Which threads it is borrowed with."""
+    number: int
+    """Its row in the facts."""
+    pattern: Pattern
+    region: Address
+    signal: int
+    """Ends each pass of the pattern; 0 for ``calls`` one by one."""
+    inside: tuple[int, int]
+    """(process, thread) as it sees them."""
+    restart: Edits
+    calls: Sequence[Sequence[int]] = ()
 
 
 def remote_calls(
@@ -65,38 +122,66 @@ def disarm(tid: int, mask: int, regs: Regs) -> None:
 
 
 def borrow_all(
-    tasks: Sequence[Borrowing], timeout_s: float = DEFAULT_TIMEOUT_S
+    facts: FactRows, tasks: Sequence[Borrowing], timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> list[tuple[list[int], bytes]]:
-    """Run each task's calls, all tasks side by side: (results, bytes at ``answer_at``).
+    """Run the calls of each, wave by wave: (results of calls one by one, answer).
 
     All of them stand as before at the end, whatever failed; then the first error is raised.
     """
-    rows = ffi.new("struct seam_borrow[]", len(tasks))
-    keep = [_fill_row(row, task) for row, task in zip(rows, tasks, strict=True)]
-    lib.seam_borrow_all(rows, len(tasks), ns(timeout_s))
-    for row in rows:
-        check(row.error, "an injected system call", row.tid)
-    return [
-        (ffi.unpack(row.results, row.call_count), ffi.buffer(row.answer, row.answer_size)[:])
-        for row, _ in zip(rows, keep, strict=True)
-    ]
+    rows = bytearray(ROW.size * max(len(tasks), 1))
+    answers = new_uncleared("char[]", max(sum(t.pattern.answer_size for t in tasks), 1))
+    answer_at, slot = address_of(answers), _Slots(tasks)
+    keep: list[Any] = []
+    results: list[Any] = []
+    for i, task in enumerate(tasks):
+        pattern = task.pattern
+        calls_at, results_at, count = 0, 0, len(task.calls)
+        if count:
+            words = array("Q", [value & (1 << 64) - 1 for call in task.calls for value in call])
+            results.append(ffi.new("int64_t[]", count))
+            keep.append(ffi.from_buffer("uint64_t[]", words))
+            calls_at, results_at = address_of(keep[-1]), address_of(results[-1])
+        else:
+            results.append(None)
+        ROW.pack_into(
+            rows, ROW.size * i, task.wave, task.signal, 0, 0,
+            facts.address + FACTS_BYTES * task.number, pattern.address, task.region,
+            *task.inside, task.restart.address, task.restart.count, *slot.next(task),
+            calls_at, count, results_at, answer_at,
+        )  # fmt: skip
+        answer_at += pattern.answer_size
+    table = ffi.from_buffer("struct seam_borrow[]", rows)
+    lib.seam_borrow_all(table, len(tasks), ns(timeout_s))
+    for wave_error, task in zip(ROW.iter_unpack(rows), tasks, strict=False):
+        check(wave_error[2], "an injected system call", facts.tids[task.number])
+    raw, at, told = ffi.buffer(answers), 0, []
+    for task, result in zip(tasks, results, strict=True):
+        size = task.pattern.answer_size
+        told.append(([] if result is None else list(result), raw[at : at + size]))
+        at += size
+    return told
 
 
-def _fill_row(row: Any, task: Borrowing) -> list[Any]:  # noqa: ANN401
-    """Fill a struct seam_borrow; what is returned has to live as long as it."""
-    words = array("Q", [value & (1 << 64) - 1 for call in task.calls for value in call])
-    size = len(task.content)
-    row.tid, row.region, row.size, row.mask = task.tid, task.region, size, task.mask
-    row.net = content = ffi.from_buffer(task.content)
-    row.saved = saved = ffi.new("char[]", size)
-    row.armed = armed = ffi.from_buffer("uint64_t[]", task.armed.pack())
-    row.base = base = ffi.from_buffer("uint64_t[]", task.base.pack())
-    row.original = original = ffi.from_buffer("uint64_t[]", task.original.pack())
-    row.calls = calls = ffi.from_buffer("uint64_t[]", words)
-    row.call_count = len(task.calls)
-    row.results = results = ffi.new("int64_t[]", max(len(task.calls), 1))
-    row.signal, row.pass_count = task.signal, len(task.passes) // 4
-    row.passes = passes = ffi.from_buffer("uint64_t[]", array("Q", task.passes))
-    row.answer_at, row.answer_size = task.answer_at, task.answer_size
-    row.answer = answer = ffi.new("char[]", max(task.answer_size, 1))
-    return [content, saved, armed, base, original, calls, results, passes, answer]
+class _Slots:
+    """Rooms for nets, and for what was in their place, which all waves use in turn."""
+
+    def __init__(self, tasks: Sequence[Borrowing]) -> None:
+        sizes: dict[int, int] = {}
+        for task in tasks:
+            sizes[task.wave] = sizes.get(task.wave, 0) + task.pattern.size
+        self._room = new_uncleared("char[]", 2 * max(sizes.values(), default=0) + 1)
+        self._start = self._at = address_of(self._room)
+        self._wave = -1
+
+    def next(self, task: Borrowing) -> tuple[int, int]:
+        """Of the next in the table."""
+        if task.wave != self._wave:
+            self._wave, self._at = task.wave, self._start
+        size = task.pattern.size
+        self._at += 2 * size
+        return self._at - 2 * size, self._at - size
+
+
+def new_edits(edits: Sequence[Edit]) -> Any:  # noqa: ANN401
+    """An array of struct seam_edit."""
+    return ffi.new("struct seam_edit[]", list(edits))

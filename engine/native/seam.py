@@ -10,6 +10,7 @@ from torpor.engine.errors import Denied, Error, KernelError, Timeout, Vanished
 __all__ = [
     "DEFAULT_TIMEOUT_S",
     "Address",
+    "address_of",
     "check",
     "error_for",
     "ffi",
@@ -46,6 +47,11 @@ def check(result: int, call: str, task: int) -> int:
     if result < 0:
         raise error_for(result, call, f"task {task}")
     return result
+
+
+def address_of(room: object) -> int:
+    """Of what `ffi.new` or `ffi.from_buffer` gave; that has to live on."""
+    return int(ffi.cast("uintptr_t", room))
 
 
 def ns(seconds: float) -> int:

@@ -6,16 +6,21 @@ import signal
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torpor.engine.kernel.arch.x86_64 import Regs
-from torpor.engine.native.seam import check, ffi, lib, new_uncleared
+from torpor.engine.native.seam import address_of, check, ffi, lib, new_uncleared
 
 NT_X86_XSTATE = 0x202
 XSTATE_ROOM = 16384
 SIGINFO_SIZE = 128
 SIGINFO_BATCH = 64
 FILTER_ROOM = 4096 * 8
+# struct seam_facts
+ROW = struct.Struct("<2i 56xQ16xQ16xQ8x3Q8xQ56x 8xQ32xQ16x1024x 8xi8xi34s2x 4xi12x")
+TID, ROOM, ROOM_AT = struct.Struct("<i"), struct.Struct("<2i4xQ"), 1380
+RIP = 16
+FACTS_BYTES = ROW.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +47,64 @@ class ThreadFacts:
     xstate: bytes
 
 
+class Stand(NamedTuple):
+    """What of `ThreadFacts` tells how to go on with a thread; ``code`` is never shorter."""
+
+    tid: int
+    error: int
+    r10: int
+    rax: int
+    rsi: int
+    orig_rax: int
+    rip: int
+    cs: int
+    rsp: int
+    dispatch: int
+    rseq_cs: int
+    policy: int
+    code_size: int
+    code: bytes
+    xstate_size: int
+
+
+class FactRows:
+    """Facts of many threads, as C has them. Nothing is unpacked that is not asked for."""
+
+    def __init__(self, tids: Sequence[int]) -> None:
+        self.tids, self.count = tids, len(tids)
+        self._rows = ffi.new("struct seam_facts[]", max(self.count, 1))
+        self._rooms = new_uncleared("char[]", max(XSTATE_ROOM * self.count, 1))
+        room = address_of(self._rooms)
+        raw = memoryview(ffi.buffer(self._rows))
+        for i, tid in enumerate(tids):
+            at = ROW.size * i
+            TID.pack_into(raw, at, tid)
+            ROOM.pack_into(raw, at + ROOM_AT, XSTATE_ROOM, 0, room + XSTATE_ROOM * i)
+        self._raw = raw[: ROW.size * self.count]
+        lib.seam_ask_facts(self._rows, self.count)
+        self.address = address_of(self._rows)
+        """Of the first; they are ``ROW.size`` bytes apart."""
+
+    def stands(self) -> "list[Stand]":
+        """What has to be known of each to go on. Raises for one that could not be asked."""
+        found = list(map(Stand._make, ROW.iter_unpack(self._raw)))
+        for one in found:
+            check(one.error, "reading a stopped thread", one.tid)
+        return found
+
+    def move(self, number: int, rip: int) -> None:
+        """Let a thread stand elsewhere: in what is known of it here."""
+        self._rows[number].regs[RIP] = rip
+
+    def facts(self, number: int) -> ThreadFacts:
+        """All of one thread."""
+        return _facts_of(self._rows[number])
+
+
 def ask_facts(tids: Sequence[int]) -> list[ThreadFacts]:
     """Of many threads in one go."""
-    rows = ffi.new("struct seam_facts[]", len(tids))
-    rooms = new_uncleared("char[]", max(XSTATE_ROOM * len(tids), 1))
-    for i, (row, tid) in enumerate(zip(rows, tids, strict=True)):
-        row.tid, row.xstate, row.xstate_room = tid, rooms + XSTATE_ROOM * i, XSTATE_ROOM
-    lib.seam_ask_facts(rows, len(tids))
-    return [_facts_of(row) for row in rows]
+    rows = FactRows(tids)
+    return [rows.facts(i) for i in range(rows.count)]
 
 
 def get_regs(tid: int) -> Regs:

@@ -4,15 +4,27 @@
 import errno
 import os
 import signal
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torpor.engine.errors import Vanished
-from torpor.engine.kernel.arch.x86_64 import Regs
-from torpor.engine.native.seam import DEFAULT_TIMEOUT_S, check, error_for, ffi, lib, ns
+from torpor.engine.kernel.arch.x86_64 import WORD_MASK, RegEdit, Regs
+from torpor.engine.native.seam import (
+    DEFAULT_TIMEOUT_S,
+    check,
+    error_for,
+    ffi,
+    lib,
+    new_uncleared,
+    ns,
+)
 
 PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_DETACH, PTRACE_SYSCALL = 7, 9, 17, 24
 PTRACE_LISTEN = 0x4208
+RESULT = struct.Struct("<80xQ32xQ88x")
+"""rax and orig_rax of struct user_regs_struct."""
+EditsFor = Callable[[int, int], Sequence[RegEdit]]
 
 
 def seize(tid: int, options: int = 0) -> None:
@@ -119,6 +131,30 @@ def release(tid: int, regs: Regs | None) -> None:
     """Detach a task at its event stop; with ``regs``, unless a signal is about to be handled."""
     words = ffi.NULL if regs is None else ffi.from_buffer("uint64_t[]", regs.pack())
     check(lib.seam_release(tid, words), "ptrace(DETACH)", tid)
+
+
+def release_all(tids: Sequence[int], edits_for: EditsFor) -> list[int]:
+    """Detach tasks at their event stops; those that were left, as they do not stand there.
+
+    ``edits_for`` says of rax and orig_rax which registers each is to go on with, unless a signal
+    is about to be handled.
+    """
+    wanted = ffi.new("int[]", tids)
+    words = new_uncleared("uint64_t[]", max(Regs.WORDS * len(tids), 1))
+    results = ffi.new("int[]", max(len(tids), 1))
+    others = bytearray(len(tids))
+    lib.seam_get_regs_of(wanted, len(tids), words, results)
+    left = [tid for tid, result in zip(tids, results, strict=False) if result < 0]
+    raw = ffi.buffer(words)[: RESULT.size * len(tids)]
+    for i, (rax, orig_rax) in enumerate(RESULT.iter_unpack(raw)):
+        edits = () if results[i] < 0 else edits_for(rax, orig_rax)
+        others[i] = bool(edits)
+        start = Regs.WORDS * i
+        before = [words[start + source] if source >= 0 else 0 for _, source, _ in edits]
+        for (to, _, plus), value in zip(edits, before, strict=True):
+            words[start + to] = value + plus & WORD_MASK
+    lib.seam_release_all(wanted, len(tids), words, ffi.from_buffer(others), results)
+    return left
 
 
 def event_message(tid: int) -> int:

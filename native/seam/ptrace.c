@@ -203,6 +203,15 @@ int seam_release(int tid, const uint64_t *regs)
 	return result < 0 ? result : seam_resume(PTRACE_DETACH, tid, 0);
 }
 
+void seam_release_all(const int *tids, size_t count, const uint64_t *regs,
+		      const unsigned char *others, int *results)
+{
+	for (size_t i = 0; i < count; i++)
+		if (!results[i])
+			results[i] = seam_release(tids[i],
+						  others[i] ? regs + WORDS_OF_REGS * i : NULL);
+}
+
 int seam_event_message(int tid, uint64_t *message)
 {
 	return request(PTRACE_GETEVENTMSG, tid, NULL, message);

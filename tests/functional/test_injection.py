@@ -121,14 +121,14 @@ def inject(pid, tid, space):
         assert remote.calls([("getuid", ()), ("getppid", ())])[1] == os.getpid()
 
 
+def questions_of_one(at):
+    return [("gettid", ()), ("clock_gettime", (1, at)), ("close", (12345,))]
+
+
 def questions(tids):
     """What `kernel.borrow` is asked: numbers, and something that is written to the buffer."""
     return [
-        Question(
-            tid=tid,
-            calls=lambda at: [("gettid", ()), ("clock_gettime", (1, at)), ("close", (12345,))],
-            answer_bytes=16 + 64 * i,
-        )
+        (tid, Question(calls=questions_of_one, answer_bytes=16 + 64 * i))
         for i, tid in enumerate(tids)
     ]
 
@@ -289,11 +289,11 @@ def test_errors_and_rules(program, tmp_path):
 def test_exec_is_noticed(program, tmp_path):
     with running([program, "busy"], tmp_path) as target:
         space = space_of(target.pid)
-        space._proof = ((space.syscall, b"not there"),)
+        space._proof = ((space.way.syscall, b"not there"),)
         with stopped(target.pid) as (tid,):
             with pytest.raises(Exception, match="changed its code"):
                 Remote.safe(tid, space).__enter__()
-            assert native.get_regs(tid).rip != space.syscall
+            assert native.get_regs(tid).rip != space.way.syscall
         target.check()
 
 
@@ -310,7 +310,7 @@ def test_a_program_without_a_c_library(tmp_path, way):
                 space_of(target.pid)
             return
         space = space_of(target.pid)
-        assert space.chain
+        assert space.way.chain
         for _ in range(20):
             attack_and_die(target.pid, random.random() * 0.01)
             target.check()

@@ -5,6 +5,8 @@ An `aarch64.py` beside this module would give the same names.
 """
 
 import struct
+from collections.abc import Iterable
+from functools import lru_cache
 from operator import attrgetter
 from typing import ClassVar
 
@@ -41,6 +43,10 @@ _NAMES = (
     "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds",
     "es", "fs", "gs",
 )  # fmt: skip
+R10, RAX, RDX, RSI, RDI, ORIG_RAX, RIP = map(
+    _NAMES.index, ("r10", "rax", "rdx", "rsi", "rdi", "orig_rax", "rip")
+)
+RegEdit = tuple[int, int, int]
 _REGS = struct.Struct("<27Q")
 _values_of = attrgetter(*_NAMES)
 
@@ -52,6 +58,16 @@ SS_INVALID = 4
 SIGFRAME_HEAD = struct.Struct("<QQQQiiQ18Q4H4QQ64xQ128x")
 SIGFRAME_RSP_OFFSET = 8
 """rsp at rt_sigreturn, counted from the start of the frame."""
+FRAME_REGISTERS = (
+    *((_NAMES.index(name), 40 + 8 * i, 8) for i, name in enumerate((
+        "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx",
+        "rax", "rcx", "rsp", "rip", "eflags",
+    ), 1)),
+    (_NAMES.index("cs"), 192, 2),
+    (_NAMES.index("ss"), 198, 2),
+)  # fmt: skip
+"""Register, where it is in a frame, and how many bytes of it."""
+FRAME_MASK_AT = 304
 FPSTATE_ALIGN = 64
 
 
@@ -168,55 +184,78 @@ def restart_registers(regs: Regs, *, signal_pending: bool = False, code: bytes =
     a restarted call whose number cannot be known gives EINTR.
     Source: arch/x86/kernel/signal.c, arch_do_signal_or_restart (v6.8).
     """
-    fresh = regs.copy()
-    fresh.orig_rax = WORD_MASK
+    edits = restart_edits(
+        regs.rax, regs.orig_rax, regs.rsi, regs.r10, signal_pending=signal_pending, code=code
+    )
+    return _edited(regs, edits)
+
+
+def restart_edits(
+    rax: int, orig_rax: int, rsi: int, r10: int, *, signal_pending: bool, code: bytes
+) -> tuple[RegEdit, ...]:
+    """What `restart_registers` does with registers that have these values.
+
+    Each is a number in struct user_regs_struct, that of the register which it is taken from (or
+    -1) and a word to add.
+    """
+    sleep = bool(rsi), bool(r10 and not rsi & TIMER_ABSTIME)
+    return _restart_edits(rax, orig_rax, sleep, signal_pending, code)
+
+
+@lru_cache(maxsize=256)
+def _restart_edits(
+    rax: int, orig_rax: int, sleep: tuple[bool, bool], signal_pending: bool, code: bytes
+) -> tuple[RegEdit, ...]:
     before, after = code[:CODE_BEFORE], code[CODE_BEFORE:]
-    if regs.rax & CALL_MASK == NR["restart_syscall"] and after == SYSCALL_INSN:
-        return _start_over(fresh, _number_behind_restart(regs, before + after), regs.rip)
-    if not regs.in_syscall:
-        return fresh
-    error = -regs.result
-    start = regs.rip - len(SYSCALL_INSN)
-    if error in (ERESTARTSYS, ERESTARTNOINTR):
-        return _start_over(fresh, original_call(regs, before), start)
-    if error in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
-        number = None if signal_pending else original_call(regs, before)
-        return _start_over(fresh, number, start)
-    return fresh
+    error, back = -signed(rax), WORD_MASK - len(SYSCALL_INSN) + 1
+    left: tuple[RegEdit, ...] = ((ORIG_RAX, -1, WORD_MASK),)
+    if rax & CALL_MASK == NR["restart_syscall"] and after == SYSCALL_INSN:
+        number = _number_behind_restart(rax, orig_rax, before + after)
+        return left + _start_over(number, 0, sleep)
+    if signed(orig_rax) >= 0 and error in (ERESTARTSYS, ERESTARTNOINTR):
+        return left + _start_over(original_call(orig_rax, before), back, sleep)
+    if signed(orig_rax) >= 0 and error in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
+        number = None if signal_pending else original_call(orig_rax, before)
+        return left + _start_over(number, back, sleep)
+    return left
 
 
-def _start_over(fresh: Regs, number: int | None, at: int) -> Regs:
-    """Make the call at ``at`` happen again, or end with EINTR when its number is not known."""
+def _start_over(number: int | None, offset: int, sleep: tuple[bool, bool]) -> tuple[RegEdit, ...]:
+    """Make the call at rip + ``offset`` happen again, or end with EINTR: its number is not known.
+
+    ``sleep``: whether nanosleep, or clock_nanosleep, was told the rest.
+    """
     if number is None:
-        fresh.rax, fresh.rip = -EINTR & WORD_MASK, at + len(SYSCALL_INSN)
-    else:
-        fresh.rax, fresh.rip = number, at
-        if number == NR["nanosleep"] and fresh.rsi:
-            fresh.rdi = fresh.rsi
-        elif number == NR["clock_nanosleep"] and fresh.r10 and not fresh.rsi & TIMER_ABSTIME:
-            fresh.rdx = fresh.r10
-    return fresh
+        end = offset + len(SYSCALL_INSN) & WORD_MASK
+        return (RAX, -1, -EINTR & WORD_MASK), (RIP, RIP, end)
+    again = (RAX, -1, number), (RIP, RIP, offset)
+    if number == NR["nanosleep"] and sleep[0]:
+        return (*again, (RDI, RSI, 0))
+    if number == NR["clock_nanosleep"] and sleep[1]:
+        return (*again, (RDX, R10, 0))
+    return again
 
 
-def _number_behind_restart(regs: Regs, code: bytes) -> int | None:
+def _number_behind_restart(rax: int, orig_rax: int, code: bytes) -> int | None:
     """Of a task that is about to issue restart_syscall."""
-    if regs.in_syscall and regs.orig_rax & CALL_MASK != NR["restart_syscall"]:
-        return regs.orig_rax & CALL_MASK  # the kernel has just changed rax, not orig_rax
-    kept = (regs.orig_rax if regs.in_syscall else regs.rax) >> 32
+    in_syscall = signed(orig_rax) >= 0
+    if in_syscall and orig_rax & CALL_MASK != NR["restart_syscall"]:
+        return orig_rax & CALL_MASK  # the kernel has just changed rax, not orig_rax
+    kept = (orig_rax if in_syscall else rax) >> 32
     return kept if kept in RESTART_BLOCK_CALLS else _loaded_number(code)
 
 
-def original_call(regs: Regs, code: bytes = b"") -> int | None:
+def original_call(orig_rax: int, code: bytes = b"") -> int | None:
     """Number of the call that a task stopped in; None when it cannot be known.
 
     A call that was restarted by its restart block runs as restart_syscall. Its own number is
     where `resume_registers` left it, or in the `mov` before the `syscall` instruction with
     which ``code`` ends.
     """
-    number = regs.orig_rax & CALL_MASK
+    number = orig_rax & CALL_MASK
     if number != NR["restart_syscall"]:
         return number
-    kept = regs.orig_rax >> 32
+    kept = orig_rax >> 32
     return kept if kept in RESTART_BLOCK_CALLS else _loaded_number(code)
 
 
@@ -235,17 +274,30 @@ def resume_registers(regs: Regs) -> Regs:
     the kernel would do, but its number is kept in the upper half of rax, which a system call
     ignores and leaves in orig_rax: so the next stop can tell which call it is.
     """
-    if not regs.in_syscall:
-        return regs
-    number = regs.orig_rax & CALL_MASK
+    edits = resume_edits(regs.rax, regs.orig_rax)
+    return _edited(regs, edits) if edits else regs
+
+
+@lru_cache(maxsize=256)
+def resume_edits(rax: int, orig_rax: int) -> tuple[RegEdit, ...]:
+    """What `resume_registers` does with registers that have these values, as `restart_edits`."""
+    if signed(orig_rax) < 0 or signed(rax) != -ERESTART_RESTARTBLOCK:
+        return ()
+    number = orig_rax & CALL_MASK
     if number == NR["restart_syscall"]:
-        number = regs.orig_rax >> 32
-    if regs.result != -ERESTART_RESTARTBLOCK or number not in RESTART_BLOCK_CALLS:
-        return regs
+        number = orig_rax >> 32
+    if number not in RESTART_BLOCK_CALLS:
+        return ()
+    again = NR["restart_syscall"] | number << 32
+    back = WORD_MASK - len(SYSCALL_INSN) + 1
+    return (ORIG_RAX, -1, WORD_MASK), (RAX, -1, again), (RIP, RIP, back)
+
+
+def _edited(regs: Regs, edits: Iterable[RegEdit]) -> Regs:
     fresh = regs.copy()
-    fresh.orig_rax = WORD_MASK
-    fresh.rax = NR["restart_syscall"] | number << 32
-    fresh.rip = (regs.rip - len(SYSCALL_INSN)) & WORD_MASK
+    for to, source, plus in edits:
+        value = getattr(regs, _NAMES[source]) if source >= 0 else 0
+        setattr(fresh, _NAMES[to], value + plus & WORD_MASK)
     return fresh
 
 
@@ -262,6 +314,18 @@ def xstate_for_sigframe(xstate: bytes) -> bytes:
     )  # fmt: skip
     head, tail = xstate[:XSAVE_SW_RESERVED], xstate[XSAVE_SW_RESERVED + len(words) :]
     return head + words + tail + struct.pack("<I", FP_XSTATE_MAGIC2)
+
+
+def xstate_pieces(size: int) -> list[tuple[int, int, int]]:
+    """What of NT_X86_XSTATE is where in `xstate_for_sigframe`, the same for all: from, to, size."""
+    if size < XSAVE_HEADER_END:
+        return [(0, 0, size)]
+    behind = XSAVE_SW_RESERVED + 48
+    return [
+        (0, 0, XSAVE_SW_RESERVED),
+        (XSAVE_SW_RESERVED, XSAVE_SW_RESERVED + 8, 8),
+        (behind, behind, size - behind),
+    ]
 
 
 def sigframe(

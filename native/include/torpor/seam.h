@@ -39,6 +39,9 @@ int seam_seccomp_filter(int tid, unsigned int index, void *instructions);
 int seam_seccomp_flags(int tid, unsigned int index, uint64_t *flags);
 
 int seam_release(int tid, const uint64_t *regs);
+/* Of those whose result is 0: with the 27 words of theirs where `others` says so. */
+void seam_release_all(const int *tids, size_t count, const uint64_t *regs,
+		      const unsigned char *others, int *results);
 
 /* facts.c: what is asked of many stopped threads at once. */
 struct seam_facts {
@@ -66,31 +69,58 @@ int seam_read_texts(const char *const *paths, size_t count, char *room, size_t s
 int seam_remote_calls(int tid, const uint64_t *base, const uint64_t *calls, size_t count,
 		      int64_t timeout_ns, int64_t *results);
 
-/* borrow.c: the same for many tasks at once, with their nets (engine/kernel/remote.py).
- * The tasks' regions do not overlap.  Each task's error is its own. */
+/* borrow.c: the same for many tasks at once, with their nets (engine/kernel/remote.py). A pattern
+ * is all that nets of many threads have in common (engine/kernel/pattern.py): the bytes of a net,
+ * and what is put in for each thread. */
+struct seam_sum { /* a word is added to: multiples of the region's address and the ids */
+	uint64_t at, region, process, thread;
+};
+struct seam_piece { /* bytes are put in: of registers 0, the mask 1, the XSAVE area 2 */
+	int source, from, at, size;
+};
+struct seam_edit { /* a register is set: to a sum of a register before (-1: none) and a word */
+	int64_t to, from;
+	uint64_t plus, region; /* and a multiple of the region's address */
+};
+struct seam_pass { /* to the signal (kernel/chain.py) */
+	uint64_t first, last; /* rsp, and rsp at the end, from the region's address on */
+	uint64_t r10, r8, r8_region;
+};
+struct seam_pattern {
+	const char *content;
+	size_t size;
+	const struct seam_sum *sums;
+	size_t sum_count;
+	const struct seam_piece *pieces;
+	size_t piece_count;
+	const struct seam_edit *armed, *base;
+	size_t armed_count, base_count;
+	const struct seam_pass *passes;
+	size_t pass_count;
+	size_t answer_at, answer_size; /* of the region, read after the calls */
+};
+/* The regions of one wave do not overlap, and waves follow each other in the table; none comes
+ * after one with an error. Each task's error is its own. */
 struct seam_borrow {
-	int tid;
+	int wave;
+	int signal; /* not 0: the pattern's passes to this signal */
 	int error; /* out */
 	int spread; /* out: the task was touched */
+	const struct seam_facts *facts; /* who, and how it stands */
+	const struct seam_pattern *pattern;
 	uint64_t region; /* where the net lies in the task */
-	size_t size;
-	const char *net;
-	char *saved; /* room for what was there */
-	const uint64_t *armed, *base, *original; /* 27 words each */
-	uint64_t mask;
+	uint64_t process, thread; /* its ids as it sees them */
+	const struct seam_edit *restart; /* of the registers in its frame */
+	size_t restart_count;
+	char *net, *saved; /* room for a net, and for what was there */
 	const uint64_t *calls; /* 7 words each */
 	size_t call_count;
 	int64_t *results;
-	int signal; /* not 0: no calls one by one, but passes to this signal (kernel/chain.py) */
-	const uint64_t *passes; /* 4 words each: rsp, rsp at the end, r10, r8 */
-	size_t pass_count;
-	uint64_t answer_at; /* memory of the task that is read after the calls */
-	size_t answer_size;
 	char *answer;
 };
 int seam_arm(int tid, const uint64_t *armed);
 int seam_disarm(int tid, uint64_t mask, const uint64_t *original);
-int seam_borrow_all(struct seam_borrow *tasks, size_t count, int64_t timeout_ns);
+void seam_borrow_all(struct seam_borrow *tasks, size_t count, int64_t timeout_ns);
 
 /* task.c: what is asked about another task without stopping it. */
 int seam_robust_list(int tid, uint64_t *head, uint64_t *length);
