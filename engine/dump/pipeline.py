@@ -5,7 +5,7 @@ Everything that can refuse is asked before the stop where it can be seen from /p
 rest before anything is written; a refusal or an error at any point lets every task run on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import ParamSpec
 
@@ -20,7 +20,7 @@ from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Error, Findings
 from torpor.engine.kernel import disks, fdview, sysvipc
-from torpor.engine.kind import End
+from torpor.engine.kind import End, FileId
 from torpor.engine.memory import aio, semaphores
 from torpor.engine.options import (
     After,
@@ -127,7 +127,7 @@ def _dump_once(
                 if stop.options.after is After.STOP:
                     _end(dumps[trees_stopped.index(stop)], stop)
                 elif stop.options.after is After.PAUSE:
-                    stop.pause()
+                    _pause(dumps[trees_stopped.index(stop)], stop)
     return tuple(report_of(dump, phase, frozen_s) for dump in dumps)
 
 
@@ -150,15 +150,37 @@ def _remove_links(dumps: Sequence[TreeDump]) -> None:
 def _end(dump: TreeDump, stop: StoppedTree) -> None:
     """Kill the tasks; their connections go on, or have their ports free for a restore here."""
     states = dump.files.states.get(inet.KIND.name, {})
-    outside = {c.capture.ns_pid: c.task.pid for c in dump.captured}
     ends = inet_state.before_kill(states)
+    _let_ports_go(dump, ends)
+    stop.end()
+    if dump.options.tcp is TcpPolicy.KEEP:
+        dump.lock.stay({states[i].ends for i, end in ends.items() if end is End.SILENT})
+
+
+def _pause(dump: TreeDump, stop: StoppedTree) -> None:
+    """Leave the tasks stopped, with criu's choice for connections to the outside that are kept.
+
+    They stand still until a restore, so that the peer does not hear of it when the tasks are
+    killed; when the tasks are continued instead, these are dead. Those inside of the tree go on.
+    """
+    states = dump.files.states.get(inet.KIND.name, {})
+    inside = inet_state.mates(states)
+    ends = {i: end for i, end in inet_state.before_kill(states).items() if i not in inside}
+    kept = {i: end for i, end in ends.items() if end is End.SILENT}
+    if kept and dump.options.tcp is TcpPolicy.KEEP:
+        _let_ports_go(dump, kept)
+        dump.lock.stay({states[i].ends for i in kept})
+        told = f"{len(kept)} TCP connections to the outside stand still until they are restored"
+        dump.warnings.append(told)
+    stop.pause()
+
+
+def _let_ports_go(dump: TreeDump, ends: Mapping[FileId, End]) -> None:
+    outside = {c.capture.ns_pid: c.task.pid for c in dump.captured}
     for file_id, end in ends.items():
         for holder in dump.files.holders.get(file_id, ())[:1]:
             with suppress(Error):
                 fdview.free_port(outside[holder.task], holder.fd, end, dump.guard)
-    stop.end()
-    if dump.options.tcp is TcpPolicy.KEEP:
-        dump.lock.stay({states[i].ends for i, end in ends.items() if end is End.SILENT})
 
 
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:

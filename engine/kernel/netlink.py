@@ -26,6 +26,10 @@ UDIAG_SHOW_ALL = 0x7F
 INET_DIAG_INFO, INET_DIAG_MD5SIG = 2, 18
 NLA_TYPE_MASK = 0x3FFF
 ALL_STATES = 0xFFFFFFFF
+SOCK_DESTROY = 21
+NO_INTERFACE_NO_COOKIE = bytes(4) + b"\xff" * 8
+DO_AND_TELL = 5
+"""NLM_F_REQUEST | NLM_F_ACK."""
 ANSWER_ROOM = 1 << 18
 TIMEOUT_S = 5.0
 
@@ -94,6 +98,14 @@ def inet_diag_request(family: int, protocol: int, *, signed: bool = False) -> by
     asked = 1 << INET_DIAG_INFO - 1 if signed else 0
     payload = struct.pack("=BBBBI", family, protocol, asked, 0, ALL_STATES) + bytes(48)
     return request(SOCK_DIAG_BY_FAMILY, payload)
+
+
+def inet_destroy_request(one: InetSocket, protocol: int) -> bytes:
+    """SOCK_DESTROY of the socket with these ends; the kernel answers with an error, or with 0."""
+    head = struct.pack("=BBBBI", one.family, protocol, 0, 0, ALL_STATES)
+    ports = struct.pack(">HH", one.source_port, one.peer_port)
+    ends = one.source.ljust(16, b"\0") + one.peer.ljust(16, b"\0")
+    return request(SOCK_DESTROY, head + ports + ends + NO_INTERFACE_NO_COOKIE, DO_AND_TELL)
 
 
 def messages(answer: bytes) -> Iterator[tuple[int, bytes]]:

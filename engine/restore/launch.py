@@ -38,6 +38,7 @@ from torpor.engine.restore import (
     groups,
     lazily,
     memories,
+    orphans,
     pidfds,
     release,
     segments,
@@ -198,6 +199,8 @@ class _Restore(Work):
                 check_files=self.host is not None and self.host.check_files,
                 warn=self.warnings.append,
             )
+            if not self.container:
+                orphans.clear(self.snapshot.connections)
             self._build(root)
             with self.phase("verify"):
                 self.contents.verify(but=self._lazy_files())

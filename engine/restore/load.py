@@ -28,6 +28,8 @@ from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.semaphores import Kept
 from torpor.engine.memory.sysv import Segment
 from torpor.engine.restore.contents import Contents, subtract
+from torpor.engine.sockets import inet
+from torpor.engine.sockets.inet_state import InetState
 from torpor.engine.tasks.decode import decode_tree
 from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
@@ -56,6 +58,11 @@ class Snapshot:
     contents: Contents
     lock_table: str = ""
     """The table of nftables that holds the packets of its connections back."""
+
+    @property
+    def connections(self) -> Mapping[FileId, InetState]:
+        """TCP and UDP sockets."""
+        return next((states for kind, states in self.states if kind is inet.KIND), {})
 
     def close(self) -> None:
         """Close everything that was opened."""
