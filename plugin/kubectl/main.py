@@ -8,7 +8,7 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import click
@@ -24,9 +24,10 @@ from torpor.plugin.k8s.errors import NotFound
 from torpor.plugin.k8s.kinds import CHECKPOINTS, PODS, RESTORES, Kind
 from torpor.plugin.k8s.queue import Key
 from torpor.plugin.kubectl import show
+from torpor.plugin.kubectl.doctor import examine
 from torpor.plugin.kubectl.wait import until_ready
 
-EXIT_USAGE = 64
+EXIT_WRONG, EXIT_USAGE = 2, 64
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item", Checkpoint, Restore)
@@ -235,6 +236,25 @@ def inspect(name: str, **options: Any) -> None:  # noqa: ANN401 (click)
         subject=f"{target.namespace}/{short}",
         remedy="kubectl torpor ls -A",
     ) from last
+
+
+@cli.command()
+@common
+def doctor(**options: Any) -> None:  # noqa: ANN401 (click)
+    """Say what of the installation would keep a Checkpoint from its end.
+
+    Looks at stores, controllers, agents, nodes and objects, of all namespaces; changes nothing.
+    Exit code 2 when something is wrong.
+    """
+    target = _target(options)
+    found = examine(target.client())
+    if target.output == "json":
+        click.echo(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        for each in found:
+            click.echo(str(each))
+    if not all(each.ok for each in found):
+        raise click.exceptions.Exit(EXIT_WRONG)
 
 
 @cli.command()
