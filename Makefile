@@ -52,11 +52,8 @@ faults-all: dev  ## every operation of a restore, every call of a dump made to f
 
 .PHONY: bench
 bench: dev engine  ## ratios against Debian's criu, measured in one run
-	$(BIN)/python bench/run.py
-	$(BIN)/python bench/commands.py
-	$(BIN)/python bench/restores.py
-	$(BIN)/python bench/precopy.py
-	$(BIN)/python bench/memory.py --json build/bench-memory.json --plot docs/pauses.svg
+	$(BIN)/python bench/run.py --json build/bench.json --plot docs/pauses.svg \
+		small commands restores precopy memory plot
 
 .PHONY: image
 image: dev  ## build/torpor-image.tar, an OCI archive for `ctr images import`

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`, second part: whole commands on a sleeping task, beside Debian's newest criu.
-
-    commands.py [--rounds N] [--json FILE]
+"""Whole commands on a sleeping task.
 
 Three ways in turn: Debian's `criu`, the installed `build/bin/criu` (`make engine`), and requests
 to a `criu service` of ours; options and images (on tmpfs) are the same. The time is that of a
 caller, from the start of the command, or the connect, to its end. Processor time is beside it:
-with other jobs around, or few processors, it says more. Medians; the first round is dropped.
+with other jobs around, or few processors, it says more.
 """
 
-import argparse
 import contextlib
-import ctypes
-import json
 import os
 import resource
 import shutil
@@ -21,23 +16,20 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+from bench.common import QUIET, ROOT, Floor, Row
+from tests.compat.criu_root import criu_root
+from torpor.engine.images.proto import rpc_pb2 as pb
 
-from tests.compat.criu_root import criu_root  # noqa: E402
-from torpor.engine.images.proto import rpc_pb2 as pb  # noqa: E402
-
-PR_SET_CHILD_SUBREAPER = 36
 OURS = ROOT / "build" / "bin" / "criu"
 MEASURES = ("--version", "check", "dump", "restore")
 WAYS = ("criu", "torpor", "service")
 Times = dict[tuple[str, str], list[tuple[float, float]]]
-QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+GOALS = {("dump", "torpor"): 2.5, ("restore", "torpor"): 2.5, ("dump", "service"): 1.0,
+         ("restore", "service"): 1.0}  # fmt: skip
 
 
 class Command:
@@ -118,29 +110,25 @@ def children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> None:
-    """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=12)
-    options.add_argument("--json", type=Path)
-    chosen = options.parse_args()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="torpor-bench-") as scratch:
-        service = Service(Path(scratch))
-        try:
-            times = measure(Path(scratch), service, chosen.rounds)
-        finally:
-            service.end()
-    rows = table(times)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
+def rows(scratch: Path, rounds: int) -> Iterator[Row]:
+    """All commands; those that a service does as well by it."""
+    service = Service(scratch)
+    try:
+        times = measure(scratch, service, rounds)
+    finally:
+        service.end()
+    python, _ = medians(python_alone() for _ in range(rounds))
+    for name in MEASURES:
+        for way in WAYS[1:]:
+            if (name, way) in times:
+                yield row(times, name, way, python)
 
 
 def measure(scratch: Path, service: Service, rounds: int) -> Times:
     """All ways in turn, so that what else the machine does is the same for each."""
     theirs, ours = Command(criu_root().criu()), Command([str(OURS)])
     times: Times = {}
-    for number in range(rounds):
+    for number in range(rounds + 1):
         for way, engine in zip(WAYS, (theirs, ours, service), strict=True):
             found = round_trip(scratch / "images", engine.dump, engine.restore)
             if isinstance(engine, Command):
@@ -172,30 +160,26 @@ def round_trip(
     return {"dump": dumped, "restore": restored}
 
 
-def table(times: Times) -> list[dict[str, object]]:
-    """Print the medians in milliseconds, and the ratios to Debian's criu."""
-    rows: list[dict[str, object]] = []
-    print(f"{'command':10} {'way':8} {'ms':>8} {'ratio':>6} {'cpu ms':>8} {'ratio':>6}")
-    for name in MEASURES:
-        base = medians(times[name, "criu"])
-        for way in WAYS:
-            if (name, way) in times:
-                wall, used = medians(times[name, way])
-                ratios = (wall / base[0], used / base[1])
-                print(
-                    f"{name:10} {way:8} {wall:8.1f} {ratios[0]:6.2f} {used:8.1f} {ratios[1]:6.2f}"
-                )
-                rows.append({"case": name, "way": way, "ms": wall, "ratio": ratios[0]})
-    return rows
+def row(times: Times, name: str, way: str, python_ms: float) -> Row:
+    """One command, one way, beside Debian's."""
+    (wall, used), (base, base_used) = medians(times[name, way]), medians(times[name, "criu"])
+    processor = "" if way == "service" else f", processor {used:.0f}/{base_used:.0f} ms"
+    return Row(case=f"criu {name}", measure=f"{way}{processor}", ours=wall, criu=base,
+               score=wall / base, goal=GOALS.get((name, way)),
+               floor=Floor(value=python_ms, what="Python's own start, with nothing imported"),
+               samples={one: [both[0] * 1e3 for both in times[name, one]]
+                        for one in (way, "criu")})  # fmt: skip
 
 
-def medians(found: list[tuple[float, float]]) -> tuple[float, float]:
+def python_alone() -> tuple[float, float]:
+    """Start it and end it."""
+    return Command([sys.executable, "-I", "-S", "-c"])("")
+
+
+def medians(times: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Of both times, in milliseconds."""
+    found = list(times)
     return (
         statistics.median(wall for wall, _ in found) * 1e3,
         statistics.median(used for _, used in found) * 1e3,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,49 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`: what large memory costs, beside Debian's newest criu, in one run, A B A B.
-
-    memory.py [--rounds N] [--json FILE] [--plot FILE] [--sizes MIB,MIB] [CASE ...]
+"""What large memory costs: pauses, dump and stop, the engine's own memory, and pause over size.
 
 The pause is the longest gap that a thread of the workload itself sees which looks at the clock all
-the time; what the engine reports stands beside it, and so does the time of a fork of that memory,
-which no snapshot can be quicker than. Images are on tmpfs. Medians of ratios; the first round warms
-up and is dropped. Memory is touched before it is measured, for both engines.
+the time; what the engine reports stands beside it. The floor of a snapshot is the time of a fork of
+that memory and the pause of the same program without memory.
 """
 
-import argparse
 import ctypes
-import json
 import mmap
 import os
-import platform
-import re
 import statistics
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+from bench.common import (
+    GIB,
+    MIB,
+    Floor,
+    Row,
+    against,
+    available_bytes,
+    compiled,
+    dump_criu,
+    dump_torpor,
+    fresh,
+    running,
+    warm,
+)
+from torpor.engine import api
+from torpor.engine.options import After, DumpOptions, MemoryWay
 
-from bench.plot import plot  # noqa: E402
-from bench.run import dump_criu, end, fresh, warm  # noqa: E402
-from torpor.engine import api  # noqa: E402
-from torpor.engine.options import After, DumpOptions, MemoryWay  # noqa: E402
-
-MIB, GIB = 1 << 20, 1 << 30
 KINDS = ("small", "huge")
-PAUSES = ("snapshot", "frozen", "criu")
+WAYS = ("snapshot", "frozen", "criu")
 GOALS = {"small": 1 / 25, "huge": 1 / 200}
+SIZES_GIB = (1, 4)
 LEAST_OF_MEMCPY = 0.8
-MOST_BYTES = 200 * MIB
-CASES = ("pause-1", "pause-4", "stop-1", "peak-4", "plot")
+MOST_MIB = 200
+EMPTY_MIB = 2
 SIZES_MIB = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SPARE_BYTES = 2 * GIB
+Curves = dict[str, list[tuple[int, float]]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +54,6 @@ class Hog:
     """A live workload of so much memory."""
 
     pid: int
-    size_bytes: int
     words: mmap.mmap
 
     def gap_ms(self, act: Callable[[], object]) -> float:
@@ -69,54 +71,26 @@ class Hog:
         return float(struct.unpack_from("Q", self.words, 16)[0] / 1e6)
 
 
-@dataclass(slots=True, kw_only=True)
-class Row:
-    """A line of the table."""
-
-    case: str
-    measure: str
-    values: dict[str, float]
-    goal: str = ""
-    met: bool | None = None
-    samples: dict[str, list[float]] = field(default_factory=dict)
-
-    def text(self) -> str:
-        """As it is printed."""
-        told = "  ".join(f"{name} {value:.4g}" for name, value in self.values.items())
-        verdict = (
-            "" if self.met is None else f"  goal {self.goal}: {'met' if self.met else 'NOT met'}"
-        )
-        return f"{self.case:10} {self.measure:22} {told}{verdict}"
-
-
 class Bench:
     """The program and a place for images."""
 
     def __init__(self, scratch: Path, rounds: int) -> None:
         self.scratch, self.rounds = scratch, rounds
-        self.program = scratch / "hog"
-        source = ROOT / "bench/workloads/hog.c"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", self.program, source], check=True)
+        self.program = compiled(scratch, "hog")
 
     @contextmanager
     def hog(self, size_mib: int, kind: str) -> Iterator[Hog]:
         """A workload that is ready."""
-        path, out = self.scratch / "words", self.scratch / "out"
+        path = self.scratch / "numbers"
         path.write_bytes(bytes(4096))
         warm(size_mib * MIB)
-        with out.open("w") as file:
-            process = subprocess.Popen(
-                [self.program, str(size_mib), kind, path],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
-        try:
-            while "ready" not in out.read_text():
-                time.sleep(0.02)
-            with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096) as words:
-                yield Hog(pid=process.pid, size_bytes=size_mib * MIB, words=words)
-        finally:
-            end(process.pid)
+        with (
+            running(self.program, size_mib, kind, path) as pid,
+            path.open("r+b") as file,
+            mmap.mmap(file.fileno(), 4096) as words,
+        ):
+            yield Hog(pid=pid, words=words)
+        fresh(self.scratch)
 
     def images(self, size_mib: int) -> Path:
         """An empty directory, and memory at hand for what goes there."""
@@ -138,7 +112,6 @@ class Bench:
                         found[way].append(gap)
                 if number:
                     found["fork"].append(hog.fork_ms())
-        fresh(self.scratch)
         return found
 
     def _dump(self, hog: Hog, way: str, images: Path, found: dict[str, list[float]]) -> None:
@@ -154,69 +127,82 @@ class Bench:
         if way == "snapshot":
             found["reported"].append(report.frozen_s * 1e3)
 
-    def pauses(self, gib: int) -> list[Row]:
-        """Pauses of so many GiB."""
-        rows = []
+    def pauses(self, gib: int) -> Iterator[Row]:
+        """Pauses of so many GiB, beside that of a program without memory."""
+        empty = statistics.median(self.pause(EMPTY_MIB, "small", ("frozen",), 8)["frozen"])
         for kind in KINDS:
-            found = self.pause(gib * 1024, kind, PAUSES, self.rounds)
-            ratios = [a / b for a, b in zip(found["snapshot"], found["criu"], strict=True)]
-            ratio, goal = statistics.median(ratios), GOALS[kind]
-            values = {f"{name} ms": statistics.median(each) for name, each in found.items() if each}
-            rows.append(Row(case=f"pause-{gib}", measure=f"{gib} GiB of {kind} pages",
-                            values={**values, "criu/snapshot": 1 / ratio},
-                            goal=f"{1 / goal:.0f}", met=ratio <= goal, samples=found))  # fmt: skip
-        return rows
+            found = self.pause(gib << 10, kind, WAYS, self.rounds)
+            row = against(f"pause {gib} GiB", f"{kind} pages, seen by the workload",
+                          found["snapshot"], found["criu"], GOALS[kind])  # fmt: skip
+            fork = statistics.median(found["fork"])
+            row.floor = Floor(value=fork + empty, what=f"a fork of its own ({fork:.3g}) and the "
+                              f"pause of the same program without memory ({empty:.3g})")  # fmt: skip
+            row.samples = found
+            yield row
+            yield Row(case=f"pause {gib} GiB", measure=f"{kind} pages, frozen way",
+                      ours=statistics.median(found["frozen"]), criu=row.criu)  # fmt: skip
 
     def stop(self, gib: int) -> Row:
         """Bytes a second of a dump that ends its tasks, beside memcpy and a new file of tmpfs."""
-        samples: dict[str, list[float]] = {"dump": [], "memcpy": [], "new file": []}
+        samples: dict[str, list[float]] = {"torpor": [], "criu": [], "memcpy": [], "file": []}
         for number in range(self.rounds + 1):
-            with self.hog(gib * 1024, "small") as hog:
-                images = self.images(gib * 1024)
-                begin = time.perf_counter()
-                api.dump([DumpOptions(pid=hog.pid, images_dir=images)])
-                speed = hog.size_bytes / (time.perf_counter() - begin) / GIB
-            fresh(self.scratch)
-            if number:
-                samples["dump"].append(speed)
-                samples["memcpy"].append(memcpy_speed())
-                warm(GIB)
-                samples["new file"].append(file_speed(self.scratch / "file"))
-        ratio = statistics.median(
-            a / b for a, b in zip(samples["dump"], samples["memcpy"], strict=True)
-        )
-        values = {f"{name} GiB/s": statistics.median(each) for name, each in samples.items()}
-        return Row(case=f"stop-{gib}", measure="dump and stop", samples=samples,
-                   values={**values, "dump/memcpy": ratio},
-                   goal=str(LEAST_OF_MEMCPY), met=ratio >= LEAST_OF_MEMCPY)  # fmt: skip
+            now = {
+                "torpor": self._stop_speed(gib, dump_torpor),
+                "criu": self._stop_speed(gib, dump_criu),
+                "memcpy": memcpy_speed(),
+            }
+            warm(gib * GIB)
+            now["file"] = file_speed(self.scratch / "file", gib)
+            for name in now if number else ():
+                samples[name].append(now[name])
+        ratios = [a / b for a, b in zip(samples["torpor"], samples["memcpy"], strict=True)]
+        ours, criu, memcpy, file = (statistics.median(each) for each in samples.values())
+        return Row(case=f"stop {gib} GiB", measure=f"dump and stop; memcpy {memcpy:.2f}", ours=ours,
+                   criu=criu, unit="GiB/s", score=statistics.median(ratios), goal=LEAST_OF_MEMCPY,
+                   at_least=True, samples=samples,
+                   floor=Floor(value=file, what="one thread that writes a new file of tmpfs, "
+                               "which has one writer at a time"))  # fmt: skip
 
-    def peak(self, gib: int) -> Row:
+    def _stop_speed(self, gib: int, dump: Callable[[int, Path, bool], float]) -> float:
+        with self.hog(gib << 10, "small") as hog:
+            images = self.images(gib << 10)
+            begin = time.perf_counter()
+            dump(hog.pid, images, True)
+            return gib / (time.perf_counter() - begin)
+
+    def peak(self, gib: int) -> Iterator[Row]:
         """Largest resident set of the command, for a tree that runs on and for one that ends."""
-        values = {}
-        with self.hog(gib * 1024, "small") as hog:
+        with self.hog(gib << 10, "small") as hog:
             for name, words in (("run on", ["-R"]), ("stop", [])):
-                images = self.images(gib * 1024)
+                images = self.images(gib << 10)
                 command = [sys.executable, "-m", "torpor.engine.cli", "dump", str(hog.pid), "-D",
                            str(images), *words]  # fmt: skip
-                values[f"{name} MiB"] = peak_bytes(command) / MIB
-        fresh(self.scratch)
-        met = max(values.values()) * MIB <= MOST_BYTES
-        return Row(case=f"peak-{gib}", measure=f"peak memory, {gib} GiB", values=values,
-                   goal=f"{MOST_BYTES // MIB} MiB", met=met)  # fmt: skip
+                peak = peak_bytes(command) / MIB
+                yield Row(case=f"peak {gib} GiB", measure=f"memory of the engine, {name}",
+                          ours=peak, unit="MiB", score=peak, goal=MOST_MIB)  # fmt: skip
 
-    def curves(self, sizes_mib: Sequence[int]) -> dict[str, list[tuple[int, float]]]:
-        """Pause over size of each way."""
-        curves: dict[str, list[tuple[int, float]]] = {}
+    def curves(self, sizes_mib: Sequence[int]) -> Curves:
+        """Pause over size of each way, as far as there is memory for workload, images and copies."""
+        curves: Curves = {}
         for size in sizes_mib:
             for kind in KINDS:
-                found = self.pause(size, kind, PAUSES, 2)
-                for way in PAUSES:
+                fits = (available_bytes() - SPARE_BYTES) // (size * MIB)
+                ways = [way for way in WAYS if fits >= (3 if way == "frozen" else 2)]
+                found = self.pause(size, kind, ways, 2)
+                for way in ways:
                     point = (size, min(found[way]))
                     curves.setdefault(f"{way}, {kind} pages", []).append(point)
-                    print(
-                        f"plot       {way}, {kind} pages: {size} MiB {point[1]:.2f} ms", flush=True
-                    )
+                    print(f"  {way}, {kind} pages, {size} MiB: {point[1]:.2f} ms", flush=True)
         return curves
+
+
+def rows(scratch: Path, rounds: int, sizes_gib: Sequence[int] = SIZES_GIB) -> Iterator[Row]:
+    """Everything but the plot."""
+    bench = Bench(scratch, rounds)
+    for gib in sizes_gib:
+        yield from bench.pauses(gib)
+    yield bench.stop(1)
+    yield from bench.peak(sizes_gib[-1])
 
 
 def memcpy_speed() -> float:
@@ -236,16 +222,16 @@ def memcpy_speed() -> float:
     return 4 * size / GIB / seconds
 
 
-def file_speed(path: Path) -> float:
+def file_speed(path: Path, gib: int) -> float:
     """GiB a second from memory that is there into a new file: what a page of it costs at least."""
     block = bytes(MIB)
     begin = time.perf_counter()
     with path.open("wb", buffering=0) as file:
-        for _ in range(1024):
+        for _ in range(gib << 10):
             file.write(block)
     seconds = time.perf_counter() - begin
     path.unlink()
-    return 1 / seconds
+    return gib / seconds
 
 
 def peak_bytes(command: Sequence[str]) -> int:
@@ -256,53 +242,3 @@ def peak_bytes(command: Sequence[str]) -> int:
     if process.returncode:
         raise SystemExit(f"{command} ended with {process.returncode}")
     return usage.ru_maxrss << 10
-
-
-def machine() -> dict[str, object]:
-    """What figures depend on."""
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    return {
-        "kernel": platform.release(),
-        "processors": os.cpu_count(),
-        "processor": model[1] if model else "",
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1),
-        "huge_pages": re.findall(r"\[(\w+)\]", huge)[0],
-        "load": os.getloadavg()[0],
-    }
-
-
-def main() -> None:
-    """Run the cases and print the table."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--json", type=Path)
-    options.add_argument("--plot", type=Path)
-    options.add_argument("--sizes", default=",".join(map(str, SIZES_MIB)))
-    options.add_argument("cases", nargs="*", default=list(CASES))
-    chosen = options.parse_args()
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    facts = machine()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    rows: list[Row] = []
-    curves: dict[str, list[tuple[int, float]]] = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="torpor-bench-") as scratch:
-        bench = Bench(Path(scratch), chosen.rounds)
-        for case in chosen.cases:
-            name, _, count = case.partition("-")
-            if name == "plot":
-                curves = bench.curves([int(word) for word in chosen.sizes.split(",")])
-                continue
-            done = {"pause": bench.pauses, "stop": bench.stop, "peak": bench.peak}[name](int(count))
-            for row in done if isinstance(done, list) else [done]:
-                print(row.text(), flush=True)
-                rows.append(row)
-    if chosen.json:
-        told = {"machine": facts, "rows": [asdict(row) for row in rows], "curves": curves}
-        chosen.json.write_text(json.dumps(told, indent=1))
-    if chosen.plot and curves:
-        chosen.plot.write_text(plot(curves, facts))
-
-
-if __name__ == "__main__":
-    main()

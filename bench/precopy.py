@@ -1,88 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`, pre-copy: the last stop of a tree that writes its memory, and each round before it.
-
-    precopy.py [--rounds N] [--mib N] [--json FILE]
+"""The last stop of a pre-copy of a tree that writes its memory.
 
 Beside it stands the stop of the same program without memory, in the same run, and the same memory
-copied while it stands still. Medians; the first of each is dropped. The tasks run on.
+copied while it stands still. The tasks run on.
 """
 
-import argparse
-import contextlib
-import json
-import os
-import platform
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+from bench.common import MIB, Row, compiled, running, warm
+from torpor.engine import api
+from torpor.engine.options import After, DumpOptions, DumpReport, MemoryWay
 
-from bench.run import warm  # noqa: E402
-from torpor.engine import api  # noqa: E402
-from torpor.engine.options import After, DumpOptions, DumpReport, MemoryWay  # noqa: E402
-
+SIZE_MIB = 1024
 PERCENT = (0, 1, 10, 50)
 GOAL_MS = 5.0
 SETTLE_S = 0.3
 
 
-def main() -> None:
-    """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=6)
-    options.add_argument("--mib", type=int, default=1024)
-    options.add_argument("--json", type=Path)
-    chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="torpor-bench-") as scratch:
-        program = Path(scratch) / "writer"
-        source = ROOT / "bench/workloads/writer.c"
-        subprocess.run(["cc", "-O2", "-o", program, source], check=True)
-        print(f"machine: {platform.release()}, {os.cpu_count()} processors")
-        results = table(program, chosen.mib, chosen.rounds)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(results, indent=1))
-
-
-def table(program: Path, mib: int, rounds: int) -> list[dict[str, object]]:
+def rows(scratch: Path, rounds: int) -> Iterator[Row]:
     """A row for each rate of writing and size of pages."""
-    without = stops(program, 0, 0, 0, MemoryWay.FROZEN, rounds)
-    base_ms = median_ms(without)
-    print(f"without memory: {base_ms:.1f} ms")
-    print(
-        f"{'pages':>6} {'written':>9} {'frozen way':>11} {'pre-copy':>9} {'more than without':>18}"
-    )
-    rows: list[dict[str, object]] = []
+    program = compiled(scratch, "writer")
+    base_ms = median_ms(stops(program, 0, 0, 0, MemoryWay.FROZEN, rounds))
     for huge in (0, 1):
         for percent in PERCENT:
-            copied = stops(program, mib, percent, huge, MemoryWay.FROZEN, 2)
-            found = stops(program, mib, percent, huge, MemoryWay.PRECOPY, rounds)
-            last_ms = median_ms(found)
+            copied = median_ms(stops(program, SIZE_MIB, percent, huge, MemoryWay.FROZEN, 2))
+            found = stops(program, SIZE_MIB, percent, huge, MemoryWay.PRECOPY, rounds)
             pages = "huge" if huge else "4 KiB"
-            goal = f", goal {GOAL_MS:g}" if percent == 1 and not huge else ""
-            print(f"{pages:>6} {percent:>5} %/s {median_ms(copied):>8.1f} ms {last_ms:>6.1f} ms "
-                  f"{last_ms - base_ms:>15.1f} ms{goal}")  # fmt: skip
-            print_rounds(found[-1])
-            rows.append({"pages": pages, "percent": percent, "without_ms": base_ms,
-                         "frozen_ms": median_ms(copied), "precopy_ms": last_ms,
-                         "pause_s": dict(found[-1].pause_s),
-                         "rounds": [[one.copied_bytes, one.seconds, one.dirty_bytes]
-                                    for one in found[-1].rounds]})  # fmt: skip
-    return rows
-
-
-def print_rounds(report: DumpReport) -> None:
-    """What each round of the last dump did, and why there were no more."""
-    for one in report.rounds:
-        print(f"         round {one.number}: {one.copied_bytes / 2**20:8.1f} MiB in "
-              f"{one.seconds * 1e3:7.1f} ms, {one.dirty_bytes / 2**20:6.1f} MiB left")  # fmt: skip
-    print(f"         {report.memory_reason}", flush=True)
+            rounds_told = "+".join(f"{one.copied_bytes / MIB:.0f}" for one in found[-1].rounds)
+            yield Row(case="pre-copy 1 GiB", ours=median_ms(found),
+                      measure=f"{pages}, {percent} %/s, {rounds_told} MiB",
+                      score=median_ms(found) - base_ms,
+                      goal=GOAL_MS if percent == 1 and not huge else None,
+                      samples={"without memory": [base_ms], "frozen": [copied]})  # fmt: skip
 
 
 def median_ms(reports: list[DumpReport]) -> float:
@@ -93,34 +46,13 @@ def median_ms(reports: list[DumpReport]) -> float:
 def stops(
     program: Path, mib: int, percent: int, huge: int, way: MemoryWay, rounds: int
 ) -> list[DumpReport]:
-    """Dump one program again and again."""
-    words, images = program.with_name("words"), program.with_name("images")
-    with words.open("w") as out:
-        process = subprocess.Popen(
-            [program, str(mib), str(percent), str(huge)],
-            stdout=out,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    try:
-        while "ready" not in words.read_text():
-            time.sleep(0.01)
-        reports = []
-        for _ in range(rounds):
+    """Dump one program again and again; the first is dropped."""
+    images, reports = program.with_name("images"), []
+    with running(program, mib, percent, huge) as pid:
+        for _ in range(rounds + 1):
             time.sleep(SETTLE_S)
-            warm(mib << 20)
-            asked = DumpOptions(
-                pid=process.pid, images_dir=images, after=After.CONTINUE, memory=way
-            )
+            warm(mib * MIB)
+            asked = DumpOptions(pid=pid, images_dir=images, after=After.CONTINUE, memory=way)
             reports += api.dump([asked])
             shutil.rmtree(images)
-        return reports[1:]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-if __name__ == "__main__":
-    main()
+    return reports[1:]
