@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all parts of the bench share: programs, memory at hand, both engines, and rows of the table."""
+"""What all parts of the bench share: programs, memory at hand, both engines, rows of the table."""
 
 import contextlib
 import ctypes
@@ -80,9 +80,7 @@ class Row:
         return line.rstrip()
 
 
-HEADER = (
-    f"{'case':16} {'measure':34} {'torpor':>9} {'criu':>9} {'unit':5} {'score':>7} {'goal':>8}"
-)
+HEADER = f"{'case':16} {'measure':34} {'torpor':>9} {'criu':>9} {'unit':5} {'score':>7} {'goal':>8}"
 
 
 def against(

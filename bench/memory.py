@@ -135,8 +135,8 @@ class Bench:
             row = against(f"pause {gib} GiB", f"{kind} pages, seen by the workload",
                           found["snapshot"], found["criu"], GOALS[kind])  # fmt: skip
             fork = statistics.median(found["fork"])
-            row.floor = Floor(value=fork + empty, what=f"a fork of its own ({fork:.3g}) and the "
-                              f"pause of the same program without memory ({empty:.3g})")  # fmt: skip
+            what = f"its own fork ({fork:.3g}) and its pause without memory ({empty:.3g})"
+            row.floor = Floor(value=fork + empty, what=what)
             row.samples = found
             yield row
             yield Row(case=f"pause {gib} GiB", measure=f"{kind} pages, frozen way",
@@ -182,7 +182,7 @@ class Bench:
                           ours=peak, unit="MiB", score=peak, goal=MOST_MIB)  # fmt: skip
 
     def curves(self, sizes_mib: Sequence[int]) -> Curves:
-        """Pause over size of each way, as far as there is memory for workload, images and copies."""
+        """Pause over size of each way, as far as there is memory for all copies."""
         curves: Curves = {}
         for size in sizes_mib:
             for kind in KINDS:

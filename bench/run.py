@@ -4,9 +4,9 @@
     run.py [--rounds N] [--json FILE] [--plot FILE] [--sizes MIB,...] [PART ...]
 
 Parts: small, commands, restores, precopy, memory, plot; all but the plot without a word. The score
-is what a goal is about: the ratio to criu's, or what stands in the measure. Medians; the first round
-of each warms up and is dropped. Where a goal is not met, what the kernel alone takes in the same run
-is printed below. Memory is touched before it is measured, for both engines.
+is what a goal is about: the ratio to criu's, or what stands in the measure. Medians; the first
+round of each warms up and is dropped. Where a goal is not met, what the kernel alone takes in the
+same run is printed below. Memory is touched before it is measured, for both engines.
 """
 
 import argparse

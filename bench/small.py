@@ -3,7 +3,8 @@
 
 The pause is what each engine reports as frozen (stats-dump of CRIU, DumpReport of ours) with the
 workload left running; a restore is timed from outside, criu's as a command, ours as a call. What
-stopping, asking and letting go of as many tasks costs in C is measured beside: no dump stops them for less.
+stopping, asking and letting go of as many tasks costs in C is measured beside: no dump stops them
+for less.
 """
 
 import subprocess

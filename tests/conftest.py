@@ -4,6 +4,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -59,7 +60,12 @@ def _is_looked_at(point, own):
 
 
 def _may_be_ours(cgroup):
-    """Those of tests are named by the process that runs them, and others may run some as well."""
+    """Those of tests are named by the process that runs them, and others may run some as well.
+
+    Nodes of a cluster (torpor-CLUSTER-NODE) are none of ours.
+    """
+    if re.fullmatch(r"torpor-[0-9a-f]{6}-\w+", cgroup.name):
+        return False
     _, of_a_test, pid = cgroup.name.rpartition("torpor-test-")
     return not of_a_test or pid == str(os.getpid())
 

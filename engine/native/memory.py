@@ -74,28 +74,32 @@ def fill(
     runs: "array[int]",
     fd: int,
     *,
-    huge: "array[int] | None" = None,
+    ranges: "array[int] | None" = None,
+    uffd: int = -1,
     with_digest: bool = False,
     threads: int = 2,
 ) -> Filled:
     """Write parts of a file to a task's memory: (address, length, offset) triples, by offset.
 
-    ``huge`` are ranges of huge pages to be written to a staging area: (address, length, address
-    there). With a digest the whole file is read.
+    ``ranges`` are where nothing is yet: (address, length, address in a staging area, or 0). Those
+    with such an address are of huge pages, which may be written there; ``uffd`` is registered for
+    all of them. With a digest the whole file is read.
     """
-    staged = huge if huge is not None else array("Q")
-    places = bytearray(sum(staged[1::3]) >> 21)
+    staged = ranges if ranges is not None else array("Q")
+    huge = [pair for pair in zip(staged[1::3], staged[2::3], strict=True) if pair[1]]
+    places = bytearray(sum(size for size, _ in huge) >> 21)
     asked = ffi.new("struct seam_fill *")
     keep = ffi.from_buffer("uint64_t[]", runs), ffi.from_buffer("uint64_t[]", staged)
     room = ffi.from_buffer("unsigned char[]", places)
     asked.pid, asked.fd, asked.threads, asked.places = pid, fd, threads, room
     asked.runs, asked.count = keep[0], len(runs) // 3
-    asked.huge, asked.huge_count = keep[1], len(staged) // 3
+    asked.ranges, asked.range_count = keep[1], len(staged) // 3
+    asked.staging, asked.uffd = huge[0][1] if huge else 0, uffd
     asked.with_digest = with_digest
     asked.size = os.fstat(fd).st_size if with_digest else runs[-1] + runs[-2] if runs else 0
     result = lib.seam_fill(asked)
     if result < 0:
-        raise error_for(result, "process_vm_writev", f"task {pid}, {len(runs) // 3} runs")
+        raise error_for(result, "filling memory", f"task {pid}, {len(runs) // 3} runs")
     digest = f"{asked.digest:016x}" if with_digest else ""
     return Filled(size_bytes=result, digest=digest, places=bytes(places))
 

@@ -12,12 +12,13 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
 
 from torpor.engine import native
-from torpor.engine.errors import BadImage, KernelError, Vanished
+from torpor.engine.errors import BadImage, Error, KernelError, Vanished
 from torpor.engine.haste import Haste
 from torpor.engine.images import pages
 from torpor.engine.images.directory import ImageDirectory, check_digest, digest
@@ -28,11 +29,13 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.kernel import room
 from torpor.engine.memory.areas import PAGE, PROT_READ, PROT_WRITE, Area, Backing
 from torpor.engine.program.ops import Op
-from torpor.engine.restore.staging import HUGE, HugePages
+from torpor.engine.restore.staging import HUGE, Range, Staging
 
 MADV_DONTNEED = 4
 MADV_NOHUGEPAGE = 15
 COPY_BYTES = 1 << 20
+LARGE = 1 << 20
+"""Of a run: registering it pays."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -156,18 +159,23 @@ class Contents:
             return None
         return b"".join(os.pread(self.of(pid).fd, size, offset) for _, size, offset in found)
 
-    def fill(self, tid: int, pid: int, wanted: Sequence[Area], huge: HugePages) -> None:
+    def fill(self, tid: int, pid: int, wanted: Sequence[Area], staging: Staging) -> None:
         """Write every stored page of the private areas."""
         private, source = self.private_runs(pid, wanted), self.of(pid)
-        whole = self._whole_pages(pid, wanted)
-        if whole and huge.stage(whole):
-            places = self._write(tid, private, source, array("Q", chain(*huge.ranges)))
-            if not huge.place(places):
+        whole, small = self._ranges(pid, wanted)
+        if (whole or small) and staging.stage(whole, small):
+            try:
+                places = self._write(tid, private, source, staging)
+            except BaseException:
+                with suppress(Error):  # the first one tells what is wrong
+                    staging.give_up()
+                raise
+            if not staging.place(places):
                 self._write(tid, private, source)
             return
         if whole:
             native.fill(tid, self._first_pages(pid, whole), source.fd)
-            huge.collapse(whole)
+            staging.collapse(whole)
         self._write(tid, private, source)
 
     def write_early(self, tid: int, pid: int, pieces: Sequence[tuple[int, int, int]]) -> None:
@@ -201,14 +209,14 @@ class Contents:
         parent: int,
         kept: Sequence[Area],
         fresh: Sequence[Area],
-        huge: HugePages,
+        staging: Staging,
     ) -> list[Op]:
         """As `fill`, writing only what differs; returns operations that drop the parent's pages."""
         own = self.private_runs(pid, kept)
         if own:
             different = native.compare_runs(tid, _flat(own), self.of(pid).fd)
             self._write(tid, pages_of(own, different), self.of(pid))
-        self.fill(tid, pid, fresh, huge)
+        self.fill(tid, pid, fresh, staging)
         mine = [(start, start + size) for start, size, _ in own]
         theirs = [(start, start + size) for start, size, _ in self.private_runs(parent, kept)]
         return [
@@ -221,19 +229,22 @@ class Contents:
             for start, end in subtract(theirs, mine)
         ]
 
-    def _whole_pages(self, pid: int, wanted: Sequence[Area]) -> list[tuple[int, int]]:
-        """Where runs fill huge pages whole, and nothing is against them."""
-        whole = []
+    def _ranges(self, pid: int, wanted: Sequence[Area]) -> tuple[list[Range], list[Range]]:
+        """Where runs fill huge pages whole, if they may be huge; else those that are large."""
+        whole, small = [], []
         for area in wanted:
-            if not area.is_plain or MADV_NOHUGEPAGE in area.advice:
+            if not area.is_plain or area.droppable or area.grows_down:
                 continue
-            if area.prot | PROT_WRITE != PROT_READ | PROT_WRITE:  # that of a staging area
-                continue
+            # a staging area can be read and written
+            may_be_huge = area.prot | PROT_WRITE == PROT_READ | PROT_WRITE
+            may_be_huge &= MADV_NOHUGEPAGE not in area.advice
             for start, size, _ in self.of(pid).within(area):
                 first, last = -(-start // HUGE) * HUGE, (start + size) // HUGE * HUGE
-                if first < last:
+                if may_be_huge and first < last:
                     whole.append((first, last))
-        return whole
+                elif not may_be_huge and size >= LARGE:
+                    small.append((start, start + size))
+        return whole, small
 
     def _first_pages(self, pid: int, whole: Sequence[tuple[int, int]]) -> "array[int]":
         """Of each huge page the first: it must be there to become huge."""
@@ -249,9 +260,10 @@ class Contents:
         tid: int,
         runs: Sequence[tuple[int, int, int]],
         source: TaskPages,
-        huge: "array[int] | None" = None,
+        staging: Staging | None = None,
     ) -> bytes:
         """Write runs; of each huge page, whether it is in the staging area."""
+        ranges = array("Q", chain(*staging.ranges)) if staging else None
         if not runs:
             return b""
         size = sum(size for _, size, _ in runs)
@@ -262,11 +274,18 @@ class Contents:
         try:
             with Haste():
                 done = native.fill(
-                    tid, _flat(ordered), source.fd, huge=huge, with_digest=with_digest
+                    tid,
+                    _flat(ordered),
+                    source.fd,
+                    ranges=ranges,
+                    uffd=staging.fd if staging else -1,
+                    with_digest=with_digest,
                 )
-        except Vanished as error:
+        except (Vanished, KernelError) as error:
+            if isinstance(error, KernelError) and error.errno != errno.ENOMEM:
+                raise
             raise KernelError(
-                "was killed while its memory was filled",
+                "ran out of memory while it was filled",
                 errno=errno.ENOMEM,
                 subject=f"task {tid}",
                 cause=room.limit_text(tid, places),

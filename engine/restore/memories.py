@@ -15,7 +15,7 @@ from torpor.engine.program.ops import Program
 from torpor.engine.restore import backings, layout, lazily, spawn
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
 from torpor.engine.restore.spawn import Living
-from torpor.engine.restore.staging import HugePages
+from torpor.engine.restore.staging import Staging
 from torpor.engine.restore.work import Work, memory_of
 
 SCRATCH_BELOW_STACK = 8192
@@ -60,7 +60,7 @@ def lay_out_executed(work: Work, task: Living) -> None:
         task.syscall_address = find_syscall(task.pid, moved.target, moved.target + moved.size_bytes)
     task.lazy = work.lazy.choose(memory.areas, work.contents, task.image.pid)
     wanted = lazily.without(wanted, task.lazy)
-    work.contents.fill(task.pid, task.image.pid, wanted, _huge_pages(work, task))
+    work.contents.fill(task.pid, task.image.pid, wanted, _staging(work, task))
     for address, content in plan.patches:
         native.write_memory(task.pid, address, content)
     if moved is None:
@@ -104,7 +104,7 @@ def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
         parent.memory_of.pid,
         lazily.without(kept, task.lazy),
         lazily.without(fresh, task.lazy),
-        _huge_pages(work, task),
+        _staging(work, task),
     )
     task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
     task.areas = tuple(memory.areas)
@@ -112,9 +112,9 @@ def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
     task.special = parent.special
 
 
-def _huge_pages(work: Work, task: Living) -> HugePages:
+def _staging(work: Work, task: Living) -> Staging:
     filtered = proc.seccomp_mode(proc.read_bytes(task.pid, "status"))
-    return HugePages(task=task, unfiltered=work.suspend_seccomp or not filtered)
+    return Staging(task=task, unfiltered=work.suspend_seccomp or not filtered)
 
 
 def _filled(work: Work, task: Living) -> set[int]:

@@ -3,25 +3,30 @@
  * Parts of a file written to another task's memory, by several threads, in the order of the file;
  * each byte is read once, digested while it is in the cache if that is asked for, and written.
  *
- * Huge pages come from a staging area of the task, from where it moves them to their place.
- * Memory that a virtual machine has given back to its host comes back slowly, and it is huge
- * pages that are given back (mm/page_reporting.c, pageblock_order): when the first write to one
- * takes much longer than the zeroing of it should, small pages are written in place for a while.
+ * Huge pages come from a staging area of the task, from where it moves them to their place; small
+ * ones are made in place by UFFDIO_COPY, which neither zeroes them first nor takes a fault for each.
+ * Which of the two costs less depends on the machine, and on how memory is at hand: what a virtual
+ * machine has given back to its host comes back slowly, and it is huge pages that are given back
+ * (mm/page_reporting.c, pageblock_order). So each thread measures both, and goes by that; when the
+ * first write to a huge page takes much longer than the zeroing of it should, it does so at once.
  * A huge page is wholly in one of the two places, as the first thread that comes to it decides.
  */
 #include "seam_internal.h"
 
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 
 #define BATCH 256
+#define PAGE ((uint64_t)4096)
 #define HUGE_PAGE ((uint64_t)2 << 20)
 #define CLAIM ((uint64_t)8 << 20) /* so that two threads seldom make one huge page at once */
 #define SLOW_NS 2000000 /* of the processor, for one huge page: ten times what is usual */
-#define SMALL_AFTER_SLOW 16
+#define TRY_THE_OTHER 32 /* claims, after which what costs more is measured again */
 
-enum { UNDECIDED, STAGED, IN_PLACE };
+enum { UNDECIDED, STAGED, IN_PLACE, PLACES };
 
 struct share {
 	char *local;
@@ -29,7 +34,9 @@ struct share {
 	struct iovec batch[BATCH];
 	size_t count;
 	uint64_t batch_from, batch_bytes;
-	unsigned int small; /* so many more huge pages are not to be made */
+	unsigned char wanted; /* for huge pages that are not decided */
+	unsigned int claims;
+	int64_t cost_ns[PLACES]; /* of the last claim with each, of the processor */
 };
 
 struct filler {
@@ -93,27 +100,60 @@ static int put_small(const struct filler *job, struct share *mine, uint64_t addr
 	return result;
 }
 
-/* A part of one huge page. */
-static int put_huge(const struct filler *job, struct share *mine, const uint64_t *range,
-		    uint64_t address, uint64_t from, uint64_t size)
+/* Where nothing is, unless the task had it there before. */
+static int put_missing(const struct filler *job, const struct share *mine, uint64_t address,
+		       uint64_t from, uint64_t size)
+{
+	char *bytes = mine->local + (from - mine->from);
+
+	while (size) {
+		struct uffdio_copy copy = { .dst = address, .len = size, .src = (uintptr_t)bytes,
+					    .mode = UFFDIO_COPY_MODE_DONTWAKE };
+		struct iovec page = { (void *)address, PAGE };
+		uint64_t done;
+		int result;
+
+		if (!ioctl(job->asked->uffd, UFFDIO_COPY, &copy))
+			return 0;
+		done = copy.copy > 0 ? (uint64_t)copy.copy : 0;
+		if (!done && errno == EEXIST) {
+			result = move_memory(job->asked->pid, 1, bytes, &page, 1);
+			if (result < 0)
+				return result;
+			done = PAGE;
+		} else if (!done && errno != EAGAIN) {
+			return -errno;
+		}
+		address += done;
+		bytes += done;
+		size -= done;
+	}
+	return 0;
+}
+
+/* A part of a range; of one huge page if it may be staged. */
+static int put_range(const struct filler *job, struct share *mine, const uint64_t *range,
+		     uint64_t address, uint64_t from, uint64_t size)
 {
 	uint64_t staged = range[2] + (address - range[0]);
-	unsigned char *place = job->asked->places + (staged - job->asked->huge[2]) / HUGE_PAGE;
-	unsigned char expected = UNDECIDED, wanted = mine->small ? IN_PLACE : STAGED;
-	int is_first = __atomic_compare_exchange_n(place, &expected, wanted, 0, __ATOMIC_RELAXED,
-						   __ATOMIC_RELAXED);
+	unsigned char expected = UNDECIDED, wanted = mine->wanted, place = IN_PLACE;
 	struct iovec whole = { (void *)staged, size };
+	int is_first = 0, result;
 	int64_t begin;
-	int result;
 
-	if ((is_first ? wanted : expected) == IN_PLACE) {
-		mine->small -= is_first;
-		return put_small(job, mine, address, from, size);
+	if (range[2]) {
+		is_first = __atomic_compare_exchange_n(
+			job->asked->places + (staged - job->asked->staging) / HUGE_PAGE, &expected,
+			wanted, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+		place = is_first ? wanted : expected;
 	}
+	if (place == IN_PLACE)
+		return job->asked->uffd < 0 ? put_small(job, mine, address, from, size) :
+					      put_missing(job, mine, address, from, size);
 	begin = processor_ns();
 	result = move_memory(job->asked->pid, 1, mine->local + (from - mine->from), &whole, 1);
 	if (is_first && processor_ns() - begin > SLOW_NS)
-		mine->small = SMALL_AFTER_SLOW;
+		mine->wanted = IN_PLACE;
 	return result;
 }
 
@@ -122,19 +162,22 @@ static int put(const struct filler *job, struct share *mine, uint64_t address, u
 	       uint64_t size)
 {
 	const struct seam_fill *asked = job->asked;
-	size_t i = first_behind(asked->huge, asked->huge_count, 0, address);
+	size_t i = first_behind(asked->ranges, asked->range_count, 0, address);
 	uint64_t end = address + size;
 	int result = 0;
 
 	while (address < end && !result) {
-		const uint64_t *range = i < asked->huge_count ? asked->huge + 3 * i : NULL;
+		const uint64_t *range = i < asked->range_count ? asked->ranges + 3 * i : NULL;
 		uint64_t until = end;
 
 		if (range && address >= range[0]) {
-			until = (address / HUGE_PAGE + 1) * HUGE_PAGE;
-			if (until > end)
-				until = end;
-			result = put_huge(job, mine, range, address, from, until - address);
+			uint64_t most = range[0] + range[1];
+
+			if (range[2])
+				most = (address / HUGE_PAGE + 1) * HUGE_PAGE;
+			if (until > most)
+				until = most;
+			result = put_range(job, mine, range, address, from, until - address);
 			i += until == range[0] + range[1];
 		} else {
 			if (range && until > range[0])
@@ -201,6 +244,19 @@ static int next_claim(struct filler *job, uint64_t *from)
 	return *from < job->asked->size;
 }
 
+/* Where huge pages of the next claim go: to where it cost less. */
+static unsigned char cheaper(struct share *mine)
+{
+	const int64_t *cost = mine->cost_ns;
+	unsigned char best = cost[STAGED] <= cost[IN_PLACE] ? STAGED : IN_PLACE;
+
+	if (!cost[STAGED] || !cost[IN_PLACE])
+		return cost[STAGED] ? IN_PLACE : STAGED;
+	if (++mine->claims % TRY_THE_OTHER)
+		return best;
+	return best == STAGED ? IN_PLACE : STAGED;
+}
+
 static void fill_share(void *argument, unsigned int index)
 {
 	struct filler *job = argument;
@@ -211,12 +267,16 @@ static void fill_share(void *argument, unsigned int index)
 	(void)index;
 	while (!result && next_claim(job, &from)) {
 		uint64_t end = from + job->claim;
+		unsigned char wanted = cheaper(mine);
+		int64_t begin = processor_ns();
 
+		mine->wanted = wanted;
 		if (end > job->asked->size)
 			end = job->asked->size;
 		for (; from < end && !result; from += DIGEST_PIECE)
 			result = fill_piece(job, mine, from,
 					    end - from > DIGEST_PIECE ? from + DIGEST_PIECE : end);
+		mine->cost_ns[wanted] = processor_ns() - begin;
 	}
 	if (result < 0) {
 		pthread_mutex_lock(&job->lock);

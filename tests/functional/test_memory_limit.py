@@ -54,7 +54,7 @@ def test_no_more_is_taken_than_was_there(live, lazy):
 def test_too_little_is_an_error(live):
     live.dump()
     limit(AREA_MIB // 2)
-    with pytest.raises(KernelError, match="was killed while its memory was filled") as caught:
+    with pytest.raises(KernelError, match="ran out of memory while it was filled") as caught:
         live.restore()
     assert str(GROUP) in caught.value.cause
     live.reap(live.pids)

@@ -181,9 +181,11 @@ struct seam_fill {
 	int pid, fd;
 	const uint64_t *runs; /* triples as above, by offset in the file and not overlapping there */
 	size_t count;
-	const uint64_t *huge; /* triples by address: address, length, address in a staging area */
-	size_t huge_count; /* of these; all numbers are multiples of 2 MiB */
+	const uint64_t *ranges; /* triples by address: address, length, address in a staging area; */
+	size_t range_count; /* multiples of 2 MiB, but where the last is 0: not to be staged */
+	uint64_t staging; /* where that area begins */
 	unsigned char *places; /* answer for each huge page: 1 in the staging area, 2 in place */
+	int uffd; /* all ranges are registered with it, and nothing is there; or -1 */
 	uint64_t size;
 	unsigned int threads;
 	int with_digest;
