@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from torpor.engine import native
 from torpor.engine.errors import Error, Refused, Timeout, Vanished
 from torpor.engine.haste import Haste
-from torpor.engine.kernel import proc, ptrace
+from torpor.engine.kernel import proc, ptrace, vfork
 from torpor.engine.kernel.freezer import frozen
 from torpor.engine.options import DumpOptions
 
 ROUNDS = 200
+PROMPT_S = 0.02
+"""All stand by then, as a rule."""
 ENDED = "ZX"
 
 
@@ -102,7 +104,7 @@ def stopped(
                     _seize_tree(tree, seize, wait=False)
                 freezer.thaw()
                 for tree in result:
-                    _settle(tree)
+                    _settle(tree, seize)
         for tree in result:
             _seize_tree(tree, seize, wait=True)
         yield result
@@ -121,7 +123,9 @@ def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
         if not fresh:
             return
         if wait:
-            gone = native.stop_all(fresh, options, tree.options.stop_timeout_s)
+            gone, late = native.stop_all(fresh, options, PROMPT_S)
+            tree.seized.update(tid for tid in fresh if tid not in gone)
+            _await_late(tree, late, options)
         else:
             gone = []
             for tid in fresh:
@@ -130,10 +134,8 @@ def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
                     native.interrupt(tid)
                 except Vanished:
                     gone.append(tid)
-        tree.seized.update(tid for tid in fresh if tid not in gone)
+            tree.seized.update(tid for tid in fresh if tid not in gone)
         tree.vanished.update(gone)
-        if not wait:
-            continue
     raise Timeout(
         "new tasks keep appearing",
         subject=f"tree of pid {tree.options.pid}",
@@ -141,13 +143,23 @@ def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:
     )
 
 
-def _settle(tree: StoppedTree) -> None:
+def _settle(tree: StoppedTree, options: int) -> None:
+    late = []
     for tid in sorted(tree.seized):
         try:
-            native.settle(tid)
+            native.settle(tid, timeout_s=PROMPT_S)
+        except Timeout:
+            late.append(tid)
         except Vanished:
             tree.seized.discard(tid)
             tree.vanished.add(tid)
+    _await_late(tree, late, options)
+
+
+def _await_late(tree: StoppedTree, late: Sequence[int], options: int) -> None:
+    gone = vfork.bring_to_a_stop(late, options, tree.options.stop_timeout_s)
+    tree.seized.difference_update(gone)
+    tree.vanished.update(gone)
 
 
 def _living(pid: int, state: str, tids: Sequence[int]) -> list[int]:

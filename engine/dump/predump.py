@@ -8,7 +8,7 @@ nothing is refused for what else it holds.
 from contextlib import ExitStack
 from dataclasses import replace
 
-from torpor.engine.dump import beforehand, sharing
+from torpor.engine.dump import again, beforehand, sharing
 from torpor.engine.dump.capture import capture_tasks
 from torpor.engine.dump.freeze import list_tasks, stopped
 from torpor.engine.dump.images import directory_for, finish, inventory, parents_of, write_pages
@@ -21,6 +21,10 @@ from torpor.engine.options import DumpOptions, DumpReport, MemoryWay, ProgressFn
 
 def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
     """See `torpor.engine.api.pre_dump`."""
+    return again.until_clear(lambda _: _pre_dump_once(options, progress), [options], progress)
+
+
+def _pre_dump_once(options: DumpOptions, progress: ProgressFn) -> DumpReport:
     phase = Phases(progress, options.timeout_s)
     dump = TreeDump(options=options)
     with ExitStack() as cleanup:

@@ -3,26 +3,21 @@
 
 Facts: kcmp(2) says whether two tasks have the same object, and orders them otherwise, so a few
 comparisons a task suffice. Semaphore undo lists (CLONE_SYSVSEM) are not looked at: tasks that
-have none compare equal as well, and nobody can read what is in one. A parent of vfork waits in
-the kernel until its child has executed a program or ended, and no tracer can stop it meanwhile
-(kernel/fork.c, wait_for_vfork_done; v6.18).
+have none compare equal as well, and nobody can read what is in one.
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cmp_to_key
 from itertools import pairwise
 
 from torpor.engine.dump.freeze import StoppedTask
-from torpor.engine.errors import Findings, Refused, Vanished
-from torpor.engine.kernel import proc
-from torpor.engine.kernel.arch.x86_64 import syscall_number
+from torpor.engine.errors import Findings, Refused
+from torpor.engine.kernel import vfork
 from torpor.engine.kind import Limit, refuse
 from torpor.engine.native import KCMP_FILES, KCMP_FS, KCMP_VM, kcmp
 
-LONGEST_VFORK_S, GLANCE_S = 1.0, 0.02
-CLONES = frozenset(str(syscall_number(name)) for name in ("vfork", "clone", "clone3"))
+GLANCE_S = 0.02
 KINDS = {"files_of": KCMP_FILES, "fs_of": KCMP_FS}
 LIMITS = (
     Limit(
@@ -37,23 +32,14 @@ Shared = dict[str, dict[int, int]]
 
 
 def vforks(tasks: Sequence[StoppedTask]) -> list[Refused]:
-    """Threads that wait for the child of a vfork, and still do after a while."""
-    waiting = _vforks(tid for task in tasks for tid in task.tids)
-    until_s = time.monotonic() + LONGEST_VFORK_S
+    """Threads that wait for the child of a vfork, and after a while still for that one."""
+    waiting = vfork.waiting(tid for task in tasks for tid in task.tids)
+    until_s = time.monotonic() + vfork.LONGEST_S
     while waiting and time.monotonic() < until_s:
         time.sleep(GLANCE_S)
-        waiting = _vforks(waiting)
+        now = vfork.waiting(waiting)
+        waiting = {tid: child for tid, child in now.items() if child == waiting[tid]}
     return [refuse(LIMITS[0], f"pid {tid}", "it waits for the child") for tid in waiting]
-
-
-def _vforks(tids: Iterable[int]) -> list[int]:
-    found = []
-    for tid in tids:
-        with suppress(Vanished):
-            state = proc.parse_stat(proc.read_text(tid, "stat")).state
-            if state == "D" and proc.read_text(tid, "syscall").split()[0] in CLONES:
-                found.append(tid)
-    return found
 
 
 def find(pids: Sequence[int]) -> Shared:

@@ -69,12 +69,14 @@ def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[in
                 raise Vanished("has no living thread", subject=f"task {pid}")
             return sorted(stopped)
         try:
-            vanished = native.stop_all(fresh, options, timeout_s)
+            vanished, late = native.stop_all(fresh, options, timeout_s)
+            stopped.update(set(fresh) - set(vanished))
+            if late:
+                raise Timeout("a thread did not stop", subject=f"task {pid}", cause=str(late))
         except BaseException:
             release_all(stopped)
             raise
         gone.update(vanished)
-        stopped.update(set(fresh) - set(vanished))
     release_all(stopped)
     raise Timeout(
         "new threads kept coming", subject=f"task {pid}", remedy="freeze its cgroup first"
@@ -97,12 +99,14 @@ def take_leave(tids: Iterable[int]) -> None:
     """Of tasks that were killed: a parent hears of it only when the tracer has waited for it.
 
     Who was killed a moment ago still has its memory to give back before there is an end to wait
-    for; and the first thread of a task ends last, whatever order they were killed in.
+    for; and the first thread of a task ends last, whatever order they were killed in. Who was
+    interrupted in a call that goes on (vfork, a slow disk) can be let go when it stands, or else by
+    the end of this thread.
     """
     left, begin_s = list(tids), time.monotonic()
     while left := [tid for tid in left if not _has_left(tid)]:
         passed_s = time.monotonic() - begin_s
-        left = [t for t in left if passed_s < (LONGEST_END_S if _ends(t) else SUDDEN_END_S)]
+        left = [tid for tid in left if passed_s < _patience_s(tid)]
         time.sleep(LOOK_S)
 
 
@@ -119,12 +123,15 @@ def _has_left(tid: int) -> bool:
     return bool(waited)
 
 
-def _ends(tid: int) -> bool:
-    """Whether it is on its way out."""
+def _patience_s(tid: int) -> float:
+    """Long for who is on its way out, and some for who is held by us and does not stand yet."""
     with suppress(Error):
-        text = proc.read_text(tid, "stat").rpartition(")")[2].split()
-        return text[0] in "ZX" or bool(int(text[FLAGS_AT]) & (PF_EXITING | PF_SIGNALED))
-    return False
+        state, *words = proc.read_text(tid, "stat").rpartition(")")[2].split()
+        if state in "ZX" or int(words[FLAGS_AT - 1]) & (PF_EXITING | PF_SIGNALED):
+            return LONGEST_END_S
+        if proc.parse_status(proc.read_text(tid, "status")).tracer_pid:
+            return LONGEST_STOP_S
+    return SUDDEN_END_S
 
 
 def reap(tids: Iterable[int]) -> None:

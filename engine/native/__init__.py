@@ -77,6 +77,7 @@ from torpor.engine.native.threads import (
     stop_signal,
 )
 from torpor.engine.native.tracing import (
+    await_event_stop,
     cont,
     cont_to_syscall,
     detach,
@@ -118,6 +119,7 @@ __all__ = [
     "arm",
     "ask_facts",
     "ask_fds",
+    "await_event_stop",
     "borrow_all",
     "compare_runs",
     "cont",

@@ -87,24 +87,31 @@ def settle(tid: int, *, stopped: bool = False, timeout_s: float = DEFAULT_TIMEOU
 
 def stop_all(
     tids: Sequence[int], options: int = 0, timeout_s: float = DEFAULT_TIMEOUT_S
-) -> list[int]:
-    """Seize and interrupt all, then wait for all; returns those that vanished (or are zombies).
+) -> tuple[list[int], list[int]]:
+    """Seize and interrupt all, then wait for all: which vanished (or are zombies), which are late.
 
+    Who is late is seized and does not stand yet (`await_event_stop`).
     A call that gave EINTR only because of the stop is set to be issued again.
-    When one cannot be seized or does not stop, those that did are let go again.
+    When one cannot be seized, those that were are let go again, if they stand.
     """
     wanted = ffi.new("int[]", list(tids))
     results = ffi.new("int[]", len(tids))
     lib.seam_stop_all(wanted, len(tids), options, ns(timeout_s), results)
     outcome = list(zip(tids, results, strict=True))
     gone = [tid for tid, result in outcome if result == -errno.ESRCH or _is_dead(tid, result)]
+    late = [tid for tid, result in outcome if result == -errno.ETIMEDOUT]
     for tid, result in outcome:
-        if result < 0 and tid not in gone:
+        if result < 0 and tid not in gone and tid not in late:
             for other, stopped in outcome:
                 if stopped == 0:
                     lib.seam_resume(PTRACE_DETACH, other, 0)
             raise error_for(result, "ptrace(SEIZE)", f"task {tid}", cause=_why_not_seized(tid))
-    return gone
+    return gone, late
+
+
+def await_event_stop(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Wait until a task that was interrupted stands at its event stop, as `settle` does."""
+    check(lib.seam_await_event_stop(tid, ns(timeout_s)), "ptrace(INTERRUPT)", tid)
 
 
 def cont(tid: int, sig: int = 0) -> None:

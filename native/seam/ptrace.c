@@ -179,6 +179,12 @@ int seam_settle(int tid, int stopped, int64_t timeout_ns)
 	return result < 0 ? result : wait_event_stop(tid, monotonic_ns() + timeout_ns);
 }
 
+/* Of a task that was seized and interrupted before. */
+int seam_await_event_stop(int tid, int64_t timeout_ns)
+{
+	return wait_event_stop(tid, monotonic_ns() + timeout_ns);
+}
+
 int seam_stop_all(const int *tids, size_t count, uint64_t options, int64_t timeout_ns, int *results)
 {
 	int64_t deadline_ns = monotonic_ns() + timeout_ns;

@@ -74,9 +74,10 @@ def tree(root: int) -> list[int]:
     while todo:
         pid = todo.pop(0)
         found.append(pid)
-        for thread in sorted(Path(f"/proc/{pid}/task").glob("*/children")):
-            with suppress(OSError):
-                todo += sorted(int(word) for word in thread.read_text().split())
+        with suppress(OSError):
+            for thread in sorted(Path(f"/proc/{pid}/task").glob("*/children")):
+                with suppress(OSError):
+                    todo += sorted(int(word) for word in thread.read_text().split())
     return found
 
 

@@ -24,7 +24,7 @@ RUNTIME = 9
 
 
 def read_here(tid, number):
-    gone = native.stop_all([tid], 0, 5.0)
+    gone, _ = native.stop_all([tid], 0, 5.0)
     if gone:
         raise Vanished("has ended", subject=f"thread {tid}")
     try:

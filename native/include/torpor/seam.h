@@ -23,6 +23,7 @@ int seam_resume(int request, int tid, int signal);
 int seam_wait(int tid, int64_t timeout_ns, int *status);
 int seam_stop_all(const int *tids, size_t count, uint64_t options, int64_t timeout_ns,
 		  int *results);
+int seam_await_event_stop(int tid, int64_t timeout_ns);
 int seam_settle(int tid, int stopped, int64_t timeout_ns);
 int seam_event_message(int tid, uint64_t *message);
 int seam_get_regs(int tid, uint64_t *regs, size_t count);
