@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+NS_TGID = re.compile(r"^NStgid:.*?(\d+)$", re.MULTILINE)
 NS_PID = re.compile(r"^NSpid:.*?(\d+)$", re.MULTILINE)
 
 
@@ -56,6 +57,12 @@ def innermost(status: str, outer: int) -> int:
     return int(found[1]) if found else outer
 
 
+def process_inside(status: str, outer: int) -> int:
+    """As `innermost`, of NStgid: the pid of the process that the thread is one of."""
+    found = NS_TGID.search(status)
+    return int(found[1]) if found else outer
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PosixTimerCapture:
     """One POSIX timer; ``setting`` is struct itimerspec (interval, value)."""
@@ -72,9 +79,14 @@ class TaskCapture:
     pid: int
     ns_pid: int
     texts: Mapping[str, str]
-    """Content of /proc/PID/NAME: stat, status, smaps, limits, timers, ..."""
+    """Content of /proc/PID/NAME: stat, status, smaps, limits, timers, ...
+
+    Of a thread that lives; what the main one tells when it has ended is in ``ended``.
+    """
     links: Mapping[str, str]
     """Text of /proc/PID/{exe,cwd,root}."""
+    ended: Mapping[str, str] = field(default_factory=dict)
+    """stat, status and comm of a main thread that has ended before others."""
     threads: Sequence[ThreadCapture] = ()
     shared_pending: Sequence[bytes] = ()
     sigactions: Mapping[int, bytes] = field(default_factory=dict)

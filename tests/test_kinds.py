@@ -82,9 +82,7 @@ def test_limits_tell_what_and_how_to_make_it_work(name):
         assert not limit.remedy.endswith(".")
 
 
-@pytest.mark.parametrize(
-    "module", ["memory.areas", "memory.vdso", "tasks.seccomp", "dump.assemble"]
-)
+@pytest.mark.parametrize("module", ["memory.areas", "memory.vdso", "tasks.seccomp", "dump.sharing"])
 def test_limits_of_tasks_and_memory(module):
     limits = importlib.import_module(f"torpor.engine.{module}").LIMITS
     assert limits

@@ -116,6 +116,11 @@ KINDS: dict[str, Support] = {
 }  # fmt: skip
 
 STATE: dict[str, Support] = {
+    "main threads that have ended before others": Support(
+        ours=OWN,
+        theirs="refused by CRIU",
+        tests=(f"{TASKS}main_ended.c", "tests/functional/test_main_ended.py"),
+    ),
     "tree: sessions, groups, zombies, orphans, stopped tasks, old pids": Support(
         ours="tested, but for orphans",
         theirs="tested, but for orphans",

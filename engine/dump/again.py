@@ -54,5 +54,5 @@ def goes_by_itself(error: Error, trees: Sequence[DumpOptions]) -> bool:
 
 def _lives(pid: int) -> bool:
     with suppress(Vanished):
-        return proc.parse_stat(proc.read_text(pid, "stat")).state not in "ZX"
+        return proc.parse_stat(proc.read_text(proc.face(pid), "stat")).state not in proc.ENDED
     return False

@@ -12,28 +12,28 @@ from torpor.engine.errors import Findings, Refused
 from torpor.engine.kernel.maps import DELETED
 from torpor.engine.kernel.proc import parse_stat, parse_status
 from torpor.engine.kernel.proctexts import parse_limits, parse_timers
-from torpor.engine.kind import Limit
 from torpor.engine.memory import marks, policies, vdso
 from torpor.engine.memory.areas import Backing
 from torpor.engine.tasks import creds, registers, seccomp, settings, signals, timers
 from torpor.engine.tasks.attributes import (
+    SCHED_DEADLINE,
     Scheduling,
     deadline_of,
     narrowed,
     parse_autogroup,
 )
 from torpor.engine.tasks.cgroups import OWN_SET
-from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage, Tree
-from torpor.engine.tasks.seccomp import MODE_STRICT, Filter, filter_count
-
-LIMITS = (
-    Limit(
-        case="dead-leader",
-        what="a task whose main thread has ended while others live",
-        remedy="keep the main thread alive",
-    ),
+from torpor.engine.tasks.model import (
+    ALIVE,
+    DEAD,
+    STOPPED,
+    EndedThread,
+    Memory,
+    TaskImage,
+    ThreadImage,
+    Tree,
 )
-BY_CASE = {limit.case: limit for limit in LIMITS}
+from torpor.engine.tasks.seccomp import MODE_STRICT, Filter, filter_count
 
 
 def assemble(
@@ -72,7 +72,9 @@ def _task(
 ) -> TaskImage:
     capture = item.capture
     stat, status = parse_stat(capture.texts["stat"]), parse_status(capture.texts["status"])
-    comm = capture.texts["comm"].rstrip("\n").encode("utf-8", "surrogateescape")
+    main = {**capture.texts, **capture.ended}
+    exit_signal = parse_stat(main["stat"]).exit_signal  # a thread has none
+    comm = main["comm"].rstrip("\n").encode("utf-8", "surrogateescape")
     ppid = inside.get(item.task.ppid, 0)
     pgid, sid = status.ns_pgid[-1], status.ns_sid[-1]
     if capture.zombie:
@@ -83,7 +85,7 @@ def _task(
             sid=sid,
             state=DEAD,
             exit_code=stat.exit_code,
-            exit_signal=stat.exit_signal,
+            exit_signal=exit_signal,
             cgroup_set=OWN_SET,  # until all sets are known
             comm=comm,
         )
@@ -101,7 +103,7 @@ def _task(
         pgid=pgid,
         sid=sid,
         state=STOPPED if item.task.state == "T" else ALIVE,
-        exit_code=0,
+        exit_code=parse_stat(main["stat"]).exit_code if capture.ended else 0,
         comm=comm,
         threads=threads,
         memory=_memory(item),
@@ -126,9 +128,23 @@ def _task(
         coredump_filter=_coredump_filter(capture.texts["coredump_filter"]),
         session_nice=parse_autogroup(capture.texts.get("autogroup", "")),
         stop_signal=stat.exit_code if item.task.state == "T" else 0,
-        exit_signal=stat.exit_signal,
+        exit_signal=exit_signal,
+        ended=_ended(capture) if capture.ended else None,
         cgroup_set=OWN_SET,  # until all sets are known
         **{name: inside.get(owners.get(item.task.pid, 0)) for name, owners in shared.items()},
+    )
+
+
+def _ended(capture: TaskCapture) -> EndedThread:
+    text = capture.ended["status"]
+    stat, status = parse_stat(capture.ended["stat"]), parse_status(text)
+    is_realtime = stat.policy in (os.SCHED_FIFO, os.SCHED_RR)
+    return EndedThread(
+        sigmask=status.sig_blk,
+        nice=stat.nice,
+        policy=0 if stat.policy == SCHED_DEADLINE else stat.policy,
+        priority=stat.rt_priority if is_realtime else 0,
+        creds=creds.collect(text, 0),
     )
 
 

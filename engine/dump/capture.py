@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 
 from torpor.engine import native
-from torpor.engine.capture import PosixTimerCapture, TaskCapture, innermost
+from torpor.engine.capture import PosixTimerCapture, TaskCapture, process_inside
 from torpor.engine.dump import threads
 from torpor.engine.dump.beforehand import Looked, Spaces
 from torpor.engine.dump.freeze import StoppedTask
@@ -180,7 +180,7 @@ def _begin(
     vmas = parse_smaps(texts["smaps"])
     if watched:
         vmas = uffd.unmarked(vmas)
-    found, refused = areas.collect(vmas, f"task {innermost(texts['status'], task.pid)}")
+    found, refused = areas.collect(vmas, f"task {process_inside(texts['status'], task.pid)}")
     status = parse_status(texts["status"])
     return _Begun(
         task=task,
@@ -255,8 +255,9 @@ def _finish(
     auxv, posix, segments = _seldom(one, timers)
     capture = TaskCapture(
         pid=pid,
-        ns_pid=one.status.ns_pid[-1],
+        ns_pid=one.status.ns_tgid[-1],
         texts=one.texts,
+        ended=_ended(one.task),
         links=_links(pid),
         shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
         sigactions=dict(zip(signals, _pieces(buffer, ACTIONS_AT, ACTION_BYTES), strict=True)),
@@ -314,6 +315,13 @@ def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:
     status = parse_status(texts["status"])
     capture = TaskCapture(pid=task.pid, ns_pid=status.ns_pid[-1], texts=texts, links={})
     return Captured(task=task, capture=capture, vmas=(), areas=(), refused=(), segments={})
+
+
+def _ended(task: StoppedTask) -> dict[str, str]:
+    """What a main thread that has ended still tells."""
+    if task.process == task.pid:
+        return {}
+    return {name: proc.read_text(task.process, name) for name in ("stat", "status", "comm")}
 
 
 def _links(pid: int) -> dict[str, str]:

@@ -23,15 +23,20 @@ from torpor.engine.options import DumpOptions
 ROUNDS = 200
 PROMPT_S = 0.02
 """All stand by then, as a rule."""
-ENDED = "ZX"
 
 
 @dataclass(slots=True, kw_only=True)
 class StoppedTask:
-    """A task of the tree; ``tids`` is empty for a zombie. Pids as seen from here."""
+    """A task of the tree; ``tids`` is empty for a zombie. Pids as seen from here.
+
+    ``pid`` is that of the thread by which it is looked at (`proc.face`), the first of ``tids``.
+    """
 
     pid: int
+    process: int
+    """The pid that it goes by; another than ``pid`` when its main thread has ended."""
     ppid: int
+    """``pid`` of its parent."""
     tids: list[int]
     state: str
     """Letter of stat before it was stopped: S, R, D, T, Z."""
@@ -163,20 +168,20 @@ def _await_late(tree: StoppedTree, late: Sequence[int], options: int) -> None:
 
 
 def _living(pid: int, state: str, tids: Sequence[int]) -> list[int]:
-    """Its threads; of a leader that has ended those that live on, none for a zombie."""
-    if state not in ENDED:
-        return list(tids)
+    """Its threads, the main one first; if that has ended those that live on, none of a zombie."""
+    if state not in proc.ENDED:
+        return sorted(tids, key=lambda tid: (tid != pid, tid))
     return [tid for tid in tids if tid != pid and not _has_ended(pid, tid)]
 
 
 def _has_ended(pid: int, tid: int) -> bool:
     with suppress(Vanished):
-        return proc.state_of(proc.read_bytes(pid, f"task/{tid}/stat")) in ENDED
+        return proc.state_of(proc.read_bytes(pid, f"task/{tid}/stat")) in proc.ENDED
     return True
 
 
 def list_tasks(root: int) -> list[StoppedTask]:
-    """The tree below ``root``, parents first.
+    """The tree below ``root`` (any thread of it), parents first.
 
     Raises:
         Vanished: the root is gone.
@@ -189,7 +194,8 @@ def list_tasks(root: int) -> list[StoppedTask]:
             remedy="name the root of a tree",
         )
     tasks: list[StoppedTask] = []
-    level = {root: 0}
+    first = proc.process(root)
+    level = {first: 0}
     while level:
         found = []
         for (pid, parent), stat in zip(
@@ -198,7 +204,7 @@ def list_tasks(root: int) -> list[StoppedTask]:
             try:
                 found.append(_task(pid, parent, stat))
             except Vanished:
-                if pid == root:
+                if pid == first:
                     raise
         tasks += found
         children = proc.children_of({task.pid: task.all_tids for task in found})
@@ -211,5 +217,7 @@ def _task(pid: int, parent: int, stat: bytes | Error) -> StoppedTask:
         raise stat
     state, threads = proc.state_of(stat), proc.threads(pid)
     tids = _living(pid, state, threads)
-    tids.sort(key=lambda tid: (tid != pid, tid))
-    return StoppedTask(pid=pid, ppid=parent, tids=tids, state=state, all_tids=threads)
+    face = tids[0] if tids else pid
+    if face != pid:
+        state = proc.state_of(proc.read_bytes(face, "stat"))
+    return StoppedTask(pid=face, process=pid, ppid=parent, tids=tids, state=state, all_tids=threads)

@@ -7,6 +7,7 @@ rest before anything is written; a refusal or an error at any point lets every t
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import ParamSpec
 
 from torpor.engine.dump import again, beforehand, cgroups, injected, ipcns, sharing, tables
@@ -19,7 +20,7 @@ from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Error, Findings
-from torpor.engine.kernel import disks, fdview, sysvipc
+from torpor.engine.kernel import disks, fdview, proc, sysvipc
 from torpor.engine.kind import End, FileId
 from torpor.engine.memory import aio, semaphores
 from torpor.engine.options import (
@@ -71,6 +72,7 @@ def _dump_once(
     commit: Callable[[tuple[DumpReport, ...]], None] | None,
     progress: ProgressFn,
 ) -> tuple[DumpReport, ...]:
+    trees = [replace(options, pid=proc.face(options.pid)) for options in trees]
     phase = Phases(progress, max(options.timeout_s for options in trees))
     dumps = [TreeDump(options=options) for options in trees]
     hold = any(o.after is not After.CONTINUE or o.hold or o.serve is not None for o in trees)
@@ -208,7 +210,7 @@ def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
     if sysvipc.same_namespace(dump.options.pid):
         dump.semaphores = semaphores.collect(
             sysvipc.semaphore_sets(),
-            {c.task.pid: c.capture.ns_pid for c in alive},
+            {c.task.process: c.capture.ns_pid for c in alive},
             ended=dump.options.after is After.STOP,
         )
     if dump.way.kind is not MemoryWay.SNAPSHOT and any(

@@ -16,6 +16,7 @@ from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
+from torpor.engine.kernel import proc
 from torpor.engine.options import DumpOptions, DumpReport, MemoryWay, ProgressFn
 
 
@@ -25,6 +26,7 @@ def pre_dump(options: DumpOptions, *, progress: ProgressFn) -> DumpReport:
 
 
 def _pre_dump_once(options: DumpOptions, progress: ProgressFn) -> DumpReport:
+    options = replace(options, pid=proc.face(options.pid))
     phase = Phases(progress, options.timeout_s)
     dump = TreeDump(options=options)
     with ExitStack() as cleanup:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from torpor.engine.dump import injected, sharing
-from torpor.engine.dump.assemble import BY_CASE as LIMITS
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.permits import Permits
 from torpor.engine.errors import Findings, Refused, Vanished
@@ -14,7 +13,6 @@ from torpor.engine.kernel import nslinks, proc
 from torpor.engine.kernel.arch.x86_64 import syscall_name
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kernel.verdict import Verdict
-from torpor.engine.kind import refuse
 from torpor.engine.options import DumpOptions
 from torpor.engine.tasks import namespaces, seccomp
 
@@ -31,7 +29,7 @@ def preflight(options: DumpOptions, permits: Permits) -> frozenset[int]:
         here = nslinks.namespaces(os.getpid())
         refused += namespaces.check_root(f"pid {options.pid}", spaces, here, ())
     tasks = list_tasks(options.pid)
-    if os.getpid() in {task.pid for task in tasks}:
+    if os.getpid() in {task.process for task in tasks}:
         raise Refused(
             "the dumping process is inside the tree",
             subject=f"pid {os.getpid()}",
@@ -41,7 +39,7 @@ def preflight(options: DumpOptions, permits: Permits) -> frozenset[int]:
     for task in tasks:
         refused += _refusals(task, options, spaces, permits)
     root = parse_status(proc.read_text(options.pid, "status"))
-    if root.ns_sid[-1] != root.ns_pid[-1] and not (options.shell_job or options.container):
+    if root.ns_sid[-1] != root.ns_tgid[-1] and not (options.shell_job or options.container):
         refused.append(
             Refused(
                 "its session was made by a task outside of the tree",
@@ -99,8 +97,6 @@ def _refusals(
         if task.pid != options.pid:
             refused += namespaces.check_task(subject, nslinks.namespaces(task.pid), spaces)
         refused += _filter_refusals(task, options.runtime_seccomp_filters, permits)
-        if task.tids and task.tids[0] != task.pid:
-            refused.append(refuse(LIMITS["dead-leader"], subject))
     return refused
 
 

@@ -7,9 +7,9 @@ actions, timers) is never refused and not looked at; the tree may change before 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torpor.engine.capture import innermost
+from torpor.engine.capture import innermost, process_inside
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.owners import owners
 from torpor.engine.dump.permits import Permits, may_read_filters
@@ -68,6 +68,7 @@ def preview(options: DumpOptions) -> str:
 
 def look(options: DumpOptions) -> Preview:
     """Read the tree as it is now."""
+    options = replace(options, pid=proc.face(options.pid))
     found = Preview()
     tasks = list_tasks(options.pid)
     permits = Permits(suspended=may_read_filters())
@@ -89,7 +90,7 @@ def look(options: DumpOptions) -> Preview:
 def _look_at_task(task: StoppedTask, found: Preview) -> None:
     status = proc.read_text(task.pid, "status")
     name = proc.read_text(task.pid, "comm").strip()
-    inside = innermost(status, task.pid)
+    inside = process_inside(status, task.process)
     if not task.tids:
         found.tasks.append(f"task {inside} ({name}): a zombie, with its exit status")
         return
@@ -108,13 +109,13 @@ def _look_at_task(task: StoppedTask, found: Preview) -> None:
 
 def _descriptors(options: DumpOptions, alive: Sequence[StoppedTask], found: Preview) -> Collected:
     statuses = [(task, proc.read_text(task.pid, "status")) for task in alive]
-    pids = {task.pid: innermost(text, task.pid) for task, text in statuses}
+    pids = {task.pid: process_inside(text, task.process) for task, text in statuses}
     context = DumpContext(
         tcp=options.tcp,
         container=options.container,
         ghost_limit_bytes=options.ghost_limit_bytes,
         warn=found.warnings.append,
-        tasks=pids,
+        tasks={task.process: pids[task.pid] for task in alive},
         owners=owners(
             (parse_status(text), {tid: _inside(task.pid, tid) for tid in task.tids})
             for task, text in statuses

@@ -55,7 +55,7 @@ def collect(
         half_pipes=dump.options.half_pipes,
         link_remap=dump.options.link_remap,
         warn=dump.warnings.append,
-        tasks={c.task.pid: c.capture.ns_pid for c in dump.captured},
+        tasks={c.task.process: c.capture.ns_pid for c in dump.captured},
         owners=owners(
             (
                 parse_status(c.capture.texts["status"]),

@@ -18,7 +18,7 @@ def controlling(texts: Iterable[tuple[str, str]]) -> dict[int, Session]:
         if stat.tty_nr:
             found[stat.tty_nr & 0xFFFFFFFF] = (status.ns_sid[-1], stat.tpgid)
         elif stat.state not in "ZX":
-            without.setdefault(status.ns_sid[-1], []).append(status.ns_pid[-1])
+            without.setdefault(status.ns_sid[-1], []).append(status.ns_tgid[-1])
     return {
         device: Session(
             sid=sid, pgrp=groups.get(foreground, 0), without=tuple(sorted(without.get(sid, ())))

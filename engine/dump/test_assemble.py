@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A capture with the texts of a recorded task becomes the tree of an image."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def captured(areas=(), state="S", ppid=1, **more):
         "settings": {"dumpable": 2, "thp_disable": 3, "subreaper": 1, "mdwe": 1},
     } | more  # fmt: skip
     return Captured(
-        task=StoppedTask(pid=PID, ppid=ppid, tids=[PID], state=state),
+        task=StoppedTask(pid=PID, process=PID, ppid=ppid, tids=[PID], state=state),
         capture=TaskCapture(**values), vmas=(), areas=areas, refused=(), segments={},
     )  # fmt: skip
 
@@ -101,6 +102,23 @@ def test_a_zombie_has_only_its_end():
     (task,) = assemble([one], {}, 0).tasks
     assert task.zombie
     assert (task.threads, task.memory) == ((), None)
+
+
+def test_a_main_thread_that_has_ended():
+    """What the process is known by comes from it, and the rest from a thread that lives."""
+    stat = text("stat").rpartition(")")[2].split()
+    stat[0], stat[35], stat[49] = "Z", "10", str(7 << 8)
+    main = {
+        "stat": f"41 (has ended) {' '.join(stat)}", "comm": "has ended\n",
+        "status": re.sub("Uid:.*", "Uid:\t5\t5\t5\t5", text("status")),
+    }  # fmt: skip
+    (task,) = assemble([captured(ended=main)], {}, 0).tasks
+    assert (task.comm, task.exit_code, task.exit_signal) == (b"has ended", 7 << 8, 10)
+    assert task.ended.creds.uids == (5, 5, 5, 5)
+    assert not task.zombie
+    assert task.memory is not None
+    (task,) = assemble([captured()], {}, 0).tasks
+    assert (task.ended, task.exit_code) == (None, 0)
 
 
 def test_lists_of_tasks():

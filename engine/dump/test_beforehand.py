@@ -27,7 +27,7 @@ def large():
 @pytest.fixture
 def looked(large):
     me = os.getpid()
-    spaces = beforehand.look([StoppedTask(pid=me, ppid=1, tids=[me], state="R")])
+    spaces = beforehand.look([StoppedTask(pid=me, process=me, ppid=1, tids=[me], state="R")])
     return spaces[me]
 
 
@@ -73,7 +73,7 @@ def test_a_change_is_told_of(large):
     me = os.getpid()
     room = mmap.mmap(-1, 16 * mmap.PAGESIZE)  # shared: joins no other area
     room.madvise(mmap.MADV_DONTFORK)
-    spaces = beforehand.look([StoppedTask(pid=me, ppid=1, tids=[me], state="R")])
+    spaces = beforehand.look([StoppedTask(pid=me, process=me, ppid=1, tids=[me], state="R")])
     if not spaces[me].maps:
         pytest.fail("its areas changed while it was looked at")
     used = {me: spaces[me].smaps}

@@ -37,7 +37,7 @@ class Tree:
 
     def tasks(self):
         return [
-            StoppedTask(pid=pid, ppid=1, tids=sorted(threads), state="S")
+            StoppedTask(pid=pid, process=pid, ppid=1, tids=sorted(threads), state="S")
             for pid, threads in self.threads.items()
         ]
 

@@ -5,7 +5,7 @@ from torpor.engine.kind import Session
 
 def task(pid, group, session, tty, foreground, state="S"):
     stat = f"{pid} (x) {state} 1 {group} {session} {tty} {foreground} " + "0 " * 44
-    status = f"NSpid:\t{pid}\t{pid - 100}\nNSpgid:\t{group}\t{group - 100}\n"
+    status = f"NStgid:\t{pid}\t{pid - 100}\nNSpgid:\t{group}\t{group - 100}\n"
     return stat, status + f"NSsid:\t{session}\t{session - 100}\n"
 
 

@@ -239,10 +239,13 @@ class _Planner:
         section = self.sections[task.pid]
         section.run(2, build.task_program(task, _memory(task), self.opened[task.pid]))
         current = current_scheduling(os.getpid())
-        for i, thread in enumerate(task.threads):
-            if i:
+        for thread in task.threads:
+            if thread.tid != task.pid:
                 section.say(2, f"make thread {thread.tid} ({_text(thread.comm)})")
             section.run(2, build.thread_program(thread, current))
+        if task.ended is not None:
+            section.say(2, f"let its main thread end with wait status {task.exit_code:#x}; thread "
+                           f"{task.threads[0].tid} stands for it from here on")  # fmt: skip
         if task.oom_score_adj != int(proc.read_text("self", "oom_score_adj")):
             section.say(2, f"write {task.oom_score_adj} to its oom_score_adj")
 

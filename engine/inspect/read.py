@@ -27,7 +27,7 @@ from torpor.engine.inspect.descriptors import Descriptions
 from torpor.engine.inspect.model import Images, Origin, Pause, Segment, Task, Thread
 from torpor.engine.text import name
 
-STATES = {1: "running", 2: "zombie", 3: "stopped", 6: "zombie"}
+STATES = {1: "running", 2: "zombie", 3: "stopped", 6: "zombie", 7: "main thread ended"}
 NAMESPACES = {"pidns": "pid", "utsns": "uts", "ipcns-var": "ipc", "mountpoints": "mount",
               "netns": "network", "userns": "user"}  # fmt: skip
 """Images that are there when the tree had a namespace of its own."""
@@ -180,7 +180,7 @@ class _Reader:
         return self.images.message(image, message_type)
 
     def _threads(self, entry: pb.pstree_entry, comm: str) -> Iterator[Thread]:
-        for tid in [entry.pid, *(t for t in entry.threads if t != entry.pid)]:
+        for tid in entry.threads or [entry.pid]:
             core = self._one(f"core-{tid}", pb.core_entry)
             yield Thread(tid=tid, comm=name(core.thread_core.comm) or comm)
 

@@ -69,7 +69,7 @@ def ns_pid_of(pid: int) -> int:
     with translated(f"task {pid}", f"/proc/{pid}/status"):
         status = read(f"/proc/{pid}/status")
     for line in status.splitlines():
-        if line.startswith("NSpid:"):
+        if line.startswith("NStgid:"):
             return int(line.split()[-1])
     return pid
 

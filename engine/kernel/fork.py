@@ -141,7 +141,7 @@ def is_zombie_of(pid: int, parent: int) -> bool:
     """Whether it waits for that parent: others take what an ended task leaves."""
     with suppress(Vanished):
         stat = proc.parse_stat(proc.read_text(pid, "stat"))
-        return stat.state == "Z" and stat.ppid == parent
+        return stat.state == "Z" and stat.ppid == proc.process(parent)
     return False
 
 

@@ -10,11 +10,14 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Vanished
 
+ENDED = "ZX"
+"""States of a task that only waits for its parent, or for nobody."""
 _SIGNAL_MASKS = re.compile(
     rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)\nSigIgn:\s*\w+\nSigCgt:\s*(\w+)$",
     re.MULTILINE,
@@ -29,6 +32,7 @@ _NS_TGID = re.compile(rb"^NStgid:.*?(\d+)$", re.MULTILINE)
 _NS_PID = re.compile(rb"^NSpid:.*?(\d+)$", re.MULTILINE)
 _SECCOMP_FILTERS = re.compile(rb"^Seccomp_filters:\s*(\d+)$", re.MULTILINE)
 _SECCOMP = re.compile(rb"^Seccomp:\s*(\d+)$", re.MULTILINE)
+_TGID = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 _NAME_ESCAPE = re.compile(rb"\\([n\\])")
 
 
@@ -107,6 +111,28 @@ def list_names(pid: int | str, name: str) -> list[str]:
 def threads(pid: int) -> list[int]:
     """Thread ids of a process, as seen from here."""
     return list_numbers(pid, "task")
+
+
+def process(pid: int) -> int:
+    """The pid of the process that a thread is one of, both as seen from here."""
+    found = _TGID.search(read_bytes(pid, "status"))
+    return int(found[1]) if found else pid
+
+
+def face(pid: int) -> int:
+    """A thread that shows what a process has: its main one, or the first that lives on.
+
+    A main thread that has ended has given up memory, descriptors, directories and namespaces, and
+    waits for the others to end (kernel/exit.c, do_exit, delay_group_leader; v6.18). The pid of a
+    thread leads to a folder in /proc like that of its process.
+    """
+    if state_of(read_bytes(pid, "stat")) not in ENDED:
+        return pid
+    for tid in threads(pid):
+        with suppress(Vanished):
+            if state_of(read_bytes(pid, f"task/{tid}/stat")) not in ENDED:
+                return tid
+    return pid
 
 
 def children(pid: int) -> list[int]:

@@ -174,7 +174,7 @@ def _found(restore: socket.socket, pid: int) -> int | None:
 
 def _own_pid(pid: int) -> int:
     with suppress(Error):
-        return proc.innermost_pid(proc.read_bytes(pid, "status"))
+        return proc.innermost_tgid(proc.read_bytes(pid, "status"))
     return 0
 
 

@@ -12,6 +12,7 @@ TEXT_ROOM, TYPICAL_TEXT = 4 << 20, 2 << 10
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_IO, KCMP_SYSVSEM = range(7)
 KCMP_EPOLL_TFD = 7
 KCMP_LESS = 1
+PIDFD_THREAD = 0o200
 
 
 def read_texts(paths: Sequence[str]) -> list[bytes | int]:
@@ -34,8 +35,14 @@ def read_texts(paths: Sequence[str]) -> list[bytes | int]:
 
 
 def pidfd_open(pid: int) -> int:
-    """A pidfd, close-on-exec."""
-    return check(lib.seam_pidfd_open(pid), "pidfd_open", pid)
+    """A pidfd of a process, close-on-exec; of its thread, if ``pid`` is not the main one's.
+
+    That one leads to what the process has when its main thread has ended. Linux 6.9.
+    """
+    result = lib.seam_pidfd_open(pid, 0)
+    if result in (-errno.ENOENT, -errno.EINVAL):
+        result = lib.seam_pidfd_open(pid, PIDFD_THREAD)
+    return check(result, "pidfd_open", pid)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from torpor.engine import native
 from torpor.engine.errors import Error, Refused
-from torpor.engine.kernel import fdcalls, pagemap
+from torpor.engine.kernel import fdcalls, pagemap, proc
 from torpor.engine.kernel.pagemap import Page
 from torpor.engine.lazy import daemon, handing, uffd
 from torpor.engine.lazy.daemon import Job
@@ -127,7 +127,7 @@ class LazyMemory:
         pids = [work.tree.root.pid, *(pid for pid in self.fds if pid != work.tree.root.pid)]
         self.fds = {}
         job = Job(spaces=spaces, directory=work.snapshot.images.fd, files=files)
-        self._child = daemon.start(job, [work.living[pid].pid for pid in pids])
+        self._child = daemon.start(job, [proc.process(work.living[pid].pid) for pid in pids])
 
     def _register(self, work: "Work", task: Living) -> Missing:
         """What is there already is written; all else, which is returned, is waited for."""

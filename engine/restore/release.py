@@ -56,16 +56,17 @@ def let_go(work: Work, *, leave_stopped: bool, last: Callable[[], None]) -> None
 
 
 def last_calls(image: TaskImage) -> list[tuple[int, list[Op]]]:
-    """(thread, what it does when no more programs run) of a task's threads; the leader is last."""
+    """(thread, what it does when no more programs run) of a task's threads; the first is last."""
+    first = image.threads[0]
     found = [
         (thread.tid, signals.last_calls(thread.pending, image.pid, thread.tid))
         for thread in image.threads[1:]
     ]
     leader = [
         *signals.last_calls(image.shared_pending, image.pid, None),
-        *signals.last_calls(image.threads[0].pending, image.pid, image.pid, image.actions),
+        *signals.last_calls(first.pending, image.pid, first.tid, image.actions),
     ]
-    return [*((tid, ops) for tid, ops in found if ops), (image.pid, leader)]
+    return [*((tid, ops) for tid, ops in found if ops), (first.tid, leader)]
 
 
 def _leave_arena(task: Living) -> None:

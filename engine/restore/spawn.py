@@ -22,7 +22,7 @@ from signal import SIGCHLD, SIGTRAP
 
 from torpor.engine import native
 from torpor.engine.capture import innermost
-from torpor.engine.errors import Bug, Error, KernelError, Vanished
+from torpor.engine.errors import Bug, Error, KernelError, Timeout, Vanished
 from torpor.engine.kernel import proc, ptrace
 from torpor.engine.kernel.arch.x86_64 import Regs, syscall_number
 from torpor.engine.memory.areas import Area
@@ -40,11 +40,12 @@ OPTIONS = (
     | PTRACE_O_TRACEEXEC
     | PTRACE_O_EXITKILL
 )
-EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC = 1, 2, 3, 4
+PTRACE_O_TRACEEXIT = 0x40
+EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_STOP = 1, 2, 3, 4, 6, 128
 CLONE_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
 MASK64 = (1 << 64) - 1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0001, 0.05
-LONGEST_PID_WAIT_S = 5.0
+LONGEST_EXIT_S, LONGEST_PID_WAIT_S = 10.0, 5.0
 """A probe of the runtime, say, may have a pid for a while that an old task is to get."""
 HELD_SIGNALS = MASK64 & ~(1 << SIGTRAP - 1)
 """What is blocked in a task while it is restored. Not the SIGTRAP of our steps: a forced signal
@@ -60,7 +61,10 @@ ChoosePid = Callable[[int], None]
 
 @dataclass(slots=True, kw_only=True)
 class Living:
-    """A task that is being restored. ``tids`` maps its own tids to ours."""
+    """A task that is being restored. ``tids`` maps its own tids to ours.
+
+    ``pid`` is that of its main thread, and of another one when that has ended.
+    """
 
     image: TaskImage
     memory_of: TaskImage
@@ -157,6 +161,33 @@ def _exit_thread(tid: int, syscall_address: int) -> None:
     native.cont(tid)
     with suppress(Vanished):
         native.wait_stop(tid)
+
+
+def end_thread(tid: int, syscall_address: int, exit_code: int, sigmask: int) -> None:
+    """End the main thread of a task that lives on in others, and let go of it.
+
+    A tracer could not let go of it later: it does not stop again, and is waited for only when all
+    others have ended (kernel/ptrace.c, ptrace_check_attach; kernel/exit.c, delay_group_leader;
+    v6.18). At its exit stop it runs nothing of its own any more, so it can have its old mask.
+    """
+    regs = native.get_regs(tid).copy()
+    aim(regs, syscall_address, "exit", (exit_code >> 8 & 0xFF,))
+    native.set_options(tid, PTRACE_O_TRACEEXIT)  # the others still end with us
+    native.set_regs(tid, regs)
+    native.cont(tid)
+    status = native.wait_stop(tid)
+    while status >> 16 == EVENT_STOP:  # somebody has sent SIGCONT
+        native.cont(tid)
+        status = native.wait_stop(tid)
+    if status >> 16 != EVENT_EXIT:
+        raise Bug(f"stop {status:#x} in place of an exit", subject=f"pid {tid}")
+    native.set_sigmask(tid, sigmask)
+    native.detach(tid)
+    until_s = time.monotonic() + LONGEST_EXIT_S
+    while proc.parse_stat(proc.read_text(tid, "stat")).state not in proc.ENDED:
+        if time.monotonic() > until_s:
+            raise Timeout("a main thread does not end", subject=f"pid {tid}")
+        time.sleep(FIRST_PAUSE_S)
 
 
 def _reap_inside(tid: int, syscall_address: int, ns_pid: int) -> None:

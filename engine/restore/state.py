@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError
@@ -14,6 +15,7 @@ from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
 from torpor.engine.tasks import attributes, creds
 from torpor.engine.tasks.attributes import Scheduling
+from torpor.engine.tasks.model import EndedThread
 
 
 def create_descriptors(work: Work, root: Living) -> None:
@@ -69,7 +71,9 @@ def task_state(work: Work, task: Living) -> None:
     rings.create(task)
     program = build.task_program(image, memory, task.opened)
     task.arena.run(task.pid, program, image.subject)
-    for thread in image.threads[1:]:
+    for thread in image.threads:
+        if thread.tid in task.tids:
+            continue
         tid = spawn.fork(
             task.pid,
             task.syscall_address,
@@ -87,9 +91,30 @@ def task_state(work: Work, task: Living) -> None:
             build.thread_program(thread, current_scheduling(tid)),
             f"{image.subject}, thread {thread.tid}",
         )
+    if image.ended is not None:
+        _end_main_thread(task, image.ended)
     _oom_score(work, task)
     _core_filter(work, task)
     _session_nice(work, task)
+
+
+def _end_main_thread(task: Living, ended: EndedThread) -> None:
+    """Before anybody has a parent-death signal, which its children would get from its end.
+
+    From here on the first of the threads that live stands for the task.
+    """
+    image, current = task.image, current_scheduling(task.pid)
+    wanted = replace(current, policy=ended.policy, priority=ended.priority, nice=ended.nice)
+    has = creds.collect(proc.read_text(task.pid, "status"), 0)
+    ops = [
+        *attributes.plan_name(image.comm),
+        *attributes.plan_scheduling(wanted, current),
+        *creds.plan(ended.creds, has),
+    ]
+    task.arena.run(task.pid, Program("main thread", ops), image.subject)
+    spawn.end_thread(task.pid, task.syscall_address, image.exit_code, ended.sigmask)
+    del task.tids[image.pid]
+    task.pid = task.tids[image.threads[0].tid]
 
 
 def _loginuid(work: Work, task: Living) -> None:

@@ -14,7 +14,16 @@ from torpor.engine.errors import BadImage
 from torpor.engine.kernel.abi import PID_END
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area, Backing
-from torpor.engine.tasks.model import ALIVE, DEAD, STOPPED, Memory, TaskImage, ThreadImage
+from torpor.engine.tasks.creds import Creds
+from torpor.engine.tasks.model import (
+    ALIVE,
+    DEAD,
+    STOPPED,
+    EndedThread,
+    Memory,
+    TaskImage,
+    ThreadImage,
+)
 from torpor.engine.tasks.signals import SIGINFO_BYTES, SIGNAL_COUNT
 
 SIGNED32, SIGNED64 = 1 << 31, 1 << 63
@@ -37,7 +46,7 @@ def check_tasks(tasks: Sequence[TaskImage]) -> None:
     seen: set[int] = set()
     ended: set[int] = set()
     for task in tasks:
-        for tid in [t.tid for t in task.threads] or [task.pid]:
+        for tid in {task.pid: None} | {t.tid: None for t in task.threads}:
             _require(tid not in seen, "pstree.img", f"task or thread {tid} is there twice")
             seen.add(tid)
         _require(task.ppid not in ended, "pstree.img", f"the parent of task {task.pid} has ended")
@@ -69,6 +78,8 @@ def _findings(task: TaskImage) -> Iterator[Finding]:
         yield core, f"exit code {task.exit_code:#x} is none"
     if task.zombie:
         return
+    if task.ended is not None:
+        yield from ((core, what) for what in _ended(task, task.ended))
     yield from ((core, what) for what in _core(task))
     for thread in task.threads:
         yield from ((f"core-{thread.tid}.img", what) for what in _thread(thread))
@@ -99,6 +110,17 @@ def _core(task: TaskImage) -> Iterator[str]:
         yield "its limits or its umask cannot be"
 
 
+def _ended(task: TaskImage, ended: EndedThread) -> Iterator[str]:
+    if not task.threads:
+        yield "its main thread has ended, and there is no other"
+    if task.exit_code & 0xFF:
+        yield f"a thread cannot end with wait status {task.exit_code:#x}"
+    yield from _in_range("scheduling", (ended.policy, ended.priority), SIGNED32)
+    if not -20 <= ended.nice <= 19:
+        yield f"nice value {ended.nice} cannot be"
+    yield from _creds(ended.creds)
+
+
 def _thread(thread: ThreadImage) -> Iterator[str]:
     if not 0 < thread.tid < PID_END:
         yield f"there is no tid {thread.tid}"
@@ -113,14 +135,17 @@ def _thread(thread: ThreadImage) -> Iterator[str]:
         yield f"nice value {plan.nice} cannot be"
     if not 0 <= thread.pdeathsig <= SIGNAL_COUNT:
         yield f"parent-death signal {thread.pdeathsig} is none"
-    state = thread.creds
-    sets = (state.inheritable, state.permitted, state.effective, state.bounding, state.ambient)
-    yield from _in_range("capability sets", sets, 1 << 64)
-    if len(thread.creds.groups) > MAX_GROUPS:
-        yield f"{len(thread.creds.groups)} groups are too many"
+    yield from _creds(thread.creds)
     for one in thread.seccomp:
         if not one.program or len(one.program) % 8 or len(one.program) > 8 * MAX_INSTRUCTIONS:
             yield f"a seccomp filter of {len(one.program)} bytes cannot be"
+
+
+def _creds(state: Creds) -> Iterator[str]:
+    sets = (state.inheritable, state.permitted, state.effective, state.bounding, state.ambient)
+    yield from _in_range("capability sets", sets, 1 << 64)
+    if len(state.groups) > MAX_GROUPS:
+        yield f"{len(state.groups)} groups are too many"
 
 
 def _siginfos(pending: Iterable[bytes]) -> Iterator[str]:

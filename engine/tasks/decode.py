@@ -17,7 +17,17 @@ from torpor.engine.tasks import checks, creds, registers, signals, timers
 from torpor.engine.tasks.attributes import Scheduling
 from torpor.engine.tasks.cgroups import OWN_SET
 from torpor.engine.tasks.encode import MARKERS
-from torpor.engine.tasks.model import DEAD, SIGCHLD, STOPPED, Memory, TaskImage, ThreadImage, Tree
+from torpor.engine.tasks.model import (
+    ALIVE,
+    DEAD,
+    MAIN_ENDED,
+    SIGCHLD,
+    EndedThread,
+    Memory,
+    TaskImage,
+    ThreadImage,
+    Tree,
+)
 from torpor.engine.tasks.registers import Component
 from torpor.engine.tasks.seccomp import Filter
 
@@ -129,6 +139,7 @@ class _TaskReader:
                 remedy="restore on a machine of that architecture",
             )
         tc = core.tc
+        has_main = tc.task_state != MAIN_ENDED
         own = self.images.extra("tasks", str(entry.pid)) or {}
         exit_signal = index(own.get("exit_signal", SIGCHLD))
         if tc.task_state in (DEAD, 6):
@@ -151,11 +162,11 @@ class _TaskReader:
             ppid=entry.ppid,
             pgid=entry.pgid,
             sid=entry.sid,
-            state=tc.task_state,
+            state=tc.task_state if has_main else index(own.get("state", ALIVE)),
             exit_code=tc.exit_code,
             comm=tc.comm,
             cgroup_set=core.thread_core.cg_set or tc.cg_set or OWN_SET,
-            threads=tuple(self.threads(core)),
+            threads=tuple(self.threads(core, has_main=has_main)),
             memory=self.memory(index(own.get("thp_flags", 0))),
             cwd=self.path(fs.cwd_id, "fs", "cwd_id"),
             root=self.path(fs.root_id, "fs", "root_id"),
@@ -175,8 +186,9 @@ class _TaskReader:
             membarrier=tc.membarrier_registration_mask,
             coredump_filter=index(own["coredump_filter"]) if "coredump_filter" in own else None,
             session_nice=index(own.get("session_nice", 0)),
-            stop_signal=0 if own.get("stop_told", tc.task_state != STOPPED) else tc.stop_signo,
+            stop_signal=0 if own.get("stop_told", not tc.stop_signo) else tc.stop_signo,
             exit_signal=exit_signal,
+            ended=None if has_main else _decode_ended(core.thread_core),
         )
 
     def path(self, number: int, image: str, field_name: str) -> str:
@@ -197,8 +209,9 @@ class _TaskReader:
         """Whether a program can be had by its description only."""
         return number in self.files.nameless or number in self.files.memfds
 
-    def threads(self, leader: Any) -> list[ThreadImage]:  # noqa: ANN401
-        tids = [self.entry.pid, *(t for t in self.entry.threads if t != self.entry.pid)]
+    def threads(self, leader: Any, *, has_main: bool) -> list[ThreadImage]:  # noqa: ANN401
+        tids = [self.entry.pid] if has_main else []
+        tids += [t for t in self.entry.threads if t != self.entry.pid]
         return [
             self.thread(
                 tid, leader if tid == self.entry.pid else self.one(f"core-{tid}"), leader.tc.comm
@@ -277,6 +290,16 @@ class _TaskReader:
             thp_disabled=entry.thp_disabled,
             thp_flags=thp_flags,
         )
+
+
+def _decode_ended(entry: Any) -> EndedThread:  # noqa: ANN401
+    return EndedThread(
+        sigmask=entry.blk_sigset,
+        nice=entry.sched_nice,
+        policy=entry.sched_policy,
+        priority=entry.sched_prio,
+        creds=creds.decode(entry.creds),
+    )
 
 
 def _decode_settings(own: Mapping[str, Any]) -> dict[str, int]:

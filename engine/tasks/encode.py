@@ -16,7 +16,15 @@ from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import ImageSink
 from torpor.engine.memory import aio, areaimages, areas, marks, policies
 from torpor.engine.tasks import creds, registers, signals, timers
-from torpor.engine.tasks.model import STOPPED, Memory, TaskImage, ThreadImage, Tree
+from torpor.engine.tasks.model import (
+    MAIN_ENDED,
+    STOPPED,
+    EndedThread,
+    Memory,
+    TaskImage,
+    ThreadImage,
+    Tree,
+)
 from torpor.engine.tasks.registers import Component
 from torpor.engine.tasks.seccomp import Filter
 
@@ -116,6 +124,8 @@ def table_id(tree: Tree, task: TaskImage, name: str) -> int:
 def _encode_own(task: TaskImage, images: ImageSink) -> None:
     """What of a task CRIU's messages have no place for."""
     own: dict[str, Any] = {"exit_signal": task.exit_signal, "settings": dict(task.settings)}
+    if task.ended is not None:
+        own["state"] = task.state
     if task.state == STOPPED:
         own["stop_told"] = not task.stop_signal
     if task.coredump_filter is not None:
@@ -161,7 +171,7 @@ def _encode_task(
         registers.encode(thread.registers, core.thread_info, components)
         _encode_thread(thread, core.thread_core, filters)
         core.thread_core.cg_set = task.cgroup_set
-        if i == 0:
+        if i == 0 and task.ended is None:
             _encode_leader(task, core.tc)
         images.add(f"core-{thread.tid}", core)
         images.extra(
@@ -178,9 +188,11 @@ def _encode_task(
                 "settings": dict(thread.settings),
             },
         )
-    if task.zombie:
+    if task.zombie or task.ended is not None:
         core = pb.core_entry(mtype=pb.core_entry.X86_64)
         _encode_leader(task, core.tc)
+        if task.ended is not None:
+            _encode_ended(task.ended, core.thread_core)
         core.thread_info.clear_tid_addr = 0
         for name in registers.GP_FIELDS:
             setattr(core.thread_info.gpregs, name, 0)
@@ -189,8 +201,17 @@ def _encode_task(
         images.add(f"core-{task.pid}", core)
 
 
+def _encode_ended(ended: EndedThread, entry: Any) -> None:  # noqa: ANN401
+    entry.futex_rla, entry.futex_rla_len = 0, 0
+    entry.blk_sigset = ended.sigmask
+    entry.sched_nice, entry.sched_policy = ended.nice, ended.policy
+    entry.sched_prio = ended.priority
+    creds.encode(ended.creds, entry.creds)
+
+
 def _encode_leader(task: TaskImage, tc: Any) -> None:  # noqa: ANN401
-    tc.task_state, tc.exit_code = task.state, task.exit_code
+    tc.task_state = task.state if task.ended is None else MAIN_ENDED
+    tc.exit_code = task.exit_code
     tc.personality, tc.flags, tc.comm = task.personality, 0, task.comm
     tc.blk_sigset = task.threads[0].sigmask if task.threads else 0
     if task.zombie:

@@ -19,6 +19,12 @@ from torpor.engine.tasks.signals import Action, AltStack
 from torpor.engine.tasks.timers import Itimer, PosixTimer
 
 ALIVE, DEAD, STOPPED = 1, 2, 3
+MAIN_ENDED = 7
+"""In images only, of a task whose main thread has ended before others.
+
+CRIU 4.2 gives a task that it knows no state for back to nobody ("Unknown task state 7", seen): it
+could only make a main thread that runs on from nowhere.
+"""
 SIGCHLD = 17
 
 
@@ -39,7 +45,7 @@ SHARED: Mapping[str, Sharing] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadImage:
-    """One thread; the first of a task is its leader."""
+    """One thread; the first of a task is its main one, if that lives."""
 
     tid: int
     comm: bytes
@@ -57,6 +63,21 @@ class ThreadImage:
     seccomp_strict: bool = False
     settings: Mapping[str, int] = field(default_factory=dict)
     """Of `settings.THREAD`, those which are not as usual."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedThread:
+    """What is seen of a main thread that has ended before others.
+
+    Signals for the process are dropped, and callers judged, by its mask and its credentials
+    (kernel/signal.c, sig_ignored, check_kill_permission; v6.18).
+    """
+
+    sigmask: int
+    nice: int
+    policy: int
+    priority: int
+    creds: Creds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +118,7 @@ class TaskImage:
     sid: int
     state: int
     exit_code: int
+    """Of a zombie, and of a main thread that has ended before others; wait status."""
     comm: bytes
     threads: Sequence[ThreadImage] = ()
     memory: Memory | None = None
@@ -132,6 +154,8 @@ class TaskImage:
     """Of a stopped task: the signal that its parent has not waited for yet; 0 if it has."""
     exit_signal: int = SIGCHLD
     """Sent to its parent at its end; 0 for none."""
+    ended: EndedThread | None = None
+    """Its main thread, where that has ended: ``threads`` are those which live on."""
 
     @property
     def subject(self) -> str:

@@ -13,7 +13,7 @@ from torpor.engine.kernel.recorded import RecordedImages
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.tasks.decode import decode_tree
 from torpor.engine.tasks.encode import encode_tree
-from torpor.engine.tasks.model import Tree
+from torpor.engine.tasks.model import EndedThread, Tree
 from torpor.engine.tasks.seccomp import Filter
 
 
@@ -41,6 +41,33 @@ def test_shared_tables_have_one_number():
     back, tables = decoded(encoded(tree))
     assert back == tree
     assert tables[41] == tables[42] != tables[43]
+
+
+def test_a_main_thread_that_has_ended():
+    """CRIU is to know no state for it."""
+    main = EndedThread(sigmask=1, nice=3, policy=1, priority=9, creds=trees.USER)
+    one = trees.task(ended=main, exit_code=0x700, threads=(trees.thread(43), trees.thread(44)))
+    images = encoded(trees.tree(one))
+    ((core, _),) = images.entries("core-41")
+    assert (core.tc.task_state, core.tc.exit_code, core.tc.comm) == (7, 0x700, b"worker")
+    ((entry, _),) = images.entries("pstree")
+    assert list(entry.threads) == [43, 44]
+    assert decoded(images)[0] == trees.tree(one)
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"exit_code": 9}, "wait status 0x9"),
+        ({"threads": ()}, "no other"),
+    ],
+)
+def test_a_main_thread_cannot_have_ended_so(more, text):
+    main = EndedThread(sigmask=1, nice=3, policy=1, priority=9, creds=trees.USER)
+    values = {"threads": (trees.thread(43),), "exit_code": 0x700} | more
+    one = trees.task(ended=main, **values)
+    with pytest.raises(BadImage, match=text):
+        decoded(encoded(trees.tree(one)))
 
 
 def test_a_path_is_one_file():

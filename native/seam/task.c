@@ -12,9 +12,9 @@ int seam_robust_list(int tid, uint64_t *head, uint64_t *length)
 	return syscall(SYS_get_robust_list, tid, head, length) < 0 ? -errno : 0;
 }
 
-int seam_pidfd_open(int pid)
+int seam_pidfd_open(int pid, int flags)
 {
-	long fd = syscall(SYS_pidfd_open, pid, 0);
+	long fd = syscall(SYS_pidfd_open, pid, flags);
 
 	return fd < 0 ? -errno : (int)fd;
 }
@@ -56,7 +56,7 @@ void seam_int_options(int fd, const int *wanted, size_t count, int *values, int 
 /* Free the private memory of a task that is about to exit, in our time and not in its own. */
 int seam_release_memory(int pid)
 {
-	int fd = seam_pidfd_open(pid), result;
+	int fd = seam_pidfd_open(pid, 0), result;
 
 	if (fd < 0)
 		return fd;

@@ -15,7 +15,8 @@ from tests.functional.harness import Live
 WORKLOADS = (
     "core_memory", "core_threads", "core_signals", "core_tree", "core_seccomp", "core_sysv",
     "memory_shared siblings", "memory_shared memfd_seals", "tasks_tree orphans",
-    "tasks_tree fs_of_sibling", "files_gone linked_near", "files_gone socket_and_device",
+    "tasks_tree fs_of_sibling", "tasks_main_ended children",
+    "files_gone linked_near", "files_gone socket_and_device",
     "files_locks mixed", "files_owners kinds", "core_blocked epoll_wait",
 )  # fmt: skip
 """Of the catalogue: memory, threads, signals, trees, files, locks, blocked calls."""

@@ -46,6 +46,11 @@ OF_ZOMBIES = {
     "SigPnd": "as above",
     "ShdPnd": "as above",
 }
+OF_ENDED = {
+    "SigPnd": "of a main thread that has ended before others: nobody can read or take it",
+    "Seccomp": "as above: it is under no filter",
+    "Seccomp_filters": "as above",
+}
 FDINFO_CHANGING = {
     "ino": "inode numbers of pipes, sockets and memfds are new",
     "mnt_id": "told by the link",
@@ -124,7 +129,10 @@ def _task(pid: int, names: dict[str, str]) -> dict[str, str]:
     said = _stat(here)
     said |= _status(here)
     if _zombie(here):
-        return {name: text for name, text in said.items() if name not in OF_ZOMBIES}
+        here = _face(here)
+        if _zombie(here):
+            return {name: text for name, text in said.items() if name not in OF_ZOMBIES}
+        said = {name: text for name, text in said.items() if name not in OF_ENDED}
     for name in ("limits", "oom_score_adj", "loginuid", "personality", "coredump_filter",
                  "timerslack_ns", "cgroup", "setgroups", "uid_map"):  # fmt: skip
         said[name] = _read(here / name)
@@ -143,6 +151,8 @@ def _task(pid: int, names: dict[str, str]) -> dict[str, str]:
     said |= _maps(here, names)
     said |= _descriptors(here, names)
     for tid in _threads(pid):
+        if _zombie(here / "task" / str(tid)):
+            continue
         for name, text in _thread(here, tid).items():
             said[f"thread {tid}: {name}"] = text
     return said
@@ -152,6 +162,12 @@ def _threads(pid: int) -> list[int]:
     with suppress(OSError):
         return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
     return []
+
+
+def _face(here: Path) -> Path:
+    """By which thread a task is looked at: the main one, or the first that lives."""
+    alive = (Path("/proc") / str(tid) for tid in _threads(int(here.name)))
+    return next((one for one in alive if not _zombie(one)), here)
 
 
 def _zombie(here: Path) -> bool:

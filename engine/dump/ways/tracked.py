@@ -48,7 +48,7 @@ class Tracked:
     @classmethod
     def begin(cls, pid: int, seize: int) -> "Tracked":
         """Watch a process. Raises as `uffd.Watch.open`."""
-        ns_pid = parse_status(proc.read_text(pid, "status")).ns_pid[-1]
+        ns_pid = parse_status(proc.read_text(pid, "status")).ns_tgid[-1]
         vmas = parse_smaps(proc.read_text(pid, "smaps"))
         if uffd.has_own(vmas):
             raise Refused("uses userfaultfd itself", subject=f"task {pid}")

@@ -126,7 +126,7 @@ void seam_borrow_all(struct seam_borrow *tasks, size_t count, int64_t timeout_ns
 /* task.c: what is asked about another task without stopping it. */
 int seam_robust_list(int tid, uint64_t *head, uint64_t *length);
 int seam_ioprio(int tid);
-int seam_pidfd_open(int pid);
+int seam_pidfd_open(int pid, int flags);
 int seam_pidfd_getfd(int pidfd, int fd);
 int seam_release_memory(int pid);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);

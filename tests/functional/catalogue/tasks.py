@@ -84,9 +84,18 @@ ODD = {
     "no_arguments": "an empty argument vector and a huge environment",
 }
 
+MAIN_ENDED = {
+    "child": "a main thread that has ended before others",
+    "root": "a main thread of the root that has ended before others",
+    "user": "a main thread that has ended as another user than its threads",
+    "mask": "a main thread that has ended with signals blocked",
+    "children": "a main thread that has ended before others, with children and a zombie",
+    "stopped": "a stopped task whose main thread has ended",
+    "last_thread": "a main thread that has ended before others, which then end one by one",
+}
+
 REFUSED = {
     "vfork": ("a parent that waits inside of vfork", "shares its whole memory"),
-    "dead_leader": ("a main thread that has ended before others", "main thread has ended"),
     "landlock": ("a landlock domain", "a landlock domain"),
     "traced": ("a task with a tracer", r"is traced.*\(tasks_refused"),
     "clone_vm": ("memory shared by clone without CLONE_THREAD", "shares its whole memory"),
@@ -214,6 +223,16 @@ CASES: tuple[Case, ...] = (
         for call in WAITING
     ),
     *(Case(state=state, program="tasks_odd", arguments=(mode,)) for mode, state in ODD.items()),
+    *(
+        Case(
+            state=state,
+            program="tasks_main_ended",
+            arguments=(mode,),
+            criu="refuses it",
+            busy=False,
+        )
+        for mode, state in MAIN_ENDED.items()
+    ),
     *(
         Case(state=state, program="tasks_refused", arguments=(mode,), refused=text)
         for mode, (state, text) in REFUSED.items()

@@ -2,7 +2,6 @@
 /* States that cannot be taken: a parent inside of vfork, memory shared by clone, a tracer. */
 #include "core_base.h"
 
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -23,15 +22,6 @@ static int sharing(void *nothing)
 static void go_away(void)
 {
 	CHECK(!kill(child, SIGKILL) && waitpid(child, 0, 0) == child);
-}
-
-static void *living(void *nothing)
-{
-	ready();
-	await_go();
-	good();
-	_exit(0);
-	return nothing;
 }
 
 int main(int argc, char **argv)
@@ -57,16 +47,6 @@ int main(int argc, char **argv)
 		ready();
 		await_go();
 		go_away();
-	} else if (!strcmp(argv[2], "dead_leader")) {
-		pthread_t thread;
-
-		child = fork();
-		if (child) {
-			CHECK(waitpid(child, 0, 0) == child);
-			return 0;
-		}
-		CHECK(!pthread_create(&thread, 0, living, 0));
-		pthread_exit(0);
 	} else if (!strcmp(argv[2], "landlock")) {
 		uint64_t rules[3] = { 1 }; /* executing files is handled */
 		int fd = syscall(444, rules, 8, 0); /* landlock_create_ruleset */
