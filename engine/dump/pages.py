@@ -76,7 +76,10 @@ def take(
     for item in captured:
         name = f"pagemap-{item.capture.ns_pid}"
         left = later.ranges(item.areas) if leave else ()
-        taken.segments.append(Segment(name=name, parts=_private_parts(item), later=left))
+        marked = () if leave else later.markable(item.areas)
+        taken.segments.append(
+            Segment(name=name, parts=_private_parts(item), later=left, marked=marked)
+        )
         item.guards = _guards(item.task.pid, item.vmas)
         for area in item.areas:
             if area.shared and area.backing not in ELSEWHERE and not area.huge_shift:
@@ -194,6 +197,8 @@ def write(
 
     for number, segment in enumerate(taken.segments, 1):
         runs, extents = _some(segment, parents) if parents or segment.later else _all(segment)
+        if segment.marked:
+            runs = list(later.marked(runs, segment.marked))
         write_pagemap(images, segment.name, number, runs)
         taken.left_bytes += sum(run.size_bytes for run in runs if run.is_elsewhere)
         written += pagesfile.write(images, f"pages-{number}", extents, tell, threads=writers)
@@ -208,9 +213,10 @@ def send(taken: PagesTaken, server: Client) -> None:
             at = 0
             for i in range(0, len(part.runs), 2):
                 size = part.runs[i + 1]
-                run = PageRun(vaddr=part.runs[i] - part.shift, page_count=size // PAGE)
-                server.add(run, _pieces(part, at, size))
-                at += size
+                whole = PageRun(vaddr=part.runs[i] - part.shift, page_count=size // PAGE)
+                for run in later.marked([whole], segment.marked):
+                    server.add(run, _pieces(part, at, run.size_bytes))
+                    at += run.size_bytes
     server.end()
 
 

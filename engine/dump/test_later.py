@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.engine.dump.increment import Piece
-from torpor.engine.dump.later import LeftPages, cut
+from torpor.engine.dump.later import LeftPages, cut, marked
 from torpor.engine.dump.ways.way import Content, Left, Part, Segment
 from torpor.engine.errors import BadImage
 from torpor.engine.images.pages import PageFlags, PageRun
@@ -38,6 +38,30 @@ def test_each_page_is_in_one_part(at, count, later):
         left = any(low <= address < high for low, high in later)
         wanted = PageFlags.LAZY if left else PageFlags.PRESENT
         assert flags[address] == (wanted, (5 + i) * PAGE)
+
+
+runs = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(0, 3), st.sampled_from([4, 1])), max_size=6
+)
+
+
+@given(runs, ranges())
+def test_pages_are_marked_where_they_may_come_later(sizes, later):
+    whole, at = [], 0
+    for count, gap, flags in sizes:
+        whole.append(PageRun(vaddr=at * PAGE, page_count=count, flags=PageFlags(flags)))
+        at += count + gap
+
+    def pages(found):
+        return [(r.vaddr + i * PAGE, r.flags) for r in found for i in range(r.page_count)]
+
+    wanted = [
+        (address, flags | PageFlags.LAZY)
+        if flags == PageFlags.PRESENT and any(low <= address < high for low, high in later)
+        else (address, flags)
+        for address, flags in pages(whole)
+    ]
+    assert pages(marked(whole, later)) == wanted
 
 
 def test_what_the_parent_has_stays_there():

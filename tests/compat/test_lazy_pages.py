@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lazy restores of both makes with daemons of both makes, from images and from a lazy dump."""
 
+import re
+
 import pytest
 
 from tests.compat.test_page_server import certificates, free_port
@@ -11,6 +13,7 @@ from tests.functional.test_lazy import await_gone
 from tests.functional.test_lazy_migration import beside  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.root, pytest.mark.compat]
+TRANSFERRED = re.compile(r"UFFD transferred pages: \((\d+)/")
 SKIP = ("--network-lock", "skip")
 
 
@@ -21,7 +24,8 @@ def makes(criu_root):
 
 @pytest.mark.parametrize("images", ["ours", "theirs"])
 @pytest.mark.parametrize(
-    ("daemon", "restore"), [("ours", "ours"), ("ours", "theirs"), ("theirs", "ours")]
+    ("daemon", "restore"),
+    [("ours", "ours"), ("ours", "theirs"), ("theirs", "ours"), ("theirs", "theirs")],
 )
 def test_memory_comes_from_images(makes, start, beside, images, daemon, restore):  # noqa: F811
     live = start("memory_lazy")
@@ -32,6 +36,8 @@ def test_memory_comes_from_images(makes, start, beside, images, daemon, restore)
     criu(live, "restore", "images", "-d", "--lazy-pages", program=makes[restore])
     assert live.verdict() == "ok"
     assert filling.ended() == 0
+    if daemon == "theirs":  # the images say which pages it may fill
+        assert int(TRANSFERRED.search(filling.log())[1]) > 40000
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -83,6 +83,8 @@ class Segment:
     parts: list[Part]
     later: Sequence[tuple[int, int]] = ()
     """Where its pages are left out of the images (see `torpor.engine.dump.later`)."""
+    marked: Sequence[tuple[int, int]] = ()
+    """Where its pages are marked as LAZY although the images have them."""
     left: list[Left] = field(default_factory=list)
     """Those pages, once the pagemap is written."""
 
