@@ -68,7 +68,7 @@ def _tell(text: str) -> None:
 def _run(arguments: Sequence[str]) -> int:
     from torpor.engine.criu import config
     from torpor.engine.criu.options import GONE
-    from torpor.engine.criu.parse import parse
+    from torpor.engine.criu.parse import check_options, parse
 
     line = parse(arguments, before=config.words(arguments))
     if line.flag("version"):
@@ -78,6 +78,7 @@ def _run(arguments: Sequence[str]) -> int:
     if line.command in GONE:
         sys.stderr.write(f"Error ({__name__.rpartition('.')[2]}): {GONE[line.command]}\n")
         return GIVEN_UP
+    check_options(line)
     return command(line.command)(line)
 
 

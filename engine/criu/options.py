@@ -113,9 +113,8 @@ EXTERNAL = re.compile(
 CAPABILITIES = ("cpu", "fpu", "ins", "all", "none")
 CGROUP_MODES = ("none", "props", "soft", "full", "strict", "ignore", "")
 VALUE, OPTIONAL = Takes.VALUE, Takes.OPTIONAL
-LATER = "not yet"
-MOUNTS = "about mounts of the tree's own: a tree of the host has those of its restorer"
-NETWORK = "about a network of the tree's own: a tree of the host has that of its restorer"
+MOUNTS = "about mounts of the tree's own, and a tree of the host has none"
+NETWORK = "about a network of the tree's own, and a tree of the host has none"
 
 OPTIONS: Sequence[Option] = (
     _done("tree", "root of the tree to dump", "t", VALUE, _pid),
@@ -123,8 +122,9 @@ OPTIONS: Sequence[Option] = (
     _done("work-dir", "where logs, pid files and statistics go, and scripts run", "W", VALUE),
     _done("leave-running", "the tasks run on after the dump", "R"),
     _done("leave-stopped", "the tasks are stopped (SIGSTOP) after the dump or restore", "s"),
-    _done("restore-detached", "return when the tree runs", "d"),
-    _done("daemon", "the same as -d, of `page-server`"),
+    _done("restore-detached", "return when the tree runs; of servers, when they can be connected "
+          "to", "d"),
+    _done("daemon", "the same as -d, of servers"),
     _done("restore-sibling", "the root is made as a child of our parent; with -d only", "S"),
     _done("shell-job", "the tree belongs to a shell on a terminal", "j"),
     _done("tcp-established", "TCP connections go on; those inside the tree always do"),
@@ -133,15 +133,18 @@ OPTIONS: Sequence[Option] = (
     _done("tcp-skip-in-flight", "the same by its RPC name"),
     _done("network-lock", "how packets of kept connections are held back; the lock is made by "
           "nftables for `iptables` as well", "", VALUE, _one_of("iptables", "nftables", "skip")),
-    _done("freeze-cgroup", "freeze this cgroup first", takes=VALUE),
+    _done("freeze-cgroup", "a control group that holds all tasks: it is frozen for the dump",
+          takes=VALUE),
     _done("ghost-limit", "largest deleted file to save; 1M if not given", "", VALUE, _size),
     _done("timeout", "give up when the tasks are not stopped in that many seconds; 10 if not given",
           "", VALUE, _number),
-    _done("inherit-fd", "a descriptor of the caller stands for one of the tree", takes=VALUE),
-    _done("pidfile", "the pid of the restored root is written there", takes=VALUE),
-    _done("log-file", "log, in CRIU's shape", "o", VALUE),
-    _done("verbosity", "0 to 4", "v", OPTIONAL),
-    _done("action-script", "run at each stage, with CRTOOLS_SCRIPT_ACTION", takes=VALUE),
+    _done("inherit-fd", "of `restore`: a descriptor of the caller takes the place of one of the "
+          "tree, as fd[N]:NAME (pipe[INODE], socket[INODE], tty[RDEV:DEV], a path)", takes=VALUE),
+    _done("pidfile", "the pid of the restored root, or of a server, is written there", takes=VALUE),
+    _done("log-file", "log there, in CRIU's shape; without, to stderr", "o", VALUE),
+    _done("verbosity", "what is logged: 0 nothing, 1 errors, 2 warnings too, 3 what is done and "
+          "when, 4 everything", "v", OPTIONAL),
+    _done("action-script", "run it at each stage, which CRTOOLS_SCRIPT_ACTION names", takes=VALUE),
     _done("exec-cmd", "after a restore, become the command behind `--`"),
     _done("close", "close this descriptor before anything else", "", VALUE, _number),
     _done("config", "read options from this file as well", takes=VALUE),
@@ -175,12 +178,12 @@ OPTIONS: Sequence[Option] = (
     _done("tls-no-cn-verify", "the server's certificate may have another name"),
     _done("lazy-pages", "a restore leaves large memory to `criu lazy-pages`; a dump leaves it out "
           "and serves it until the other side has it; `page-server` serves it from images"),
-    _done("feature", "of `check`: one of those listed below", takes=VALUE),
+    _done("feature", "of `check`: only one of those listed below", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),
     _done("all", "of `check`: --extra and --experimental"),
-    _done("help", "", "h"),
-    _done("version", "", "V"),
+    _done("help", "this text", "h"),
+    _done("version", "the version of CRIU that is spoken, and ours", "V"),
     _accepted("ext-unix-sk", "permits what is refused anyway: a Unix socket whose peer is outside",
               "x", OPTIONAL),
     _accepted("file-locks", "locks of the tree are always taken", "l"),
@@ -194,12 +197,13 @@ OPTIONS: Sequence[Option] = (
               "", VALUE, _one_of("filesize", "buildid")),
     _done("skip-file-rwx-check", "modes and sizes of open files are not compared with those at the "
           "dump; a file must still be long enough"),
-    _accepted("unprivileged", "torpor never asks for more rights than a tree needs"),
+    _accepted("unprivileged", "torpor never asks for more rights than a tree needs, and tells "
+              "which are missing"),
     _accepted("weak-sysctls", "no sysctl is restored"),
-    _accepted("allow-uprobes", "permits what is refused anyway"),
+    _accepted("allow-uprobes", "permits probes in the program of a task, which are refused anyway"),
     _done("status-fd", "a zero byte when it can be connected to", "", VALUE, _number),
     _done("log-pid", "a restore makes LOG.PID for each task; the lines of all are in the one log"),
-    _accepted("mntns-compat-mode", "another way to make mounts; torpor makes none"),
+    _accepted("mntns-compat-mode", "of `restore`: another way to make mounts; torpor makes none"),
     _accepted("cgroup-yard", "groups are reached where they are mounted", takes=VALUE),
     _accepted("libdir", "where plugins would be; there are none, but it must exist", "L", VALUE),
     _accepted("track-mem", "a dump compares pages with those of its parent"),

@@ -4,6 +4,7 @@
 Facts (criu 4.2.1, tried): words are as getopt_long(3) takes them. A long name may be cut as long
 as it stays unique. What is no option, a value that is missing or one too many, and a wrong word of
 --cpu-cap, --manage-cgroups and --file-validation end with the usage on stdout and status 1.
+--inherit-fd and --mntns-compat-mode are refused with other commands than `restore`.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ ACTIONS = {"cpuinfo": ("dump", "check")}
 """Commands of two words."""
 WITH_USAGE = ("cpu-cap", "manage-cgroups", "file-validation")
 """Options whose wrong value prints the usage as well."""
+OF_RESTORE = ("inherit-fd", "mntns-compat-mode")
+"""Options that no other command takes."""
 WITH_WORDS = ("swrk", "exec", "show")
 
 
@@ -101,6 +104,17 @@ def _check_command(line: CommandLine) -> None:
     why = COMMANDS[command]
     if why is not None:
         raise Refused("the command is not taken", subject=f"criu {command}", cause=why, remedy=SEE)
+
+
+def check_options(line: CommandLine) -> None:
+    """Whether the command takes its options; a request by RPC may have more.
+
+    Raises: Refused.
+    """
+    for name in OF_RESTORE:
+        if line.command != "restore" and line.flag(LONG[name].key):
+            raise Refused("is an option of restore only", subject=f"--{name}",
+                          remedy="leave it out")  # fmt: skip
 
 
 def option_named(name: str) -> Option | None:

@@ -249,3 +249,18 @@ def test_names_of_descriptors():
     assert normal_name("pipe[12]") == "pipe:[12]"
     assert normal_name("/memfd:x") == "/memfd:x"
     assert issubclass(Refused, Error)
+
+
+def test_each_option_is_in_one_part_of_the_help():
+    named = sorted(name for names in usage.TOPICS.values() for name in names)
+    assert named == sorted(options.LONG)
+    assert set(usage.PURPOSES) == {
+        *(name for name in options.COMMANDS if name != "cpuinfo"), "cpuinfo dump", "cpuinfo check"
+    }  # fmt: skip
+    assert all(len(line) <= 100 for line in usage.usage().splitlines())
+
+
+@pytest.mark.parametrize("words", ["dump -t 1 --inherit-fd fd[0]:x", "check --mntns-compat-mode"])
+def test_options_of_restore_are_of_no_other_command(words, capsys):
+    assert main(words.split()) == 1
+    assert "restore only" in capsys.readouterr().err

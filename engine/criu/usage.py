@@ -6,8 +6,9 @@ To refresh the page: `python -m torpor.engine.criu.usage > docs/criu-compat.md`.
 
 import sys
 from collections.abc import Iterator
+from textwrap import wrap
 
-from torpor.engine.criu.options import COMMANDS, GONE, OPTIONS, Fate
+from torpor.engine.criu.options import COMMANDS, GONE, LONG, OPTIONS, Fate, Option
 from torpor.engine.version import CRIU_VERSION
 
 INTRODUCTION = f"""\
@@ -38,15 +39,102 @@ however the root ended; with `--exec-cmd` it is the command's.
 """
 
 
+INDENT = 36
+LINES = (
+    "dump|pre-dump -t PID [OPTIONS]",
+    "restore [OPTIONS]",
+    "check [--extra|--experimental|--all|--feature NAME]",
+    "page-server [OPTIONS]",
+    "lazy-pages [OPTIONS]",
+    "dedup [OPTIONS]",
+    "cpuinfo dump|check [OPTIONS]",
+    "service [OPTIONS]",
+    "swrk FD",
+)
+PURPOSES = {
+    "dump": "save a task and all that descend from it; they are ended, unless -R or -s is given",
+    "pre-dump": "save their memory only while they run on, so that a dump finds little left",
+    "restore": "bring back what a dump has saved, with the old pids",
+    "check": "tell whether this kernel has what dumps and restores need",
+    "page-server": "receive the pages of a dump on another machine",
+    "lazy-pages": "fill the memory of a `restore --lazy-pages` while its tasks run",
+    "dedup": "free space in earlier images of pages that later ones have as well",
+    "cpuinfo dump": "write what this processor can do",
+    "cpuinfo check": "compare this processor with what was written",
+    "service": "answer requests at a Unix socket",
+    "swrk": "answer the requests of the one who has started us, at a descriptor (runc, crun)",
+}
+TOPICS = {
+    "Dump and restore": (
+        "tree", "images-dir", "work-dir", "leave-running", "leave-stopped", "restore-detached",
+        "restore-sibling", "exec-cmd", "pidfile", "shell-job", "timeout", "freeze-cgroup",
+        "action-script", "cpu-cap", "close", "unprivileged", "stream", "libdir",
+    ),
+    "Memory": (
+        "prev-images-dir", "track-mem", "auto-dedup", "pre-dump-mode", "lazy-pages",
+        "page-server", "allow-uprobes",
+    ),
+    "Connections to page servers and services": (
+        "address", "port", "ps-socket", "daemon", "status-fd", "tls", "tls-cacert", "tls-cacrl",
+        "tls-cert", "tls-key", "tls-no-cn-verify",
+    ),
+    "Files": (
+        "inherit-fd", "external", "file-locks", "ghost-limit", "ghost-fiemap", "link-remap",
+        "file-validation", "skip-file-rwx-check", "evasive-devices", "force-irmap",
+        "irmap-scan-path",
+    ),
+    "Sockets": (
+        "tcp-established", "tcp-close", "skip-in-flight", "tcp-skip-in-flight", "network-lock",
+        "ext-unix-sk",
+    ),
+    "Control groups": (
+        "manage-cgroups", "cgroup-root", "cgroup-dump-controller", "cgroup-props",
+        "cgroup-props-file", "cgroup-yard",
+    ),
+    "Namespaces and security": (
+        "join-ns", "empty-ns", "veth-pair", "root", "ext-mount-map", "enable-external-sharing",
+        "enable-external-masters", "skip-mnt", "enable-fs", "mntns-compat-mode", "weak-sysctls",
+        "lsm-profile", "lsm-mount-context",
+    ),
+    "Log": ("log-file", "verbosity", "log-pid", "display-stats"),
+    "Check": ("feature", "extra", "experimental", "all"),
+    "Configuration": ("config", "no-default-config"),
+    "Other": ("help", "version"),
+}  # fmt: skip
+"""Every option is in one of them."""
+NOTES = (
+    "Most options without a value can be taken back by --no-NAME. -v is -v3, -vv is -v4; without",
+    "warnings and errors are logged (-v2). All that differs from CRIU: docs/criu-compat.md",
+)
+
+
 def usage() -> str:
     """Text of --help."""
-    lines = ["", "Usage:"]
-    lines += [f"  criu {name} [OPTIONS]" for name, why in COMMANDS.items() if not why]
-    for fate in (Fate.DONE, Fate.ACCEPTED):
-        lines += ["", f"{fate.value.capitalize()}:"]
-        lines += [f"  {o.text:<30} {o.why}".rstrip() for o in OPTIONS if o.fate is fate]
-    lines += ["", "All other options of CRIU are refused, with a reason: docs/criu-compat.md", ""]
+    from torpor.engine.criu.features import CRIU_FEATURES  # imports much
+
+    lines = ["", "Usage:", *(f"  criu {line}" for line in LINES), "", "Commands:"]
+    lines += [f"  {name:<15} {text}" for name, text in PURPOSES.items()]
+    for topic, names in TOPICS.items():
+        lines += ["", f"{topic}:"]
+        lines += [line for name in names for line in _help(LONG[name])]
+        if topic == "Check":
+            features = ", ".join(one.name for one in CRIU_FEATURES)
+            lines += wrap(
+                features, 100, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT
+            )
+    lines += ["", *NOTES, ""]
     return "\n".join(lines)
+
+
+def _help(option: Option) -> list[str]:
+    """Of one option, in lines."""
+    why = option.why
+    if option.fate is Fate.ACCEPTED:
+        why = f"no effect: {why}"
+    elif option.fate is Fate.REFUSED:
+        why = f"refused: {why}"
+    left = f"  {option.text} " if option.short else f"      {option.text} "
+    return wrap(why, 100, initial_indent=f"{left:<{INDENT}}", subsequent_indent=" " * INDENT)
 
 
 def document() -> str:
@@ -55,7 +143,7 @@ def document() -> str:
 
 
 def _document() -> Iterator[str]:
-    from torpor.engine.criu.features import CRIU_FEATURES  # imports much, and --help needs it not
+    from torpor.engine.criu.features import CRIU_FEATURES
 
     yield INTRODUCTION
     yield "## Commands\n"

@@ -119,7 +119,9 @@ WRONG = [
     "restore", "restore -D /nonexistent", "restore --inherit-fd 3", "restore -S", "restore -J x",
     "restore --inherit-fd fd[99]:pipe[3]", "restore --exec-cmd", "restore --exec-cmd -d -- true",
     "show", "exec", "cpuinfo", "cpuinfo x", "check more", "check --feature x", "--help",
-    "restore -v0", "cpuinfo check",
+    "restore -v0", "cpuinfo check", "dump -t PID --inherit-fd fd[0]:x",
+    "check --inherit-fd fd[0]:x",
+    "dump -t PID --mntns-compat-mode", "check --mntns-compat-mode", "pre-dump -t PID --lazy-pages",
 ]  # fmt: skip
 
 
