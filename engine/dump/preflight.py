@@ -35,7 +35,7 @@ def preflight(options: DumpOptions, permits: Permits) -> frozenset[int]:
             subject=f"pid {os.getpid()}",
             remedy="dump from outside of the tree",
         )
-    refused += sharing.vforks(tasks)
+    refused += sharing.vforks(tasks) or sharing.spaces(tasks)
     for task in tasks:
         refused += _refusals(task, options, spaces, permits)
     root = parse_status(proc.read_text(options.pid, "status"))

@@ -4,15 +4,20 @@
 Facts: kcmp(2) says whether two tasks have the same object, and orders them otherwise, so a few
 comparisons a task suffice. Semaphore undo lists (CLONE_SYSVSEM) are not looked at: tasks that
 have none compare equal as well, and nobody can read what is in one.
+
+Two processes with one memory are not taken. Calls are injected below the stack pointers of one
+process, and those of another may be there; and images have a memory for each task. A child of
+vfork has one of its own soon, so who is seen is looked at again.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cmp_to_key
 from itertools import pairwise
 
 from torpor.engine.dump.freeze import StoppedTask
-from torpor.engine.errors import Findings, Refused
+from torpor.engine.errors import Error, Findings, Refused
 from torpor.engine.kernel import vfork
 from torpor.engine.kind import Limit, refuse
 from torpor.engine.native import KCMP_FILES, KCMP_FS, KCMP_VM, kcmp
@@ -42,20 +47,41 @@ def vforks(tasks: Sequence[StoppedTask]) -> list[Refused]:
     return [refuse(LIMITS[0], f"pid {tid}", "it waits for the child") for tid in waiting]
 
 
+def spaces(tasks: Sequence[StoppedTask]) -> list[Refused]:
+    """Tasks, running or not, that have the memory of another, and after a while still have.
+
+    So this is known before anything is injected. What cannot be compared is left to `find`.
+    """
+    shared = _spaces([task.pid for task in tasks if task.tids])
+    until_s = time.monotonic() + vfork.LONGEST_S
+    while shared and time.monotonic() < until_s:
+        time.sleep(GLANCE_S)
+        now = _spaces([*dict.fromkeys([*shared.values(), *shared])])
+        shared = {pid: other for pid, other in now.items() if shared.get(pid) == other}
+    return _refused(shared)
+
+
+def _spaces(pids: Sequence[int]) -> dict[int, int]:
+    with suppress(Error):
+        return _owners(pids, KCMP_VM)
+    return {}
+
+
+def _refused(shared: Mapping[int, int]) -> list[Refused]:
+    return [
+        refuse(LIMITS[0], f"pid {pid}", f"that of pid {other}") for pid, other in shared.items()
+    ]
+
+
 def find(pids: Sequence[int]) -> Shared:
     """What stopped tasks (pids as seen from here, parents first) share.
 
     Raises:
         Findings: tasks with one memory.
     """
-    spaces = _owners(pids, KCMP_VM)
-    if spaces:
-        raise Findings(
-            tuple(
-                refuse(LIMITS[0], f"pid {pid}", f"that of pid {other}")
-                for pid, other in spaces.items()
-            )
-        )
+    shared = _owners(pids, KCMP_VM)
+    if shared:
+        raise Findings(tuple(_refused(shared)))
     return {name: _owners(pids, kind) for name, kind in KINDS.items()}
 
 

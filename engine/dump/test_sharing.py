@@ -4,7 +4,8 @@
 import pytest
 
 from torpor.engine.dump import sharing
-from torpor.engine.errors import Findings
+from torpor.engine.dump.freeze import StoppedTask
+from torpor.engine.errors import Findings, Vanished
 
 
 @pytest.fixture
@@ -37,3 +38,27 @@ def test_one_memory_is_refused(objects):
     with pytest.raises(Findings, match="whole memory") as error:
         sharing.find([10, 20])
     assert error.value.items[0].subject == "pid 20"
+
+
+def test_memory_that_is_shared_for_long(objects, monkeypatch):
+    """A child of vfork has one of its own soon; a task that ends meanwhile is no refusal."""
+    monkeypatch.setattr(sharing.vfork, "LONGEST_S", 0.01)
+    monkeypatch.setattr(sharing, "GLANCE_S", 0.002)
+    tasks = [
+        StoppedTask(pid=pid, process=pid, ppid=1, tids=[pid], state="S") for pid in (10, 20, 30)
+    ]
+    assert sharing.spaces(tasks) == []
+    objects[sharing.KCMP_VM] = {10: 1, 30: 1}
+    (refused,) = sharing.spaces(tasks)
+    assert (refused.subject, refused.cause) == ("pid 30", "that of pid 10")
+    monkeypatch.setattr(sharing.time, "sleep", lambda _: objects[sharing.KCMP_VM].clear())
+    assert sharing.spaces(tasks) == []
+
+
+def test_what_cannot_be_compared_is_left_to_the_stop(monkeypatch):
+    def kcmp(*_):
+        raise Vanished("is gone")
+
+    monkeypatch.setattr(sharing, "kcmp", kcmp)
+    tasks = [StoppedTask(pid=pid, process=pid, ppid=1, tids=[pid], state="S") for pid in (1, 2)]
+    assert sharing.spaces(tasks) == []
