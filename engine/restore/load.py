@@ -15,7 +15,7 @@ from torpor.engine.files.locks import Lock
 from torpor.engine.images import manifest, references
 from torpor.engine.images.directory import ImageDirectory, Verify
 from torpor.engine.images.failures import readable
-from torpor.engine.images.inventory import LOCK_NFTABLES, read_inventory
+from torpor.engine.images.inventory import LOCK_IPTABLES, LOCK_NFTABLES, read_inventory
 from torpor.engine.images.kinds import file_name
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
@@ -58,6 +58,8 @@ class Snapshot:
     contents: Contents
     lock_table: str = ""
     """The table of nftables that holds the packets of its connections back."""
+    has_rules: bool = False
+    """Rules of iptables do so, which criu has made."""
 
     @property
     def connections(self) -> Mapping[FileId, InetState]:
@@ -118,6 +120,7 @@ def load(
             semaphores=_decoded(f"{manifest.NAME}, sysv", semaphores.decode, source),
             contents=contents,
             lock_table=_lock_table(inventory),
+            has_rules=inventory.network_lock_method == LOCK_IPTABLES,
         )
         _check_backings(snapshot)
         _read_clocks(images)

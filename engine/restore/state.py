@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torpor.engine import native
 from torpor.engine.errors import Error, KernelError
-from torpor.engine.kernel import nftables, proc, proctexts
+from torpor.engine.kernel import iptables, nftables, proc, proctexts
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, rings, spawn
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
@@ -62,6 +62,9 @@ def unlock_network(work: Work) -> None:
     """Let packets of kept connections pass again: there is no way back after this."""
     if work.snapshot.lock_table:
         nftables.unlock(work.snapshot.lock_table)
+    if work.snapshot.has_rules and not work.container:
+        states = work.snapshot.connections.values()
+        work.warnings += iptables.unlock(s.ends for s in states if s.connected or s.calling)
 
 
 def task_state(work: Work, task: Living) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ PACKAGES = ("criu", "python3-pycriu")
 LAYOUT = 1  # raise when the way the root is built changes
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "TORPOR_DEBIAN_MIRROR"
+
+Programs = Callable[[Path, Path], dict[str, str]]
 
 
 class Unavailable(RuntimeError):
@@ -51,18 +53,30 @@ def criu_root() -> CriuRoot:
 
     Raises: Unavailable when apt cannot fetch the packages.
     """
-    key = hashlib.sha256(repr((SUITE, PACKAGES, LAYOUT)).encode()).hexdigest()[:12]
-    place = cache() / f"criu-{SUITE}-{key}"
+    return CriuRoot(path=_built("criu", PACKAGES, _programs))
+
+
+def iptables_folder() -> Path:
+    """A folder for PATH with iptables and ip6tables, which criu and we call.
+
+    Raises: Unavailable when apt cannot fetch the package.
+    """
+    return _built("iptables", ("iptables",), _rule_programs) / "bin"
+
+
+def _built(what: str, packages: tuple[str, ...], programs: Programs) -> Path:
+    key = hashlib.sha256(repr((SUITE, packages, LAYOUT)).encode()).hexdigest()[:12]
+    place = cache() / f"{what}-{SUITE}-{key}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f"{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             with tempfile.TemporaryDirectory(dir=place.parent, prefix="incomplete-") as scratch:
                 root = Path(scratch) / "root"
-                _unpack(_download(Path(scratch) / "apt"), root)
-                _write_programs(root, place)
+                _unpack(_download(Path(scratch) / "apt", packages), root)
+                _write_programs(root, programs(root, place))
                 root.rename(place)
-    return CriuRoot(path=place)
+    return place
 
 
 def cache() -> Path:
@@ -71,7 +85,7 @@ def cache() -> Path:
     return Path(os.environ.get("TORPOR_CACHE") or Path(base) / "torpor")
 
 
-def _download(apt: Path) -> list[Path]:
+def _download(apt: Path, packages: tuple[str, ...]) -> list[Path]:
     """Fetch the packages and all they depend on."""
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
@@ -100,7 +114,7 @@ def _download(apt: Path) -> list[Path]:
     for name, value in options.items():
         command += ["-o", f"{name}={value}"]
     _run([*command, "update"])
-    _run([*command, "install", "--download-only", *PACKAGES])
+    _run([*command, "install", "--download-only", *packages])
     return sorted((apt / "cache" / "archives").glob("*.deb"))
 
 
@@ -121,19 +135,35 @@ def _unpack(packages: list[Path], root: Path) -> None:
         _run(["dpkg-deb", "-x", str(package), str(root)])
 
 
-def _write_programs(root: Path, place: Path) -> None:
-    """Small scripts that start a program of the root with the root's loader."""
+def _loader(root: Path, place: Path) -> str:
     loader = _only(root, "usr/lib*/ld-linux-*.so.*").relative_to(root)
     libraries = _only(root, "usr/lib/*-linux-gnu").relative_to(root)
-    start = f'exec "{place / loader}" --library-path "{place / libraries}"'
+    return f'exec "{place / loader}" --library-path "{place / libraries}"'
+
+
+def _rule_programs(root: Path, place: Path) -> dict[str, str]:
+    plugins = place / _only(root, "usr/lib/*-linux-gnu/xtables").relative_to(root)
+    start, program = _loader(root, place), place / "usr/sbin/xtables-nft-multi"
+    return {
+        name: f'XTABLES_LIBDIR="{plugins}" {start} --argv0 {name} "{program}"'
+        for name in ("iptables", "ip6tables")
+    }
+
+
+def _programs(root: Path, place: Path) -> dict[str, str]:
+    start = _loader(root, place)
     home = f'PYTHONHOME="{place}/usr" PYTHONPATH="{place}/usr/lib/python3/dist-packages"'
     python = f'{home} {start} "{place}/usr/bin/python3" -W ignore'
-    programs = {
+    return {
         "criu": f'{start} "{place}/usr/sbin/criu"',
         "crit": f'{python} "{place}/usr/bin/crit"',
         "python3": python,
     }
-    (root / "bin").mkdir()
+
+
+def _write_programs(root: Path, programs: dict[str, str]) -> None:
+    """Small scripts that start a program of the root with the root's loader."""
+    (root / "bin").mkdir(exist_ok=True)
     for name, command in programs.items():
         script = root / "bin" / name
         script.write_text(f'#!/bin/sh\n{command} "$@"\n')
