@@ -63,6 +63,15 @@ class Ledger:
         self.longest_s = 0
         return json.dumps(found).encode()
 
+    def attend(self, client):
+        """A probe only connects, and asks nothing."""
+        client.settimeout(1)
+        try:
+            if client.recv(1):
+                client.sendall(self.answer())
+        except OSError:  # it has gone
+            pass
+
     def serve(self):
         with socket.create_server(("", PORT)) as server:
             server.settimeout(TICK_S)
@@ -71,7 +80,7 @@ class Ledger:
                 try:
                     client, _ = server.accept()
                     with client:
-                        client.sendall(self.answer())
+                        self.attend(client)
                     last_s = time.monotonic()
                 except TimeoutError:
                     pass
@@ -86,6 +95,7 @@ class Ledger:
 
 def show():
     with socket.create_connection(("127.0.0.1", PORT), 20) as connection:
+        connection.sendall(b"?")
         print(connection.makefile().read())
 
 
