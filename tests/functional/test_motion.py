@@ -34,7 +34,8 @@ def test_a_parent_that_waits_in_vfork_comes_to_a_stop(move):
 
 
 def test_a_child_of_vfork_that_goes_on_for_long_is_refused_and_unharmed(move, monkeypatch):
-    monkeypatch.setattr("torpor.engine.dump.sharing.vforks", lambda _: [])
+    for early in ("vforks", "spaces"):  # what would refuse it before
+        monkeypatch.setattr(f"torpor.engine.dump.sharing.{early}", lambda _: [])
     monkeypatch.setattr("torpor.engine.kernel.vfork.LONGEST_S", 0.1)
     mover = move("motion_tasks", "long_vforks", stop_timeout_s=0.2)
     with pytest.raises(Error, match="did not finish in time"):
