@@ -17,7 +17,7 @@ from torpor.engine.errors import Error, Vanished
 from torpor.engine.options import DumpOptions, DumpReport
 from torpor.plugin.agent import podfacts, rootfs
 from torpor.plugin.agent.context import Context, Deadline, PodDeleting, PodNotFound
-from torpor.plugin.agent.dumpoptions import Filters, dump_options
+from torpor.plugin.agent.dumpoptions import Filters, dump_options, not_as_asked
 from torpor.plugin.agent.locate import (
     Container,
     StrangerInside,
@@ -221,6 +221,8 @@ class CheckpointJob:
         reports: tuple[DumpReport, ...],
     ) -> None:
         self.is_captured = True
+        for each, report in zip(containers, reports, strict=True):
+            self._notes += not_as_asked(self.checkpoint.spec, each.name, report)
         for note in self._notes:
             _log.warning("%s: %s", self._subject, note)
         text = "state is captured" + "".join(f"; {note}" for note in self._notes)

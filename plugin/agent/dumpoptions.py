@@ -8,6 +8,7 @@ from torpor.engine.errors import Error, Refused, Vanished
 from torpor.engine.options import (
     After,
     DumpOptions,
+    DumpReport,
     Follower,
     MemoryWay,
     PreCopyRules,
@@ -69,6 +70,14 @@ def dump_options(
         precopy=_rules(spec, left_s),
         follower=follower,
     )
+
+
+def not_as_asked(spec: CheckpointSpec, name: str, report: DumpReport) -> tuple[str, ...]:
+    """What to tell of a container whose memory was taken in another way than was asked for."""
+    asked = _WAYS[spec.memory.way]
+    if asked is MemoryWay.AUTO or report.memory_way is asked:
+        return ()
+    return (f"memory of {name} was taken by {report.memory_way.value}: {report.memory_reason}",)
 
 
 def _rules(spec: CheckpointSpec, left_s: float) -> PreCopyRules:

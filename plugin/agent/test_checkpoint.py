@@ -73,6 +73,8 @@ def test_memory_is_taken_as_asked(world):
     (tree,) = world.engine.trees
     assert tree.memory is MemoryWay.PRECOPY
     assert tree.precopy == PreCopyRules(max_rounds=3)
+    told = world.conditions(CHECKPOINTS, "cp")[1]["Captured"]["message"]
+    assert told.endswith("; memory of app was taken by snapshot: the tasks run on"), told
 
 
 def test_rounds_of_a_pod_that_stops_have_the_time_of_the_road(world):

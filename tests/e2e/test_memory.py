@@ -130,6 +130,7 @@ def test_pre_copy_where_the_default_profile_forbids_it(bench, pods):
     (way,) = ways(done)
     assert way.startswith("frozen: no pre-copy, because a seccomp filter of task "), way
     assert "forbids userfaultfd" in way
+    assert "forbids userfaultfd" in kube.condition(done, "Captured")["message"]
     bench.restore("default-back", "default-cut", node="b", pod="default-profile-back")
     check(before, ask(bench, "default-profile-back"))
 
