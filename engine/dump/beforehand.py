@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from torpor.engine.dump import threads
+from torpor.engine.dump import questions, threads
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Error, Vanished
-from torpor.engine.kernel import proc, uffd
+from torpor.engine.kernel import borrow, proc, uffd
 from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.kernel.maps import parse_smaps
 from torpor.engine.kernel.proc import parse_status
@@ -100,8 +100,13 @@ def _look_at(pid: int) -> Looked:
     smaps = proc.read_text(pid, "smaps")
     vmas = parse_smaps(smaps)
     areas.collect(vmas, "")
-    space = AddressSpace.find(pid, vmas)
     told = parse_status(status)
+    space = AddressSpace.find(pid, vmas, told)
+    borrow.foresee(
+        space,
+        (questions.of_leader(told), threads.QUESTION),
+        status.encode("utf-8", "surrogateescape"),
+    )
     is_large = int(told.raw.get("VmRSS", "0").split()[0]) << 10 >= LARGE_BYTES
     others = _others(pid, is_leader=told.pid == told.ns_sid[0], is_large=is_large)
     if not is_large or proc.read_text(pid, "maps") != maps:

@@ -6,8 +6,6 @@ into the task (`kernel/remote.py`), which leave no mark. Nothing is parsed here 
 needed to go on: captures are turned into images after the thaw.
 """
 
-import os
-import signal
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -15,14 +13,13 @@ from dataclasses import dataclass, field, replace
 
 from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, process_inside
-from torpor.engine.dump import threads
+from torpor.engine.dump import questions, threads
 from torpor.engine.dump.beforehand import Looked, Spaces
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.dump.threads import FiltersOf, RawThread
 from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import borrow, proc, uffd
 from torpor.engine.kernel.borrow import Answer, Question
-from torpor.engine.kernel.chain import Call
 from torpor.engine.kernel.maps import Vma, parse_smaps
 from torpor.engine.kernel.proc import Status, parse_status
 from torpor.engine.kernel.proctexts import parse_timers
@@ -47,15 +44,6 @@ TEXTS = (
 )
 MAY_BE_MISSING = ("timers", "loginuid", "smaps", "limits", "cgroup", "coredump_filter")
 PR_GET_AUXV = 0x41555856
-PR_GET_CHILD_SUBREAPER = 37
-ACTION_BYTES, ITIMER_BYTES, SIGSET_BYTES = 32, 32, 8
-ALWAYS_ASKED = 1 << signal.SIGCHLD - 1
-"""Its flags matter with the default action too: whether children leave zombies."""
-# where calls of a leader put their answers in the buffer, after those of any thread
-SUBREAPER_AT = threads.BYTES
-PROCESS_AT = SUBREAPER_AT + 8
-ITIMERS_AT = PROCESS_AT + settings.SLOT_BYTES * len(settings.PROCESS)
-ACTIONS_AT = ITIMERS_AT + 3 * ITIMER_BYTES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,7 +178,7 @@ def _begin(
         refused=refused,
         space=space if space and space.holds() else AddressSpace.find(task.pid, vmas, status),
         status=status,
-        question=of_leader(status),
+        question=questions.of_leader(status),
     )
 
 
@@ -199,58 +187,18 @@ def _questions(one: _Begun) -> list[tuple[int, Question]]:
     return [(one.task.pid, one.question), *others]
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderCalls:
-    """What a process is asked, beside what any of its threads is."""
-
-    signals: tuple[int, ...]
-    """Those with an action that is not the default one."""
-    ours: int
-    """Our own pid."""
-
-    def __call__(self, at: int) -> list[Call]:
-        """The calls, with a buffer at ``at``."""
-        return [*threads.QUESTION.calls(at), *leader_calls(at, self.signals, self.ours)]
-
-
-def signals_asked(status: Status) -> tuple[int, ...]:
-    """Signals with an action that is not the default one."""
-    changed = status.sig_cgt | status.sig_ign | ALWAYS_ASKED
-    return tuple(s for s in range(1, 65) if changed >> (s - 1) & 1)
-
-
-def of_leader(status: Status) -> Question:
-    """What a process is asked that has this status."""
-    signals = signals_asked(status)
-    answers = ACTIONS_AT + ACTION_BYTES * len(signals)
-    return Question(calls=LeaderCalls(signals, os.getpid()), answer_bytes=answers)
-
-
-def leader_calls(at: int, signals: Sequence[int], ours: int) -> list[Call]:
-    """What a process is asked, beside what any of its threads is."""
-    return [
-        ("brk", (0,)),
-        ("prctl", (PR_GET_CHILD_SUBREAPER, at + SUBREAPER_AT, 0, 0, 0)),
-        *settings.questions(settings.PROCESS, at + PROCESS_AT),
-        landlock.question(ours),
-        *(("getitimer", (which, at + ITIMERS_AT + ITIMER_BYTES * which)) for which in range(3)),
-        *(
-            ("rt_sigaction", (signal, 0, at + ACTIONS_AT + ACTION_BYTES * i, SIGSET_BYTES))
-            for i, signal in enumerate(signals)
-        ),
-    ]
-
-
 def _finish(
     one: _Begun,
     answers: Sequence[Answer],
     filters: FiltersOf,
 ) -> Captured:
     pid, leader = one.task.pid, answers[0]
-    buffer, signals = leader.buffer, signals_asked(one.status)
+    buffer, signals = leader.buffer, questions.signals_asked(one.status)
     brk, _, *told = leader.results[threads.CALLS.count :]
-    values = settings.answers(settings.PROCESS, told[: len(settings.PROCESS)], buffer[PROCESS_AT:])
-    (values["subreaper"],) = struct.unpack_from("<i", buffer, SUBREAPER_AT)
+    values = settings.answers(
+        settings.PROCESS, told[: len(settings.PROCESS)], buffer[questions.PROCESS_AT :]
+    )
+    (values["subreaper"],) = struct.unpack_from("<i", buffer, questions.SUBREAPER_AT)
     timers = [t.timer_id for t in parse_timers(one.texts["timers"])]
     auxv, posix, segments = _seldom(one, timers)
     capture = TaskCapture(
@@ -260,8 +208,12 @@ def _finish(
         ended=_ended(one.task),
         links=_links(pid),
         shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
-        sigactions=dict(zip(signals, _pieces(buffer, ACTIONS_AT, ACTION_BYTES), strict=True)),
-        itimers=tuple(_pieces(buffer[:ACTIONS_AT], ITIMERS_AT, ITIMER_BYTES)),
+        sigactions=dict(
+            zip(signals, _pieces(buffer, questions.ACTIONS_AT, questions.ACTION_BYTES), strict=True)
+        ),
+        itimers=tuple(
+            _pieces(buffer[: questions.ACTIONS_AT], questions.ITIMERS_AT, questions.ITIMER_BYTES)
+        ),
         posix_timers=posix,
         auxv=auxv,
         brk=brk,
@@ -341,7 +293,7 @@ def _posix_timers(remote: Remote, ids: Sequence[int]) -> tuple[PosixTimerCapture
             PosixTimerCapture(
                 timer_id=number,
                 overrun=max(results[1], 0),
-                setting=remote.read(remote.buffer, ITIMER_BYTES),
+                setting=remote.read(remote.buffer, questions.ITIMER_BYTES),
             )
         )
     return tuple(found)

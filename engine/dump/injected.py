@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache
 
 from torpor.engine.dump import capture, ipcns, netns, threads
+from torpor.engine.dump import questions as leader
 from torpor.engine.errors import Denied, Error
 from torpor.engine.kernel import fdtexts, fork, proc, uffd
 from torpor.engine.kernel.arch.x86_64 import WORD_MASK, syscall_number
@@ -19,7 +20,7 @@ from torpor.engine.memory.sysv import IPC_STAT
 
 SOMEWHERE, ELSEWHERE = 1 << 40, 1 << 41
 MUST_ANSWER = ("rt_sigreturn", "sigaltstack", "getitimer", "rt_sigaction")
-MUST_TELL = (threads.PR_GET_TID_ADDRESS, threads.PR_GET_PDEATHSIG, capture.PR_GET_CHILD_SUBREAPER)
+MUST_TELL = (threads.PR_GET_TID_ADDRESS, threads.PR_GET_PDEATHSIG, leader.PR_GET_CHILD_SUBREAPER)
 POLICY_AT, DEADLINE = 38, "6"
 """Word of stat behind the name: scheduling policy."""
 Asked = tuple[AskedCall, ...]
@@ -52,7 +53,7 @@ def questions() -> Asked:
     return (
         *home(),
         *asked(threads.CALLS),
-        *asked(lambda at: capture.leader_calls(at, range(1, 65), os.getpid())),
+        *asked(lambda at: leader.leader_calls(at, range(1, 65), os.getpid())),
     )
 
 

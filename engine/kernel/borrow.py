@@ -13,7 +13,7 @@ unpacked before it is asked for (`Answer`).
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +26,7 @@ from torpor.engine.kernel.chain import WORD
 from torpor.engine.kernel.net import refuse, settled_rip
 from torpor.engine.kernel.pattern import Calls, Pattern, Question, pattern_of
 
-__all__ = ["Answer", "Calls", "Process", "Question", "ask"]
+__all__ = ["Answer", "Calls", "Process", "Question", "ask", "foresee"]
 
 FEWEST, MOST = 8, 24
 """Nets in one process: as many as fit below its stack pointers, and at least a few."""
@@ -97,6 +97,14 @@ class _Plan:
     pattern: Pattern
     signal: int
     restart: native.Edits
+
+
+def foresee(space: AddressSpace, questions: Iterable[Question], status: bytes) -> None:
+    """Make patterns for threads of a process that runs, as it would be asked now."""
+    signals = proc.ids_and_signals(status)[1]
+    signal = _signal(signals) if space.way.pieces is not None else 0
+    for question in questions:
+        pattern_of(space, question, signal, native.xstate_enabled()[1])
 
 
 def ask(processes: Sequence[Process]) -> list[list[Answer]]:
