@@ -8,7 +8,6 @@ through answers from here. So nothing is asked twice, and `collect` can wait unt
 import struct
 from array import array
 from dataclasses import dataclass
-from enum import IntEnum
 
 SLOT = struct.Struct("<ii")
 """Before the bytes of each answer: what the call returned, and how many bytes it gave."""
@@ -16,7 +15,7 @@ SOCKADDR_ROOM, PLACE_ROOM = 128, 16
 LEAST = 4
 
 
-class Call(IntEnum):
+class Call:
     """What is called: the numbers of native/seam/ask.c."""
 
     OPTION = 0
@@ -34,7 +33,7 @@ class Call(IntEnum):
 class Question:
     """A call, its two words, and the room for the answer."""
 
-    call: Call
+    call: int
     first: int = 0
     second: int = 0
     size: int = 0
@@ -90,18 +89,24 @@ class Answers:
 
     __slots__ = ("_questions", "_raw", "is_whole")
 
-    def __init__(self, questions: Questions, raw: memoryview, *, is_whole: bool) -> None:
+    def __init__(self, questions: Questions, raw: bytes, *, is_whole: bool) -> None:
         self._questions, self._raw, self.is_whole = questions, raw, is_whole
 
-    def get(self, call: Call, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:
+    def get(self, call: int, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:
         """(result or -errno, bytes); None when it was not asked."""
         at, _ = self._questions.slots.get((call, first, second), (None, 0))
         if at is None:
             return None
         result, size = SLOT.unpack_from(self._raw, at)
-        return result, bytes(self._raw[at + SLOT.size : at + SLOT.size + size])
+        return result, self._raw[at + SLOT.size : at + SLOT.size + size]
 
-    def fills(self, call: Call, first: int, second: int, size: int) -> bool:
+    def are_those(self, before: "Answers | None") -> bool:
+        """Whether all is as it was when the same was asked before."""
+        if before is None or before._questions is not self._questions:
+            return False
+        return self.is_whole and before.is_whole and self._raw == before._raw
+
+    def fills(self, call: int, first: int, second: int, size: int) -> bool:
         """Whether an answer takes all of its room, which is less than ``size``."""
         at, room = self._questions.slots.get((call, first, second), (None, 0))
         return at is not None and 0 < room < size and SLOT.unpack_from(self._raw, at)[1] >= room

@@ -16,9 +16,9 @@ the final numbers in place (epoll registrations) is returned by `late`.
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, NewType, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, NewType, Protocol, TypeVar
 
-from torpor.engine.asking import Questions
+from torpor.engine.asking import Answers, Questions
 from torpor.engine.errors import Refused
 from torpor.engine.options import TcpPolicy
 from torpor.engine.program.ops import Op
@@ -317,6 +317,19 @@ class Session:
     without: tuple[int, ...] = ()
 
 
+Ask = Callable[[Sequence[tuple[FdView, Questions]]], Sequence[Answers | None]]
+
+
+class Foresight(NamedTuple):
+    """What is known of a view before its task is stopped."""
+
+    kind: "FileKind[Any] | None"
+    looks: Hashable
+    """What all descriptors of its description have in common."""
+    answers: Answers | None = None
+    """Those that its kind's `collect` would do with."""
+
+
 @dataclass(slots=True, kw_only=True)
 class DumpContext:
     """What kinds may know of a dump. ``views`` has one view for each description."""
@@ -359,12 +372,12 @@ class DumpContext:
     """Names of what the caller will replace: `tty[8800:1a]`."""
     terminals: Mapping[int, Session] = field(default_factory=dict)
     """Device number of each controlling terminal of the tree → its session."""
-    foreseen: "Mapping[FdView, tuple[FileKind[Any] | None, Hashable]]" = field(default_factory=dict)
+    foreseen: "Mapping[FdView, Foresight]" = field(default_factory=dict)
     """What was known of views before their tasks were stopped (`files/grouping.py`)."""
     rank: "Callable[[Iterable[Sequence[FdView]]], None] | None" = None
     """Compares the descriptions of views that look alike in one go."""
-    ask: "Callable[[Sequence[tuple[FdView, Questions]]], Sequence[bool]] | None" = None
-    """Asks many views in one go: which of them have answered all."""
+    ask: "Ask | None" = None
+    """Asks many views in one go; what each has answered."""
     cache: dict[str, Any] = field(default_factory=dict)
     """For what a kind reads once for all its objects (a sock_diag dump)."""
 

@@ -37,9 +37,15 @@ def look(dump: TreeDump, pids: Iterable[int]) -> None:
     for pid in pids:
         with suppress(Error):
             seen[pid] = fdview.look_before(pid)
-    views = [view for found in seen.values() for _, view in found.values()]
+    views = [one.view for found in seen.values() for one in found.values()]
+    context = DumpContext(
+        tcp=dump.options.tcp,
+        container=dump.options.container,
+        ghost_limit_bytes=dump.options.ghost_limit_bytes,
+        is_stopped=False,
+    )
     try:
-        dump.seen, dump.foreseen = seen, foresee(views, FILE_KINDS)
+        dump.seen, dump.foreseen = seen, foresee(views, FILE_KINDS, fdview.ask_before, context)
     finally:
         fdview.leave(seen)
 

@@ -123,14 +123,17 @@ class EpollKind(Base[Epoll]):
         return OWNED
 
     def suffice(self, view: FdView, context: DumpContext) -> bool:
-        """Where it watches nothing: targets are told apart by kcmp(2)."""
-        return not view.epoll_targets() and super().suffice(view, context)
+        """When its targets were told apart, by kcmp(2)."""
+        if not super().suffice(view, context):
+            return False
+        return not view.epoll_targets() or (context.is_stopped and bool(_watches(view, context)))
 
     def collect(self, view: FdView, context: DumpContext) -> Epoll:
         """Read the watches and find their targets among all descriptions."""
-        watches = tuple(_watch(view, target, context) for target in view.epoll_targets())
         return Epoll(
-            flags=view.flags & ~int(O.CLOEXEC), watches=watches, owner=read_owner(view, context)
+            flags=view.flags & ~int(O.CLOEXEC),
+            watches=_watches(view, context),
+            owner=read_owner(view, context),
         )
 
     def encode(self, states: Mapping[FileId, Epoll], images: ImageSink) -> None:
@@ -227,6 +230,14 @@ def _watch(view: FdView, target: tuple[int, int, int, int], context: DumpContext
     numbers = [h.fd for h in held if h.task == view.ns_pid] or [h.fd for h in held] or [tfd]
     here = tfd if tfd in numbers else numbers[0]
     return Watch(tfd=tfd, events=events, data=data, file=file, here=here)
+
+
+def _watches(view: FdView, context: DumpContext) -> tuple[Watch, ...]:
+    """Of an epoll, looked for once."""
+    known: dict[FdView, tuple[Watch, ...]] = context.cache.setdefault("epoll.watches", {})
+    if view not in known:
+        known[view] = tuple(_watch(view, target, context) for target in view.epoll_targets())
+    return known[view]
 
 
 def _target(view: FdView, tfd: int, index: int, context: DumpContext) -> FileId:

@@ -13,7 +13,7 @@ from typing import Any
 from torpor.engine.errors import Error, Findings, Refused
 from torpor.engine.files.common import FileType, O, file_type, info_value
 from torpor.engine.files.locks import Lock
-from torpor.engine.kind import DumpContext, FdView, FileId, FileKind, Holder
+from torpor.engine.kind import Ask, DumpContext, FdView, FileId, FileKind, Foresight, Holder
 
 UNSTABLE = ("lock:", "it_value:", "ticks:", "eventfd-count:", "pos:")
 """Lines of fdinfo that may differ between two readings of one description."""
@@ -24,8 +24,7 @@ IN_FLIGHT = "scm_fds"
 Kinds = Sequence[FileKind[Any]]
 Classes = dict[Hashable, list[FileId]]
 """Descriptions by what /proc shows of them, each in the kernel's order."""
-Foreseen = Mapping[FdView, tuple[FileKind[Any] | None, Hashable]]
-"""The kind of a view, where that is known without asking it, and its looks."""
+Foreseen = Mapping[FdView, Foresight]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,16 +79,31 @@ class Collected:
             raise Findings(tuple(self.refusals))
 
 
-def foresee(views: Iterable[FdView], kinds: Kinds) -> Foreseen:
-    """Of views of tasks that run. A socket tells its kind only when it is asked."""
-    found: dict[FdView, tuple[FileKind[Any] | None, Hashable]] = {}
+def foresee(views: Iterable[FdView], kinds: Kinds, ask: Ask, context: DumpContext) -> Foreseen:
+    """Of views of tasks that run. Sockets have been asked for their kinds.
+
+    What suffices now suffices under the stop when all is answered in the same way again.
+    """
+    kind_of: dict[FdView, FileKind[Any]] = {}
+    looks_of = {}
     for view in views:
-        kind = None
-        if file_type(view.st_mode) != FileType.SOCKET:
-            with suppress(Error, OSError):
-                kind = next((k for k in kinds if k.matches(view)), None)
-        found[view] = kind, looks(view)
-    return found
+        looks_of[view] = looks(view)
+        with suppress(Error, OSError):
+            if kind := next((k for k in kinds if k.matches(view)), None):
+                kind_of[view] = kind
+    asked = [(v, q) for v, kind in kind_of.items() if (q := kind.questions(v)) is not None]
+    answers = {
+        view: one
+        for (view, _), one in zip(asked, ask(asked), strict=True)
+        if one is not None and one.is_whole and _suffices(kind_of[view], view, context)
+    }
+    return {v: Foresight(kind_of.get(v), looks_of[v], answers.get(v)) for v in looks_of}
+
+
+def _suffices(kind: FileKind[Any], view: FdView, context: DumpContext) -> bool:
+    with suppress(Error, OSError):
+        return kind.suffice(view, context)
+    return False
 
 
 def group(tables: Sequence[Table], found: Collected, context: DumpContext) -> Classes:
@@ -134,7 +148,7 @@ def _looks_of(tables: Sequence[Table], context: DumpContext) -> dict[FdView, Has
     alike: dict[Hashable, list[FdView]] = {}
     for view in (view for table in tables for view in table.views):
         known = context.foreseen.get(view)
-        found[view] = known[1] if known else looks(view)
+        found[view] = known.looks if known else looks(view)
         alike.setdefault(found[view], []).append(view)
     if context.rank is not None:
         context.rank([views for views in alike.values() if len(views) > 1])

@@ -154,8 +154,10 @@ class PipeKind(Base[Pipe]):
         return QUESTIONS
 
     def suffice(self, view: FdView, context: DumpContext) -> bool:
-        """Where nothing is queued."""
-        return is_quiet(view) and super().suffice(view, context)
+        """When what is queued was read, which is once for both ends."""
+        if not super().suffice(view, context):
+            return False
+        return is_quiet(view) or (context.is_stopped and bool(_shared(view, context)))
 
     def collect(self, view: FdView, context: DumpContext) -> Pipe:
         """Read the state; the content and where it leads once for each pipe."""

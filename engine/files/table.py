@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from torpor.engine.asking import Answers
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.files import locks
 from torpor.engine.files.common import O, bad_image
@@ -30,6 +31,7 @@ from torpor.engine.kind import (
     FdView,
     FileId,
     FileKind,
+    Foresight,
     Holder,
     ImageSink,
     ImageSource,
@@ -41,7 +43,7 @@ from torpor.engine.program.ops import Expect, Op
 FD_CLOEXEC = 1
 LAST_FD = (1 << 32) - 1
 MAX_FD = 1 << 30
-NOTHING = None, None
+NOTHING = Foresight(None, None)
 
 
 def collect_tables(
@@ -76,12 +78,17 @@ def take(
     kind_of = {
         file_id: kind
         for file_id, view in found.views.items()
-        if (kind := context.foreseen.get(view, NOTHING)[0] or _kind(found, view, kinds))
+        if (kind := context.foreseen.get(view, NOTHING).kind or _kind(found, view, kinds))
     }
     asked = _ask(found.views, kind_of, context)
+    done: set[tuple[FileKind[Any], int]] = set()
     for file_id, kind in kind_of.items():
-        view = found.views[file_id]
-        if file_id in asked and _suffice(kind, view, context):
+        view, answers = found.views[file_id], asked.get(file_id)
+        one = kind, view.pid
+        # what a kind reads for all is read once for each task: its network may be another one
+        is_known = one in done and _are_foreseen(view, answers, context)
+        if answers is not None and (is_known or _suffice(kind, view, context)):
+            done.add(one)
             found.later[file_id] = kind
         else:
             _collect(found, file_id, view, kind, context)
@@ -252,17 +259,26 @@ def _suffice(kind: FileKind[Any], view: FdView, context: DumpContext) -> bool:
     return False
 
 
+def _are_foreseen(view: FdView, answers: Answers | None, context: DumpContext) -> bool:
+    known = context.foreseen.get(view)
+    return known is not None and answers is not None and answers.are_those(known.answers)
+
+
 def _ask(
     views: Mapping[FileId, FdView],
     kind_of: Mapping[FileId, FileKind[Any]],
     context: DumpContext,
-) -> set[FileId]:
+) -> dict[FileId, Answers]:
     """Ask all that have questions in one go; those that have answered all of them."""
     if context.ask is None:
-        return set()
+        return {}
     asked = [(i, q) for i, kind in kind_of.items() if (q := kind.questions(views[i])) is not None]
     told = context.ask([(views[file_id], questions) for file_id, questions in asked])
-    return {file_id for (file_id, _), is_whole in zip(asked, told, strict=True) if is_whole}
+    return {
+        file_id: one
+        for (file_id, _), one in zip(asked, told, strict=True)
+        if one is not None and one.is_whole
+    }
 
 
 def _collect(

@@ -24,11 +24,16 @@ class Answered(FileFacts):
         """Its place among those that look like it is known."""
         self._rank = rank
 
-    def told(self, answers: Answers) -> None:
+    @property
+    def answers(self) -> Answers | None:
+        """What it has told, if it was asked."""
+        return self._answers
+
+    def told(self, answers: Answers | None) -> None:
         """What was asked of it together with others need not be asked again."""
         self._answers = answers
 
-    def _told(self, call: Call, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:
+    def _told(self, call: int, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:
         """An answer; None where the question is to be asked now."""
         answers = self._answers
         if answers is None or not answers.is_whole:

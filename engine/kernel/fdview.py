@@ -14,9 +14,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from stat import S_ISSOCK
+from typing import NamedTuple
 
 from torpor.engine import native
-from torpor.engine.asking import Questions, option
+from torpor.engine.asking import Answers, Questions, option
 from torpor.engine.closing import Closing
 from torpor.engine.errors import Error
 from torpor.engine.kernel import repair
@@ -29,8 +30,18 @@ from torpor.engine.kind import End, FdView
 DIRECTORIES = ("cwd", "root")
 KINDS = Questions(*(option(SOL_SOCKET, each) for each in (SO.DOMAIN, SO.TYPE, SO.PROTOCOL)))
 """What tells the kinds of sockets apart."""
-Seen = Mapping[int, Mapping[int, tuple[native.FdLook, LiveFd]]]
-"""Task → number → what /proc showed of it before its task was stopped."""
+
+
+class Sighting(NamedTuple):
+    """A descriptor before its task was stopped: what /proc showed, and a socket's KINDS."""
+
+    look: native.FdLook
+    view: LiveFd
+    kinds: Answers | None
+
+
+Seen = Mapping[int, Mapping[int, Sighting]]
+"""Task → number → what was seen."""
 
 
 class LiveDirectory(LiveFd):
@@ -114,28 +125,18 @@ class Views(Closing):
             for pid in pids:
                 self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
                 self._views[pid] = mine = _table(task, seen.get(pid, {}))
-                self.ask([(view, KINDS) for view in mine.values() if S_ISSOCK(view.st_mode)])
+                ask_kinds(view for view in mine.values() if view.answers is None)
         except BaseException:
             self.close()
             raise
 
-    def ask(self, asked: Sequence[tuple[FdView, Questions]]) -> list[bool]:
-        """Ask descriptors in one go a task; which of them have answered all."""
-        by_task: dict[int, list[tuple[int, LiveFd, Questions]]] = {}
-        told = [False] * len(asked)
-        for i, (view, questions) in enumerate(asked):
-            if type(view) is LiveFd:
-                by_task.setdefault(view.pid, []).append((i, view, questions))
-        for pid, rows in by_task.items():
-            task = self.tasks[pid]
-            answers = native.ask_fds(
-                task.pidfd,
-                task.directory("root"),
-                [(view.fd, questions, view.absolute) for _, view, questions in rows],
-            )
-            for (i, view, _), one in zip(rows, answers, strict=True):
-                view.told(one)
-                told[i] = one.is_whole
+    def ask(self, asked: Sequence[tuple[FdView, Questions]]) -> list[Answers | None]:
+        """Ask descriptors in one go a task; None for what is none of a task's."""
+        told: list[Answers | None] = [None] * len(asked)
+        mine = [(i, view, q) for i, (view, q) in enumerate(asked) if type(view) is LiveFd]
+        answers = ask([(view, questions) for _, view, questions in mine])
+        for (i, _, _), one in zip(mine, answers, strict=True):
+            told[i] = one
         return told
 
     def rank(self, alike: Iterable[Sequence[FdView]]) -> None:
@@ -196,6 +197,35 @@ class Views(Closing):
             task.close()
 
 
+def ask(asked: Sequence[tuple[LiveFd, Questions]]) -> list[Answers]:
+    """Ask descriptors in one go a task."""
+    by_task: dict[int, list[tuple[int, LiveFd, Questions]]] = {}
+    for i, (view, questions) in enumerate(asked):
+        by_task.setdefault(id(view.task), []).append((i, view, questions))
+    told: dict[int, Answers] = {}
+    for rows in by_task.values():
+        task = rows[0][1].task
+        answers = native.ask_fds(
+            task.pidfd,
+            task.directory("root"),
+            [(view.fd, questions, view.absolute) for _, view, questions in rows],
+        )
+        for (i, view, _), one in zip(rows, answers, strict=True):
+            view.told(one)
+            told[i] = one
+    return [told[i] for i in range(len(asked))]
+
+
+def ask_before(asked: Sequence[tuple[FdView, Questions]]) -> list[Answers | None]:
+    """Of what is looked at before its task is stopped. The answers count only until then."""
+    return list(ask([(view, questions) for view, questions in asked if isinstance(view, LiveFd)]))
+
+
+def ask_kinds(views: Iterable[LiveFd]) -> None:
+    """Ask sockets of which kind they are; it stays the same."""
+    ask([(view, KINDS) for view in views if S_ISSOCK(view.st_mode)])
+
+
 def open_views(
     pids: Iterable[int],
     *,
@@ -211,33 +241,37 @@ def open_views(
     return Views(pids, netns_socket, guard, seen or {})
 
 
-def look_before(pid: int) -> dict[int, tuple[native.FdLook, LiveFd]]:
+def look_before(pid: int) -> dict[int, Sighting]:
     """Descriptors of a task that need not stand still, to be recognized when it does."""
-    task, found = TaskFiles(pid), {}
+    task = TaskFiles(pid)
+    found: dict[int, tuple[native.FdLook, LiveFd]] = {}
     for fd, look in _looks(pid):
         with suppress(Error):  # closed meanwhile
             found[fd] = look, LiveFd(task, fd, look)
-    return found
+    ask_kinds(view for _, view in found.values())
+    return {fd: Sighting(look, view, view.answers) for fd, (look, view) in found.items()}
 
 
 def leave(seen: Seen) -> None:
     """Close what was opened to look at them."""
-    for views in seen.values():
-        for _, view in views.values():
-            view.close()
-            view.task.close()
+    for sightings in seen.values():
+        for one in sightings.values():
+            one.view.close()
+        for one in [*sightings.values()][:1]:
+            one.view.task.close()
 
 
-def _table(task: TaskFiles, seen: Mapping[int, tuple[native.FdLook, LiveFd]]) -> dict[int, LiveFd]:
+def _table(task: TaskFiles, seen: Mapping[int, Sighting]) -> dict[int, LiveFd]:
     """Views of a task's descriptors: those that were seen, where nothing of them has changed."""
     found = {}
     for fd, look in _looks(task.pid):
-        before, view = seen.get(fd, (None, None))
-        if view is None or look != before:
-            view = LiveFd(task, fd, look)
-        view.close()
+        before = seen.get(fd)
+        if before is None or look != before.look:
+            found[fd] = LiveFd(task, fd, look)
+            continue
+        found[fd] = view = before.view
+        view.told(before.kinds)
         view.task, view.ns_pid = task, task.ns_pid
-        found[fd] = view
     return found
 
 

@@ -1,36 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions to many descriptors of a task in one go."""
 
+import struct
 from collections.abc import Sequence
 
 from torpor.engine.asking import Answers, Questions
 from torpor.engine.native.descriptors import MANY
-from torpor.engine.native.seam import error_for, ffi, lib, new_uncleared
+from torpor.engine.native.seam import address_of, error_for, ffi, lib, new_uncleared
 
+ROW, UNCLEAR = struct.Struct("<2i4Q"), struct.Struct("<4xi32x")
+"""struct seam_asked"""
 Asked = tuple[int, Questions, bytes]
 """A descriptor, what is asked of it, and the text of its link where that is to be looked up."""
 
 
 def ask_fds(pidfd: int, root: int, asked: Sequence[Asked]) -> list[Answers]:
     """Answers in their order; ``root`` is the directory that absolute paths start from."""
-    rows = ffi.new("struct seam_asked[]", max(len(asked), 1))
-    words, paths, size = {}, [], 0
-    for row, (fd, questions, path) in zip(rows, asked, strict=False):
+    table = bytearray(ROW.size * max(len(asked), 1))
+    words: dict[Questions, tuple[object, int]] = {}
+    paths, size = [], 0
+    for i, (fd, questions, path) in enumerate(asked):
         if questions not in words:
-            words[questions] = ffi.from_buffer("struct seam_question[]", questions.words)
-        row.fd, row.questions, row.count = fd, words[questions], len(questions.asked)
-        row.at = size
-        size += questions.size
+            found_words = ffi.from_buffer("struct seam_question[]", questions.words)
+            words[questions] = found_words, address_of(found_words)
+        path_at = 0
         if path:
             paths.append(ffi.from_buffer(path + b"\0"))
-            row.path = paths[-1]
+            path_at = address_of(paths[-1])
+        ROW.pack_into(
+            table, ROW.size * i, fd, 0, words[questions][1], len(questions.asked), size, path_at
+        )
+        size += questions.size
+    rows = ffi.from_buffer("struct seam_asked[]", table)
     room = new_uncleared("char[]", max(size, 1))
     lib.seam_ask_fds(pidfd, root, rows, len(asked), room, 2 if len(asked) >= MANY else 1)
-    raw = memoryview(ffi.buffer(room))
-    return [
-        Answers(questions, raw[row.at : row.at + questions.size], is_whole=not row.unclear)
-        for row, (_, questions, _) in zip(rows, asked, strict=False)
-    ]
+    raw, at, found = ffi.buffer(room), 0, []
+    for (unclear,), (_, questions, _) in zip(UNCLEAR.iter_unpack(table), asked, strict=False):
+        end = at + questions.size
+        found.append(Answers(questions, raw[at:end], is_whole=not unclear))
+        at = end
+    return found
 
 
 def order_files(pids: Sequence[int], fds: Sequence[int]) -> list[int]:

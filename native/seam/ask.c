@@ -95,7 +95,7 @@ static int ask(const struct asking *asking, const struct seam_asked *row, int fd
 	int result;
 
 	slot->size = 0;
-	memset(slot->bytes, 0, (size_t)question->size);
+	memset(slot->bytes, 0, ((size_t)question->size + 7) & ~(size_t)7);
 	switch ((enum call)question->call) {
 	case OPTION:
 		return option_of(fd, question, slot);

@@ -15,6 +15,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,14 +30,17 @@ struct thread_share {
 	void (*run)(void *job, unsigned int index);
 	void *job;
 	unsigned int index;
-	int started;
+	int started, is_first; /* before all others, as who waits for it */
 	pthread_t thread;
 };
 
 static void *thread_main(void *argument)
 {
 	struct thread_share *share = argument;
+	const struct sched_param param = { .sched_priority = 1 };
 
+	if (share->is_first)
+		sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param);
 	share->run(share->job, share->index);
 	return NULL;
 }
@@ -44,12 +48,14 @@ static void *thread_main(void *argument)
 int run_threads(unsigned int threads, void (*run)(void *job, unsigned int index), void *job)
 {
 	struct thread_share shares[MAX_THREADS];
+	int is_first = (sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_RR;
 	unsigned int i;
 
 	if (threads < 1 || threads > MAX_THREADS)
 		return -EINVAL;
 	for (i = 1; i < threads; i++) {
-		shares[i] = (struct thread_share){ .run = run, .job = job, .index = i };
+		shares[i] = (struct thread_share){ .run = run, .job = job, .index = i,
+						   .is_first = is_first };
 		shares[i].started = !pthread_create(&shares[i].thread, NULL, thread_main,
 						    &shares[i]);
 	}
