@@ -297,9 +297,11 @@ class End(Enum):
     """No packet is sent: it will go on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """One use of an open file description: a task (its pid inside) and its number."""
+class Holder(NamedTuple):
+    """One use of an open file description: a task (its pid inside) and its number.
+
+    No frozen dataclass: one is made for each descriptor of a stopped tree.
+    """
 
     task: int
     fd: int

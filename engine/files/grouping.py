@@ -8,7 +8,7 @@ they are of, can be told before their task is stopped: `foresee`.
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torpor.engine.errors import Error, Findings, Refused
 from torpor.engine.files.common import FileType, O, file_type, info_value
@@ -39,9 +39,8 @@ class Table:
     views: Sequence[FdView]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A number in a table and the description behind it."""
+class Placed(NamedTuple):
+    """A number in a table and the description behind it. No frozen dataclass, as `Holder`."""
 
     fd: int
     file_id: FileId
@@ -111,13 +110,12 @@ def group(tables: Sequence[Table], found: Collected, context: DumpContext) -> Cl
     classes: Classes = {}
     looks_of = _looks_of(tables, context)
     for table in tables:
-        placed = found.entries.setdefault(table.number, [])
+        placed, task = found.entries.setdefault(table.number, []), table.tasks[0]
         for view in table.views:
             file_id, _ = _identify(view, looks_of[view], found, classes)
             cloexec = bool(view.flags & O.CLOEXEC)
             placed.append(Placed(fd=view.fd, file_id=file_id, cloexec=cloexec))
-            holder = Holder(task=table.tasks[0], fd=view.fd)
-            found.holders.setdefault(file_id, []).append(holder)
+            found.holders.setdefault(file_id, []).append(Holder(task=task, fd=view.fd))
     return classes
 
 
@@ -160,7 +158,7 @@ def _identify(
 ) -> tuple[FileId, bool]:
     """Id of its description, and whether it is seen for the first time."""
     alike = classes.setdefault(like, [])
-    at, file_id = _find(view, alike, found.views)
+    at, file_id = _find(view, alike, found.views) if alike else (0, None)
     if file_id is not None:
         return file_id, False
     file_id = FileId(found.first_free_id)
