@@ -45,7 +45,8 @@ WORDS = {
     "procfs": "/proc/self", "fanotify": "fanotify_init",
     "namespace": "/ns/", "message queue": "mq_open",
     "BPF map": "BPF_MAP_CREATE", "io_uring": "io_uring_setup",
-    "path of a socket": "O_PATH", "device": "/dev/null", "regular": "O_APPEND",
+    "path of a socket": "O_PATH",
+    "device": "/dev/null", "regular": "O_APPEND",
     "terminal": "openpty", "epoll": "epoll",
 }  # fmt: skip
 
