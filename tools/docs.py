@@ -120,7 +120,7 @@ def declared(package: str) -> list[Limit]:
                 if isinstance(one, Limit):
                     found[one] = None
     if package.endswith(".tasks"):  # what a task is, is put together there
-        for name in ("sharing",):
+        for name in ("preflight", "sharing"):
             found |= dict.fromkeys(importlib.import_module(f"torpor.engine.dump.{name}").LIMITS)
     return list(found)
 

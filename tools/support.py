@@ -119,7 +119,7 @@ STATE: dict[str, Support] = {
     "main threads that have ended before others": Support(
         ours=OWN,
         theirs="refused by CRIU",
-        tests=(f"{TASKS}main_ended.c", "tests/functional/test_main_ended.py"),
+        tests=(f"{TASKS}main_ended.c", "tests/compat/test_main_ended.py"),
     ),
     "tree: sessions, groups, zombies, orphans, stopped tasks, old pids": Support(
         ours="tested, but for orphans",

@@ -5,16 +5,26 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from torpor.engine import native
 from torpor.engine.dump import injected, sharing
 from torpor.engine.dump.freeze import StoppedTask, list_tasks
 from torpor.engine.dump.permits import Permits
-from torpor.engine.errors import Findings, Refused, Vanished
+from torpor.engine.errors import Findings, KernelError, Refused, Vanished
 from torpor.engine.kernel import nslinks, proc
 from torpor.engine.kernel.arch.x86_64 import syscall_name
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.kernel.verdict import Verdict
+from torpor.engine.kind import Limit, refuse
 from torpor.engine.options import DumpOptions
 from torpor.engine.tasks import namespaces, seccomp
+
+LIMITS = (
+    Limit(
+        case="dead-leader",
+        what="a task whose main thread has ended while others live, before Linux 6.9",
+        remedy="keep the main thread alive, or use a kernel that opens pidfds of threads",
+    ),
+)
 
 
 def preflight(options: DumpOptions, permits: Permits) -> frozenset[int]:
@@ -96,8 +106,19 @@ def _refusals(
             )
         if task.pid != options.pid:
             refused += namespaces.check_task(subject, nslinks.namespaces(task.pid), spaces)
+        if task.process != task.pid and not _leads_to_descriptors(task.pid):
+            refused.append(refuse(LIMITS[0], subject))
         refused += _filter_refusals(task, options.runtime_seccomp_filters, permits)
     return refused
+
+
+def _leads_to_descriptors(tid: int) -> bool:
+    """Whether a thread has a pidfd: that of its process leads nowhere without its main thread."""
+    try:
+        os.close(native.pidfd_open(tid))
+    except KernelError:
+        return False
+    return True
 
 
 def _name_of(pid: int) -> str:

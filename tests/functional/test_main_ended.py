@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks whose main thread has ended before others, beside what the catalogue tries with them."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from tests.functional.describe import stopped
 from torpor.engine import api
+from torpor.engine.errors import KernelError, Refused
 from torpor.engine.inspect.plan import plan_lines, restore_plan
 from torpor.engine.options import After, DumpOptions, Lazy, MemoryWay
 
@@ -57,6 +59,32 @@ def test_left_paused_and_told_of(start):
     live.unharmed()
     planned = [text for text, _ in plan_lines(restore_plan(live.folder / "images"))]
     assert any("let its main thread end with wait status 0x700" in text for text in planned)
+    assert live.verdict() == "ok"
+
+
+def test_a_pre_dump_and_what_has_changed_since(start):
+    live = start("tasks_main_ended", "root")
+    live.await_ready()
+    before = live.look()
+    (live.folder / "first").mkdir()
+    api.pre_dump(DumpOptions(pid=live.pid, images_dir=live.folder / "first"))
+    live.unharmed()
+    live.dump("second", parent="../first")
+    assert live.report.skipped_bytes > 0
+    live.restore("second")
+    live.same_as(before)
+    assert live.verdict() == "ok"
+
+
+def test_a_kernel_without_pidfds_of_threads_is_told_of(start, monkeypatch):
+    def refused(_):
+        raise KernelError("pidfd_open failed", errno=errno.EINVAL, subject="task")
+
+    live = start("tasks_main_ended", "root")
+    live.await_ready()
+    monkeypatch.setattr("torpor.engine.native.pidfd_open", refused)
+    with pytest.raises(Refused, match=r"before Linux 6\.9"):
+        live.dump()
     assert live.verdict() == "ok"
 
 

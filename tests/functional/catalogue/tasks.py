@@ -228,8 +228,7 @@ CASES: tuple[Case, ...] = (
             state=state,
             program="tasks_main_ended",
             arguments=(mode,),
-            criu="refuses it",
-            busy=False,
+            criu="does not support zombies with threads",
         )
         for mode, state in MAIN_ENDED.items()
     ),
