@@ -12,6 +12,8 @@ Facts (probed on v6.18):
 - The size is kept; lseek(fd, size - 1, SEEK_HOLE) fails with ENXIO when the file is shorter.
   Longer is taken: others may have appended. Files of pseudo file systems are not checked.
 - An external file is named `file[MNT_ID:INODE]`, in hexadecimal, and given to the restore.
+- F_NOTIFY shows nowhere, but makes the caller the owner of the description, and without an owner it
+  tells nobody: so a directory with an owner is refused, also where the watch has fired by now.
 - What cannot be set back: atime, read-ahead state, a write lease.
 
 Source: fs/open.c, do_dentry_open; fs/d_path.c (v6.18).
