@@ -68,6 +68,7 @@ def late_ops(options: SocketOptions, fd: Arg, subject: str) -> list[Op]:
                 subject=subject,
                 note=one.name,
                 remedy=one.remedy,
+                expect=Expect.ANY if one.lenient else Expect.OK,
             )
         )
     if options.linger_s is not None:

@@ -54,6 +54,8 @@ class Raw:
     default: bytes = b""
     most: int = 0
     remedy: str = ""
+    lenient: bool = False
+    """Tried, not insisted on."""
 
 
 COMMON = (
@@ -74,8 +76,6 @@ COMMON = (
     Option(SOL_SOCKET, SO.DEBUG, "SO_DEBUG", lenient=True),
     Option(SOL_SOCKET, SO.RXQ_OVFL, "SO_RXQ_OVFL"),
     Option(SOL_SOCKET, SO.PEEK_OFF, "SO_PEEK_OFF", -1),
-    Option(SOL_SOCKET, SO.TIMESTAMPING, "SO_TIMESTAMPING", lenient=True),
-    Option(SOL_SOCKET, SO.TIMESTAMPING_NEW, "SO_TIMESTAMPING_NEW", lenient=True),
     Option(SOL_SOCKET, SO.LOCK_FILTER, "SO_LOCK_FILTER"),
     Option(SOL_SOCKET, SO.SELECT_ERR_QUEUE, "SO_SELECT_ERR_QUEUE"),
     Option(SOL_SOCKET, SO.PASSPIDFD, "SO_PASSPIDFD"),
@@ -83,7 +83,6 @@ COMMON = (
     Option(SOL_SOCKET, SO.WIFI_STATUS, "SO_WIFI_STATUS"),
     Option(SOL_SOCKET, SO.NOFCS, "SO_NOFCS"),
     Option(SOL_SOCKET, SO.BUSY_POLL, "SO_BUSY_POLL", UNKNOWN, lenient=True),
-    Option(SOL_SOCKET, SO.MAX_PACING_RATE, "SO_MAX_PACING_RATE", -1),
     Option(SOL_SOCKET, SO.INCOMING_CPU, "SO_INCOMING_CPU", -1),
     Option(SOL_SOCKET, SO.RESERVE_MEM, "SO_RESERVE_MEM", lenient=True),
     Option(SOL_SOCKET, SO.TIMESTAMP_NEW, "SO_TIMESTAMP_NEW"),
@@ -223,6 +222,9 @@ RAW_RIGHT = "restore with CAP_NET_RAW over its network namespace"
 RAW_COMMON = (
     Raw(SOL_SOCKET, SO.TXTIME, "SO_TXTIME", 8, bytes(8),
         remedy="restore with CAP_NET_ADMIN over its network namespace"),
+    Raw(SOL_SOCKET, SO.MAX_PACING_RATE, "SO_MAX_PACING_RATE", 8, b"\xff" * 8),
+    Raw(SOL_SOCKET, SO.TIMESTAMPING, "SO_TIMESTAMPING", 8, bytes(8), lenient=True),
+    Raw(SOL_SOCKET, SO.TIMESTAMPING_NEW, "SO_TIMESTAMPING_NEW", 8, bytes(8), lenient=True),
 )  # fmt: skip
 RAW_IPV4 = (Raw(IPPROTO.IP, IP.OPTIONS, "IP_OPTIONS", 40),)
 RAW_IPV6 = tuple(

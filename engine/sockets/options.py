@@ -216,7 +216,7 @@ def decode(
     node = FRESH_MODE, 0, 0
     for level, n, value in images.extra(SECTION, str(file_id)) or ():
         if (level, n) in ALL_RAW:
-            raws.append((level, n, bytes.fromhex(value)))
+            raws.append((level, n, _raw(value)))
         elif (level, n) == NODE:
             node = (int(value[0]), int(value[1]), int(value[2]))
         elif (level, n) in ALL:
@@ -241,6 +241,11 @@ def decode(
         gid=node[2],
         values=tuple(values),
     )
+
+
+def _raw(value: str | int) -> bytes:
+    """In hexadecimal; a number where an earlier version had the first four bytes only."""
+    return value.to_bytes(8, "little") if isinstance(value, int) else bytes.fromhex(value)
 
 
 def _time(raw: bytes | None) -> int:

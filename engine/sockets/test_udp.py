@@ -7,7 +7,7 @@ import pytest
 
 from torpor.engine.errors import Refused
 from torpor.engine.kernel.abi import AF, TCPState
-from torpor.engine.kernel.recorded import described, plan_context, through_images
+from torpor.engine.kernel.recorded import RecordedImages, described, plan_context, through_images
 from torpor.engine.kind import End, FileId, Message, TcpRepair
 from torpor.engine.options import TcpPolicy
 from torpor.engine.sockets import inet_state, multicast
@@ -144,6 +144,15 @@ def test_options_whose_values_are_bytes():
     assert (
         "setsockopt(513, 41, 54, 0000010400000000, 8)  # fd 3 -> udp [::1]:0: IPV6_HOPOPTS" in text
     )
+
+
+def test_an_option_that_was_four_bytes_once():
+    states, _ = collect([waiting(options={(1, 47): struct.pack("<Q", 5 << 32)})])
+    assert states[1].options.raws == ((1, 47, struct.pack("<Q", 5 << 32)),)
+    images = RecordedImages()
+    KIND.encode(states, images)
+    images.extra("sockets", "1", [[1, 47, 1000]])
+    assert KIND.decode(images)[1].options.raws == ((1, 47, struct.pack("<Q", 1000)),)
 
 
 def test_who_may_route_multicast_is_refused():

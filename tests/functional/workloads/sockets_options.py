@@ -27,6 +27,8 @@ SORTS = {
 HOP, DESTINATION = bytes([0, 0, 1, 4, 0, 0, 0, 0]), bytes([0, 15, 1, 124]) + bytes(124)
 RAWS = (
     (1, 61, struct.pack("iI", 11, 3)),  # SO_TXTIME
+    (1, 47, struct.pack("Q", 5 << 32)),  # SO_MAX_PACING_RATE
+    (1, 37, struct.pack("iI", 0x58, 0)),  # SO_TIMESTAMPING
     (41, 54, HOP), (41, 55, HOP), (41, 59, DESTINATION),
     (41, 57, bytes([0, 2, 2, 1, 0, 0, 0, 0]) + socket.inet_pton(V6, "fd00::1")),
     (58, 1, bytes(range(32))),  # ICMPV6_FILTER
