@@ -8,6 +8,7 @@ memfd_file_entry as shmid, and so has memory of huge pages that is shared (a mem
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from torpor.engine.memory.areas import (
@@ -127,22 +128,7 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
 
     CRIU 4 says of shared anonymous memory that it is a memfd called /dev/zero.
     """
-    backing = Backing.ANON
-    for wanted, bit in (
-        (Backing.VSYSCALL, VSYSCALL),
-        (Backing.VDSO, VDSO),
-        (Backing.VVAR, VVAR),
-        (Backing.AIO, AIORING),
-        (Backing.SYSV, SYSVIPC),
-        (Backing.PACKETS, SOCKET),
-        (Backing.FILE, FILE_PRIVATE),
-        (Backing.MEMFD, MEMFD),
-        (Backing.FILE_SHARED, FILE_SHARED),
-        (Backing.SHARED, ANON_SHARED),
-    ):
-        if entry.status & bit:
-            backing = wanted
-            break
+    backing = _backing(entry.status)
     if backing is Backing.AIO and entry.shmid:  # CRIU has no io_uring
         backing = Backing.URING
     is_anonymous = backing in (Backing.ANON, Backing.AIO, *SPECIAL)
@@ -172,8 +158,27 @@ def decode(entry: Any, files: MappedFiles) -> Area:  # noqa: ANN401
         writable_file=backing in THROUGH and entry.fdflags & 3 == O_RDWR,
         droppable=bool(entry.flags & MAP_DROPPABLE) and backing is Backing.ANON,
         huge_shift=_huge_shift(entry.flags) if backing not in RINGS else 0,
-        advice=tuple(n for n in range(64) if entry.madv >> n & 1),
+        advice=tuple(n for n in range(64) if entry.madv >> n & 1) if entry.madv else (),
     )
+
+
+@lru_cache(maxsize=64)
+def _backing(status: int) -> Backing:
+    for wanted, bit in (
+        (Backing.VSYSCALL, VSYSCALL),
+        (Backing.VDSO, VDSO),
+        (Backing.VVAR, VVAR),
+        (Backing.AIO, AIORING),
+        (Backing.SYSV, SYSVIPC),
+        (Backing.PACKETS, SOCKET),
+        (Backing.FILE, FILE_PRIVATE),
+        (Backing.MEMFD, MEMFD),
+        (Backing.FILE_SHARED, FILE_SHARED),
+        (Backing.SHARED, ANON_SHARED),
+    ):
+        if status & bit:
+            return wanted
+    return Backing.ANON
 
 
 def _huge_shift(flags: int) -> int:

@@ -69,6 +69,9 @@ class Backing(Enum):
 
 THROUGH = (Backing.FILE_SHARED, Backing.MEMFD, Backing.SYSV)
 """What may have been mapped so that it cannot be written through, whatever mprotect asks."""
+_LETTERS = tuple(
+    "".join(c if prot >> i & 1 else "-" for i, c in enumerate("rwx")) for prot in range(8)
+)
 _SHARED = (
     Backing.SHARED, Backing.SYSV, Backing.MEMFD, Backing.FILE_SHARED, Backing.PACKETS,
 )  # fmt: skip
@@ -156,9 +159,8 @@ class Area:
     @property
     def subject(self) -> str:
         """`7f00-7fff rw-p /lib/x.so`."""
-        letters = "".join(c if self.prot >> i & 1 else "-" for i, c in enumerate("rwx"))
-        name = self.path or self.backing.value
-        return f"{self.start:x}-{self.end:x} {letters}{'s' if self.shared else 'p'} {name}"
+        letters = _LETTERS[self.prot & 7] + ("s" if self.shared else "p")
+        return f"{self.start:x}-{self.end:x} {letters} {self.path or self.backing.value}"
 
     def same_mapping(self, other: "Area") -> bool:
         """Whether a fork's copy of the one can stand for the other."""

@@ -119,7 +119,9 @@ def _encode_op(op: Op, layout: _Layout) -> bytes:
     flags = op.expect.value << 8
     args = [0] * 6
     for i, arg in enumerate(op.args):
-        if isinstance(arg, Slot):
+        if type(arg) is int:  # nearly all of them
+            args[i] = arg & MASK64
+        elif isinstance(arg, Slot):
             if arg.name not in layout.slots:
                 raise Bug(f"slot {arg.name} is used before it is set", subject=op.describe())
             flags |= 1 << i

@@ -172,16 +172,17 @@ class Arena:
         known: set[Data] = set()
         size = 0
         for op in program.ops:
-            need = sum(len(getattr(a, "content", b"")) + 64 for a in op.args) + 64
+            data = [arg for arg in op.args if isinstance(arg, Data)]
+            need = sum(len(one.content) for one in data) + 64 * (len(op.args) + 1)
             full = len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2
             # What a call has filled in is read by the next ones.
-            full &= not any(isinstance(arg, Data) and arg in known for arg in op.args)
+            full &= known.isdisjoint(data)
             if piece and (full or piece[0].by != op.by):
                 by = helpers.get(piece[0].by, tid)
                 self._run_piece(by, Program(program.name, piece), subject, values)
                 piece, size, known = [], 0, set()
             piece.append(op)
-            known.update(arg for arg in op.args if isinstance(arg, Data))
+            known.update(data)
             size += need
         if piece:
             by = helpers.get(piece[0].by, tid)

@@ -47,9 +47,15 @@ class TaskPages:
     file: str = ""
     """Name of the file that ``fd`` is."""
     _starts: list[int] = field(init=False)
+    _places: list[tuple[int, int, int | None]] = field(init=False)
+    """(address, end, offset) of each run."""
+    is_whole: bool = field(init=False)
+    """Whether no pages are still where it was dumped."""
 
     def __post_init__(self) -> None:
-        self._starts = [one.run.vaddr for one in self.runs]
+        self._places = [(one.run.vaddr, one.run.end, one.offset) for one in self.runs]
+        self._starts = [start for start, _, _ in self._places]
+        self.is_whole = all(offset is not None for _, _, offset in self._places)
 
     def within(self, area: Area) -> list[tuple[int, int, int]]:
         """(address, bytes, offset in the file) of the runs inside an area."""
@@ -58,15 +64,18 @@ class TaskPages:
     def between(self, low: int, high: int) -> list[tuple[int, int, int]]:
         """As `within`, for a range of addresses. Runs are in their order (a checked pagemap)."""
         found = []
-        for one in self._touching(low, high):
-            start, end = max(one.run.vaddr, low), min(one.run.end, high)
-            if one.offset is not None and start < end:
-                found.append((start, end - start, one.offset + start - one.run.vaddr))
+        for i in range(max(bisect_right(self._starts, low) - 1, 0), len(self._places)):
+            at, end, offset = self._places[i]
+            if at >= high:
+                break
+            start, end = max(at, low), min(end, high)
+            if offset is not None and start < end:
+                found.append((start, end - start, offset + start - at))
         return found
 
     def lacks(self, area: Area) -> bool:
         """Whether pages of an area are still where it was dumped."""
-        return any(
+        return not self.is_whole and any(
             one.offset is None and one.run.end > area.start
             for one in self._touching(area.start, area.end)
         )
@@ -78,11 +87,6 @@ class TaskPages:
             for one in self._touching(area.start, area.end)
             if one.run.end > area.start
         )
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no pages are still where it was dumped."""
-        return all(one.offset is not None for one in self.runs)
 
     def _touching(self, low: int, high: int) -> Iterator[LocatedRun]:
         for i in range(max(bisect_right(self._starts, low) - 1, 0), len(self.runs)):
@@ -238,6 +242,8 @@ class Contents:
             # a staging area can be read and written
             may_be_huge = area.prot | PROT_WRITE == PROT_READ | PROT_WRITE
             may_be_huge &= MADV_NOHUGEPAGE not in area.advice
+            if area.size_bytes < (HUGE if may_be_huge else LARGE):
+                continue
             for start, size, _ in self.of(pid).within(area):
                 first, last = -(-start // HUGE) * HUGE, (start + size) // HUGE * HUGE
                 if may_be_huge and first < last:
