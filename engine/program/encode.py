@@ -116,7 +116,7 @@ def slots_of(program: Program, earlier: Sequence[str] = ()) -> dict[str, int]:
 
 
 def _encode_op(op: Op, layout: _Layout) -> bytes:
-    flags = op.expect.value << 8
+    flags = op.expect << 8
     args = [0] * 6
     for i, arg in enumerate(op.args):
         if type(arg) is int:  # nearly all of them

@@ -9,7 +9,7 @@ operation of the same program).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Data:
 Arg = int | Data | Slot
 
 
-class Expect(Enum):
+class Expect(IntEnum):
     """What a result must be for the program to go on."""
 
     OK = 0

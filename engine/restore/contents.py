@@ -12,7 +12,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
@@ -278,7 +278,7 @@ class Contents:
         ordered = sorted(runs, key=itemgetter(2))
         places = room.memory_places(tid)
         try:
-            with Haste():
+            with Haste() if size >= LARGE else nullcontext():
                 done = native.fill(
                     tid,
                     _flat(ordered),
