@@ -122,6 +122,23 @@ def test_a_restricted_pod_is_taken_by_a_snapshot(bench, pods):
     )
 
 
+def test_a_limit_of_memory_leaves_no_room_for_a_copy(bench, pods):
+    """Were every page written meanwhile, the pod would be over its limit: it is copied frozen."""
+    pods += ["limited", "limited-copy"]
+    limits = {"limits": {"memory": "192Mi"}}
+    bench.start(programs.ledger("limited", "a", mib=128, pages_s=500, resources=limits))
+    before = ask(bench, "limited")
+    done = bench.checkpoint("limited-cut", "limited")
+    (way,) = ways(done)
+    assert way.startswith("frozen: no snapshot, because "), way
+    assert "may be written meanwhile and there is room for " in way
+    check(before, ask(bench, "limited"))
+    bench.restore("limited-back", "limited-cut", node="b", pod="limited-copy")
+    check(before, ask(bench, "limited-copy"))
+    (status,) = bench.get("pod", "limited")["status"]["containerStatuses"]
+    assert status["restartCount"] == 0
+
+
 def test_pre_copy_where_the_default_profile_forbids_it(bench, pods):
     """It is taken as Auto would, and the status names the filter."""
     pods += ["default-profile", "default-profile-back"]

@@ -2,6 +2,7 @@
 """The pods that are moved, one function a program."""
 
 from pathlib import Path
+from typing import Any
 
 from tests.e2e.clients.pods import Object, command_probe, container, mounts, pod, port_probe
 
@@ -96,10 +97,12 @@ def turns(name: str, node: str) -> Object:
     return pod(name, node, *roles, volumes=["v"])
 
 
-def ledger(name: str, node: str, *, mib: int, pages_s: int) -> Object:
+def ledger(name: str, node: str, *, mib: int, pages_s: int, **settings: Any) -> Object:
     """So much memory, of which so many pages a second are written."""
     command = [*LEDGER, "serve", str(mib), str(pages_s)]
-    return pod(name, node, container("python", command=command, readinessProbe=port_probe(8080)))
+    probe = port_probe(8080)
+    made = container("python", command=command, readinessProbe=probe, **settings)
+    return pod(name, node, made)
 
 
 def clients(name: str, node: str) -> Object:
