@@ -9,6 +9,7 @@ description. A packet socket whose rings are mapped is found among the descripto
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torpor.engine.dump import rings
 from torpor.engine.dump.capture import Captured
 from torpor.engine.errors import Refused
 from torpor.engine.files.memfd import gaps, huge_content, unmapped_content
@@ -79,21 +80,34 @@ def packet_rings(
     sockets: Mapping[FileId, PacketState],
     warn: Callable[[str], None],
 ) -> list[Refused]:
-    """Give mapped rings the number of their socket; the areas of sockets are that."""
+    """Give mapped rings the number of their socket, and turn them; the tasks still stand."""
     numbers = {views[file_id].st_ino: file_id for file_id in sockets}
     refused = []
     for item in captured:
-        rings = {a.start: v.inode for a, v in _waiting(item) if a.backing is Backing.PACKETS}
-        for area in [a for a in item.areas if a.start in rings]:
-            found = numbers.get(rings[area.start], FileId(0))
-            whole = sockets[found].rings_bytes if found else 0
-            if area.size_bytes == whole:
-                item.areas = [replace(a, file_id=found) if a is area else a for a in item.areas]
-                warn(f"{views[found].subject}: the mapped rings begin anew, without packets")
+        for inode, pieces in _rings(item).items():
+            found = numbers.get(inode, FileId(0))
+            mappings = rings.whole(pieces, sockets[found].rings_bytes) if found else None
+            if mappings is None:
+                where = f"{item.capture.subject}, {pieces[0].subject}"
+                cause = "a part of the rings" if found else "no packet socket of the tree"
+                refused.append(refuse(SPECIAL_FILE, where, cause))
                 continue
-            cause = "a part of the rings" if found else "no packet socket of the tree"
-            refused.append(refuse(SPECIAL_FILE, f"{item.capture.subject}, {area.subject}", cause))
+            warn(f"{views[found].subject}: the mapped rings begin anew, without packets")
+            starts = {piece.start for piece in pieces}
+            others = [area for area in item.areas if area.start not in starts]
+            turned = [p for m in mappings for p in rings.turned(m, sockets[found], item.task.pid)]
+            mine = [replace(area, file_id=found) for area in turned]
+            item.areas = sorted([*others, *mine], key=lambda area: area.start)
     return refused
+
+
+def _rings(item: Captured) -> dict[int, list[Area]]:
+    """Areas of a packet socket, by its inode."""
+    found: dict[int, list[Area]] = {}
+    for area, vma in _waiting(item):
+        if area.backing is Backing.PACKETS:
+            found.setdefault(vma.inode, []).append(area)
+    return found
 
 
 def unattached(

@@ -210,7 +210,7 @@ def _collect_one(*line: Any) -> Area:  # noqa: ANN401 - all of a Vma but the det
         end=vma.end,
         prot=_prot(vma.prot),
         backing=backing,
-        offset=vma.offset if named or backing in WITH_ID else 0,
+        offset=vma.offset if named or backing in (*WITH_ID, Backing.PACKETS) else 0,
         path=vma.name.removesuffix(DELETED) if named else "",
         file_id=PENDING if nameless else 0,
         shared_id=vma.inode if backing in WITH_ID else 0,

@@ -45,6 +45,7 @@ from torpor.engine.restore.layout import Backings
 from torpor.engine.restore.load import Snapshot
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.work import Work, memory_of
+from torpor.engine.sockets import packet
 
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 MAP_SHARED_ANONYMOUS = 0x21 | 0x10 | 0x4000  # MAP_FIXED, MAP_NORESERVE
@@ -80,9 +81,11 @@ def of_plan(snapshot: Snapshot, plan: Descriptors) -> Backings:
         if number in snapshot.mapped and state.flags & O.ACCMODE == 0
     }
     attached = {segment.shm_id: segment.size_bytes for segment in snapshot.segments}
+    packets = next((states for kind, states in snapshot.states if kind is packet.KIND), {})
+    rings = {int(number): state.rings_bytes for number, state in packets.items()}
     return Backings(
-        files=files, read_only=read_only, segments=plan.segments, attached=attached,
-        room=_room(snapshot, max(attached.values(), default=0)),
+        files=files, read_only=read_only, segments=plan.segments, attached=attached, rings=rings,
+        room=_room(snapshot, max((*attached.values(), *rings.values()), default=0)),
     )  # fmt: skip
 
 

@@ -29,13 +29,15 @@ class Backings:
 
     ``files`` by number of the description (CRIU has one that is ``read_only`` stand for all
     mappings); ``segments`` by id of shared anonymous memory. ``attached`` has the sizes of System
-    V segments, ``room`` is where one may be attached for a moment.
+    V segments, ``room`` is where one may be attached for a moment, or rings be mapped.
     """
 
     files: Mapping[int, int] = field(default_factory=dict)
     read_only: Collection[int] = ()
     segments: Mapping[int, int] = field(default_factory=dict)
     attached: Mapping[int, int] = field(default_factory=dict)
+    rings: Mapping[int, int] = field(default_factory=dict)
+    """Size of both rings of packet sockets, by file."""
     room: int = 0
 
 
@@ -189,6 +191,11 @@ def _map_all(
                 opened[key] = Slot(f"map{len(opened)}")
                 program.add(mapping.plan_open(path, writable=area.writable_file, slot=opened[key]))
             fd = opened[key]
+        if area.backing is Backing.PACKETS and area.size_bytes < backings.rings.get(
+            area.file_id, 0
+        ):
+            program.extend(_ring_piece(area, fd, backings))
+            continue
         program.add(mapping.plan_map(area, fd, filled=area.start in filled))
     program.add(
         *(
@@ -244,6 +251,20 @@ def _attach(area: Area, backings: Backings) -> list[Op]:
     if area.prot & ~areas.PROT_EXEC != given:
         ops.append(Op(call="mprotect", args=(area.start, size, area.prot), subject=area.subject))
     return ops
+
+
+def _ring_piece(area: Area, fd: Arg, backings: Backings) -> list[Op]:
+    """Rings are mapped as a whole; a piece is moved to its place, and the rest unmapped."""
+    size, at = backings.rings[area.file_id], backings.room
+    flags = areas.MAP_FIXED | areas.sharing_flags(area)
+    return [
+        Op(call="mmap", args=(at, size, area.prot, flags, fd, 0), subject=area.subject,
+           expect=Expect.EQUAL, want=at),
+        Op(call="mremap",
+           args=(at + area.offset, area.size_bytes, area.size_bytes, MREMAP_FLAGS, area.start),
+           subject=area.subject, note="a piece of them", expect=Expect.EQUAL, want=area.start),
+        Op(call="munmap", args=(at, size), subject=area.subject, note="the rest"),
+    ]  # fmt: skip
 
 
 def special_group(areas_: Sequence[Area]) -> Group | None:

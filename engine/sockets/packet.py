@@ -4,8 +4,9 @@
 Facts:
 - packet_diag tells by inode: protocol, interface, version, flags, memberships, rings, fanout. It
   sees one network namespace: that of the socket.
-- A ring's size is kept. One that is mapped is mapped again (`memory/areas.py`) and begins anew, at
-  its first frame: where the kernel is in it is not told. CRIU does the same.
+- A ring's size is kept. One that is mapped is mapped again (`memory/areas.py`) and begins anew:
+  with TPACKET_V3 at the block that the program waits for (`dump/rings.py`), otherwise at its first
+  frame, for there the kernel does not tell where it is. CRIU always begins at the first.
 - Interfaces are named by index, as by CRIU: they must be there again with the same number.
 - What waits to be read is lost, as a full queue may lose it at any time.
 - A socket of the old type SOCK_PACKET is bound by the name of the interface.

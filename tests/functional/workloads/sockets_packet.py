@@ -106,7 +106,40 @@ def mapped(_):
     assert os.waitpid(child, 0)[1] == 0
 
 
-BODIES = {"plain": plain, "rings": rings, "mapped": mapped}
+def numbers(area, size):
+    """Status and number of each block (TPACKET_V3)."""
+    return [
+        struct.unpack_from("<8xI12xQ", area, at) for at in range(0, len(area) // size * size, size)
+    ]
+
+
+def reading(_):
+    """One that reads block after block, and waits for the fourth of them; a sending ring behind."""
+    size, count = 8192, 6
+    one = socket.socket(AF_PACKET, socket.SOCK_RAW, 0)
+    option(one, 10, 2)
+    option(one, 5, struct.pack("7I", size, count, 2048, size * count // 2048, 20, 0, 0))
+    option(one, 13, struct.pack("7I", size, 1, 2048, size // 2048, 0, 0, 0))
+    area = mmap.mmap(one.fileno(), size * (count + 1))
+    one.bind(("lo", OWN))
+
+    def read(block, text):
+        send(text)
+        deadline = time.monotonic() + 10
+        while not area[block * size + 8] & 1:
+            assert time.monotonic() < deadline, numbers(area, size)
+            time.sleep(0.005)
+        assert text in area[block * size : (block + 1) * size]
+        struct.pack_into("<I", area, block * size + 8, 0)
+
+    for block in range(4):
+        read(block, b"before %d" % block)
+    yield
+    for block in (*range(4, count), *range(count), 0):
+        read(block, b"after %d" % block)
+
+
+BODIES = {"plain": plain, "rings": rings, "mapped": mapped, "reading": reading}
 
 if __name__ == "__main__":
     assert Path(sys.argv[1])
