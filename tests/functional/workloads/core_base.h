@@ -94,22 +94,4 @@ __attribute__((unused)) static void good(void)
 {
 	put("result", "ok");
 }
-
-/*
- * A master whose number is not the first that anybody else is given: others of this machine make
- * terminals as well, while this one is not there.
- */
-__attribute__((unused)) static int high_ptmx(int flags)
-{
-	int lower[32], fd;
-
-	for (int i = 0; i < 32; i++)
-		CHECK((lower[i] = open("/dev/ptmx", O_RDWR | O_NOCTTY)) >= 0);
-	fd = open("/dev/ptmx", O_RDWR | O_NOCTTY | flags);
-	for (int i = 0; i < 32; i++)
-		close(lower[i]);
-	CHECK(fd >= 0);
-	return fcntl(fd, F_DUPFD, lower[0]) == lower[0] && !close(fd) ? lower[0] : -1;
-}
-
 #endif
