@@ -24,7 +24,39 @@ Examples:
   torpor plan /tmp/images             what a restore would do, one operation a line
   torpor restore -D /tmp/images -d    bring the tree back
   torpor check                        what works on this machine, with which rights
+
+`torpor COMMAND --help` has the options of a command. Pre-dumps, page servers and all else that
+CRIU's command line has: `criu --help`.
 """
+ABOUT = {
+    "dump": """\
+Stop a task and all that descend from it, write their state to a directory, and end them, or let
+them run on with -R. What cannot be taken is told of before anything is done; then they run on.
+
+  torpor dump 4711 -D /tmp/images""",
+    "restore": """\
+Bring a tree back from the images of a dump, torpor's or CRIU's. Its tasks get their old pids, which
+have to be free.
+
+  torpor restore -D /tmp/images -d""",
+    "show": """\
+Print what images hold: the tree of tasks, their memory, descriptors and sockets, and whether the
+images are whole.
+
+  torpor show /tmp/images""",
+    "plan": """\
+Of a PID: what a dump would save, and what it would refuse and why; the task is not touched. Of
+images: what a restore would do, one operation a line; nothing is done.
+
+  torpor plan 4711
+  torpor plan /tmp/images""",
+    "check": """\
+Try what this kernel and our rights allow, rung by rung: as anybody, with two capabilities, as root.
+Each line tells what works or what is missing, and what needs it.
+
+  torpor check""",
+}
+"""What stands above the options of a command."""
 VERBOSITY = re.compile(r"-(v+)(\d?)")
 DEFAULT_VERBOSITY = 2
 
@@ -77,21 +109,26 @@ def build() -> argparse.ArgumentParser:
                         help="write the log there, in CRIU's shape")  # fmt: skip
     common.add_argument("-W", "--work-dir", type=Path, metavar="DIR",
                         help="where relative names of logs and pid files start")  # fmt: skip
-    _dump(commands.add_parser("dump", parents=[common], help="write a tree of tasks to images"))
-    _restore(commands.add_parser("restore", parents=[common], help="bring a tree back"))
-    _show(commands.add_parser("show", parents=[common], help="print what images hold"))
-    _plan(commands.add_parser(
-        "plan", parents=[common],
-        help="of a PID: what a dump would save or refuse; of images: what a restore would do",
-    ))  # fmt: skip
-    commands.add_parser("check", parents=[common], help="what works on this machine, and why not")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, parents=[common], help=text, description=ABOUT[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    _dump(add("dump", "write a tree of tasks to images"))
+    _restore(add("restore", "bring a tree back"))
+    _show(add("show", "print what images hold"))
+    does = "of a PID: what a dump would save or refuse; of images: what a restore would do"
+    _plan(add("plan", does))
+    add("check", "what works on this machine, and why not")
     return parser
 
 
 def _dump(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pid", nargs="?", type=_pid, metavar="PID", help="root of the tree")
-    add("-t", "--tree", type=_pid, metavar="PID", help="the same")
+    add("-t", "--tree", type=_pid, metavar="PID", help="the same as PID")
     add(
         "-D",
         "--images-dir",
@@ -165,7 +202,7 @@ def _restore(parser: argparse.ArgumentParser) -> None:
 def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", type=Path, metavar="DIR", help="images")
     parser.add_argument("-D", "--images-dir", dest="dir", type=Path, metavar="DIR",
-                        help="the same")  # fmt: skip
+                        help="the same as DIR")  # fmt: skip
     parser.add_argument("--no-verify", action="store_true",
                         help="do not check the digests of memory pages")  # fmt: skip
 
@@ -173,7 +210,7 @@ def _show(parser: argparse.ArgumentParser) -> None:
 def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", metavar="PID|DIR",
                         help="a number is a PID; write ./123 for a directory")  # fmt: skip
-    parser.add_argument("-D", "--images-dir", dest="dir", metavar="DIR", help="images")
+    parser.add_argument("-D", "--images-dir", dest="dir", metavar="DIR", help="the same as DIR")
     _memory(parser)
     _shared(parser)
     parser.add_argument("--ghost-limit", type=_size, default=64 << 20, metavar="SIZE",
