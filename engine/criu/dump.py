@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`criu dump`."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torpor.engine import logs
 from torpor.engine.cli.session import log_phases, pause_line
@@ -14,6 +18,9 @@ from torpor.engine.criu.session import Session
 from torpor.engine.errors import Error, Refused
 from torpor.engine.options import DumpOptions, DumpReport, Progress
 from torpor.engine.text import count, duration, size
+
+if TYPE_CHECKING:
+    from torpor.engine.criu.stream import Streamer
 
 SCRIPT_FAILED = 255
 
@@ -49,7 +56,14 @@ def carry_out(asked: DumpOptions, begun: Session, notify: Notify | None = None) 
                       images_dir=begun.images_dir, notify=notify)  # fmt: skip
     asked = replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, hold=scripts.any)
     with ExitStack() as until:
-        if line.flag("lazy_pages"):
+        send = None
+        if line.flag("stream"):
+            from torpor.engine.criu import stream
+
+            streamer, folder = until.enter_context(stream.connected(begun, stream.CAPTURE))
+            asked = replace(asked, images_dir=folder, hold=True)
+            send = partial(_send, line, streamer, folder)
+        elif line.flag("lazy_pages"):
             from torpor.engine.criu import lazydump
 
             serve = until.enter_context(lazydump.server(line, asked.pid, scripts))
@@ -57,8 +71,9 @@ def carry_out(asked: DumpOptions, begun: Session, notify: Notify | None = None) 
         else:
             asked = with_server(asked, line)
         scripts.run("pre-dump", asked.pid)
-        report = _dump(replace(asked, external=asked.external | scripts.externals()), scripts)
-    if line.flag("cpu_cap"):
+        externals = asked.external | scripts.externals()
+        report = _dump(replace(asked, external=externals), scripts, send)
+    if line.flag("cpu_cap") and not line.flag("stream"):
         from torpor.engine.criu import cpuinfo
 
         cpuinfo.write_if_wanted(begun.images_dir, line.last("cpu_cap"))
@@ -79,10 +94,23 @@ def with_server(asked: DumpOptions, line: CommandLine) -> DumpOptions:
     return replace(asked, page_server=network.connect(line))
 
 
-def _dump(asked: DumpOptions, scripts: Scripts) -> DumpReport:
+def _send(line: CommandLine, streamer: "Streamer", folder: Path) -> None:
+    from torpor.engine.criu import cpuinfo, stream
+
+    if line.flag("cpu_cap"):
+        cpuinfo.write_if_wanted(folder, line.last("cpu_cap"))
+    stream.send_all(streamer, folder)
+
+
+def _dump(
+    asked: DumpOptions, scripts: Scripts, send: Callable[[], None] | None = None
+) -> DumpReport:
+    """Dump; ``send`` gives the images away before the tasks are let go."""
     from torpor.engine import api
 
     def commit(_: object) -> None:
+        if send is not None:
+            send()
         try:
             scripts.run("post-dump", asked.pid)
         except Refused as error:
@@ -90,7 +118,7 @@ def _dump(asked: DumpOptions, scripts: Scripts) -> DumpReport:
                 error.what, subject=error.subject, cause=error.cause, remedy=error.remedy
             ) from error
 
-    (report,) = api.dump([asked], commit=commit if scripts.any else None, progress=told)
+    (report,) = api.dump([asked], commit=commit if asked.hold else None, progress=told)
     return report
 
 

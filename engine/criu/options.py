@@ -3,7 +3,7 @@
 
 `docs/criu-compat.md` is generated from it. An option is either done, or accepted because
 leaving it aside changes nothing for the worse (it only permits something, or asks for what is
-done anyway), or refused with a reason. None is ignored silently.
+done anyway). None is ignored silently.
 """
 
 import re
@@ -19,7 +19,6 @@ class Fate(Enum):
 
     DONE = "done"
     ACCEPTED = "accepted"
-    REFUSED = "refused"
 
 
 class Takes(Enum):
@@ -106,7 +105,7 @@ def _fate(fate: Fate) -> Callable[..., Option]:
     return make
 
 
-_done, _accepted, _refused = (_fate(fate) for fate in Fate)
+_done, _accepted = (_fate(fate) for fate in Fate)
 EXTERNAL = re.compile(
     r"(tty|file)\[[0-9a-f]+:[0-9a-f]+\]$|unix\[\d+\]$|(mnt|dev|net|pid|veth|macvlan)\["
 )
@@ -178,7 +177,7 @@ OPTIONS: Sequence[Option] = (
     _done("tls-no-cn-verify", "the server's certificate may have another name"),
     _done("lazy-pages", "a restore leaves large memory to `criu lazy-pages`; a dump leaves it out "
           "and serves it until the other side has it; `page-server` serves it from images"),
-    _done("feature", "of `check`: only one of those listed below", takes=VALUE),
+    _done("feature", "of `check`: only this one; a name that is none lists all", takes=VALUE),
     _done("extra", "of `check`: what some trees need as well"),
     _done("experimental", "of `check`: what nothing needs yet as well"),
     _done("all", "of `check`: --extra and --experimental"),
@@ -223,7 +222,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("veth-pair", NETWORK, takes=VALUE),
     _done("join-ns", "the tree comes back in this namespace: net, uts or ipc, as KIND:PID or "
           "KIND:FILE", "J", VALUE),
-    _refused("stream", "criu-image-streamer is not spoken to; write to a directory"),
+    _done("stream", "images go to criu-image-streamer, which listens in the image directory, or "
+          "come from it"),
 )  # fmt: skip
 LONG: Mapping[str, Option] = {option.long: option for option in OPTIONS}
 SHORT: Mapping[str, Option] = {option.short: option for option in OPTIONS if option.short}

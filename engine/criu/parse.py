@@ -10,7 +10,7 @@ as it stays unique. What is no option, a value that is missing or one too many, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torpor.engine.criu.options import COMMANDS, GONE, LONG, SHORT, Fate, Option, Takes
+from torpor.engine.criu.options import COMMANDS, GONE, LONG, SHORT, Option, Takes
 from torpor.engine.errors import Refused
 
 SEE = "see docs/criu-compat.md for what is taken"
@@ -111,6 +111,9 @@ def check_options(line: CommandLine) -> None:
 
     Raises: Refused.
     """
+    if line.flag("stream") and line.command not in ("dump", "restore"):
+        raise Refused("cannot be used with this command", subject=f"--stream, {line.command}",
+                      remedy="leave it out")  # fmt: skip
     for name in OF_RESTORE:
         if line.command != "restore" and line.flag(LONG[name].key):
             raise Refused("is an option of restore only", subject=f"--{name}",
@@ -176,13 +179,10 @@ def _next(option: Option, rest: list[str]) -> str:
 
 
 def _note(option: Option, value: str, line: CommandLine) -> None:
-    why = option.why if option.fate is Fate.REFUSED else None
-    if why is None and option.wrong is not None and (asked := option.wrong(value)):
+    if option.wrong is not None and (asked := option.wrong(value)):
         kind = BadUsage if option.long in WITH_USAGE else Refused
         raise kind(f"is not {asked}", subject=f"--{option.long} {value}",
                    remedy=f"write {option.text}")  # fmt: skip
-    if why is not None:
-        raise Refused("the option is not taken", subject=f"--{option.long}", cause=why, remedy=SEE)
     if option.long == "verbosity" and not value:
         value = str(int(line.last("verbosity", "2")) + 1)
     line.values.setdefault(option.key, []).append(value)

@@ -53,12 +53,18 @@ def carry_out(asked: RestoreOptions, begun: Session, notify: Notify | None = Non
     line = begun.line
     scripts = Scripts(paths=line.all("action_script"), work_dir=begun.work_dir,
                       images_dir=begun.images_dir, notify=notify)  # fmt: skip
-    report = _restore(asked, begun, scripts)
+    with ExitStack() as until:
+        images = begun
+        if line.flag("stream"):
+            from torpor.engine.criu import stream
+
+            images = until.enter_context(stream.received(begun))
+        report = _restore(asked, images, scripts)
+        if line.flag("log_pid"):
+            _log_of_tasks(images)
     log_phases("restore", report.phases_s, report.total_s)
     for text in report.warnings:
         log.warning("%s", text)
-    if line.flag("log_pid"):
-        _log_of_tasks(begun)
     if line.flag("display_stats"):
         from torpor.engine.criu import statistics
 

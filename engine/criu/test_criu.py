@@ -8,7 +8,7 @@ from torpor.engine import logs
 from torpor.engine.criu import asked as asking
 from torpor.engine.criu import joined, options, usage
 from torpor.engine.criu.entry import RUN, command, main
-from torpor.engine.criu.options import OPTIONS, Fate, Takes
+from torpor.engine.criu.options import OPTIONS, Fate
 from torpor.engine.criu.parse import parse
 from torpor.engine.errors import Error, Refused
 from torpor.engine.inherit import normal_name
@@ -154,17 +154,6 @@ def test_commands_that_criu_has_given_up(word, capsys):
     assert "deprecated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.fate is Fate.REFUSED],
-                         ids=lambda o: o.long)  # fmt: skip
-def test_a_refused_option_says_its_reason_before_anything_else(option, capsys):
-    words = [f"--{option.long}"] + (["1"] if option.takes is Takes.VALUE else [])
-    assert main(["dump", "-t", "1", *words]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert ERROR_LINE.fullmatch(told[0])
-    assert option.why in told[0]
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -260,7 +249,16 @@ def test_each_option_is_in_one_part_of_the_help():
     assert all(len(line) <= 100 for line in usage.usage().splitlines())
 
 
-@pytest.mark.parametrize("words", ["dump -t 1 --inherit-fd fd[0]:x", "check --mntns-compat-mode"])
+@pytest.mark.parametrize("more", ["", " --prev-images-dir x", " --lazy-pages"])
+def test_a_stream_needs_a_streamer(more, tmp_path, capsys):
+    assert main(f"dump -t 1 --stream -D {tmp_path}{more}".split()) == 1
+    assert ("together" if more else "does not listen") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words", ["check --stream", "dump -t 1 --inherit-fd fd[0]:x", "check --mntns-compat-mode"]
+)
 def test_options_of_restore_are_of_no_other_command(words, capsys):
     assert main(words.split()) == 1
-    assert "restore only" in capsys.readouterr().err
+    assert re.search("restore only|with this command", capsys.readouterr().err)

@@ -20,8 +20,7 @@ INTRODUCTION = f"""\
 reads and writes its images, and logs in its shape (`(00.012345) Error (module:line): text`). It is
 no wrapper around CRIU. Every option of CRIU {CRIU_VERSION} is listed here. *Done* works as in CRIU.
 *Accepted* is taken without an effect, because leaving it aside changes nothing for the worse.
-What is *refused* ends the command before anything is touched, with exit code 1 and the reason
-that stands here.
+What cannot be done ends the command before anything is touched, with exit code 1 and the reason.
 
 Differences to know:
 
@@ -30,6 +29,8 @@ Differences to know:
 - Image files, which hold all secrets of the tasks, have mode 0600, where CRIU's have 0644 less the
   umask: `chmod` them for a reader who is neither root nor their owner.
 - `restore` without `-d` passes SIGTERM, SIGINT, SIGHUP and SIGQUIT on to the root while it waits.
+- `--stream` sends the images when they are whole; until then they are in a directory of their own
+  inside the image directory, and the tasks stand still until the streamer has read them.
 - The log's lines are torpor's own; their shape, and the word `Error` for errors only, are CRIU's.
 
 Exit status, as CRIU's: 0 when it is done, of `check` when nothing is missing; 1 when not, with the
@@ -110,18 +111,11 @@ NOTES = (
 
 def usage() -> str:
     """Text of --help."""
-    from torpor.engine.criu.features import CRIU_FEATURES  # imports much
-
     lines = ["", "Usage:", *(f"  criu {line}" for line in LINES), "", "Commands:"]
     lines += [f"  {name:<15} {text}" for name, text in PURPOSES.items()]
     for topic, names in TOPICS.items():
         lines += ["", f"{topic}:"]
         lines += [line for name in names for line in _help(LONG[name])]
-        if topic == "Check":
-            features = ", ".join(one.name for one in CRIU_FEATURES)
-            lines += wrap(
-                features, 100, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT
-            )
     lines += ["", *NOTES, ""]
     return "\n".join(lines)
 
@@ -131,8 +125,6 @@ def _help(option: Option) -> list[str]:
     why = option.why
     if option.fate is Fate.ACCEPTED:
         why = f"no effect: {why}"
-    elif option.fate is Fate.REFUSED:
-        why = f"refused: {why}"
     left = f"  {option.text} " if option.short else f"      {option.text} "
     return wrap(why, 100, initial_indent=f"{left:<{INDENT}}", subsequent_indent=" " * INDENT)
 
@@ -143,7 +135,7 @@ def document() -> str:
 
 
 def _document() -> Iterator[str]:
-    from torpor.engine.criu.features import CRIU_FEATURES
+    from torpor.engine.criu.features import CRIU_FEATURES  # imports much, and --help needs it not
 
     yield INTRODUCTION
     yield "## Commands\n"
@@ -174,7 +166,7 @@ def _rpc() -> Iterator[str]:
 
 `criu swrk FD` and `criu service` answer every request of CRIU {CRIU_VERSION}'s `rpc.proto` but
 one for the caller itself (DUMP without `pid`). Options of a request mean what their namesakes
-above mean, and are done, accepted or refused as they are. A refusal is a response with `success`
+above mean, and are done or accepted as they are. A refusal is a response with `success`
 false, `cr_errno` (56, EBADRQC, when it is about the options) and the reason in `cr_errmsg`. A
 caller of `criu service` who is not root is served by a process that has the caller's rights and
 no more.
