@@ -34,9 +34,9 @@ class Program:
 
 
 def criu() -> Program:
-    """Of the option table; what is refused is not offered."""
+    """Of the option table."""
     from torpor.engine.criu.features import CRIU_FEATURES
-    from torpor.engine.criu.options import COMMANDS, OPTIONS, Fate, Option, Takes
+    from torpor.engine.criu.options import COMMANDS, OPTIONS, Option, Takes
 
     def flag(option: Option) -> Flag:
         takes: Sequence[str] | str | None = None
@@ -53,7 +53,7 @@ def criu() -> Program:
         names = [f"-{option.short}"] * bool(option.short) + [f"--{option.long}"]
         return Flag(names=names, text=option.why, takes=takes)
 
-    offered = [flag(option) for option in OPTIONS if option.fate is not Fate.REFUSED]
+    offered = [flag(option) for option in OPTIONS]
     commands = {name: "" for name, why in COMMANDS.items() if why is None}
     return Program(name="criu", commands=commands, flags={"": offered})
 
