@@ -107,7 +107,7 @@ def _look_at(pid: int) -> Looked:
         (questions.of_leader(told), threads.QUESTION),
         status.encode("utf-8", "surrogateescape"),
     )
-    is_large = int(told.raw.get("VmRSS", "0").split()[0]) << 10 >= LARGE_BYTES
+    is_large = int((told.line("VmRSS") or "0").split()[0]) << 10 >= LARGE_BYTES
     others = _others(pid, is_leader=told.pid == told.ns_sid[0], is_large=is_large)
     if not is_large or proc.read_text(pid, "maps") != maps:
         return Looked(space=space, is_large=is_large, others=others)

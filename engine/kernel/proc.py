@@ -248,93 +248,192 @@ def parse_stat(text: str) -> Stat:
     return Stat(pid=int(pid), comm=comm, state=words[0], **numbers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """/proc/PID/status. ``raw`` has every line by its name; masks are numbers."""
+    """/proc/PID/status. Lines are looked for when they are asked for, masks are numbers.
 
-    raw: dict[str, str]
-    name: str
-    state: str
-    umask: int | None
-    """None for a kernel thread or a zombie."""
-    tgid: int
-    pid: int
-    ppid: int
-    tracer_pid: int
-    uid: tuple[int, ...]
-    """Real, effective, saved, file system."""
-    gid: tuple[int, ...]
-    groups: tuple[int, ...]
-    ns_tgid: tuple[int, ...]
-    """Ids from the reader's pid namespace to the task's own, which is last."""
-    ns_pid: tuple[int, ...]
-    ns_pgid: tuple[int, ...]
-    ns_sid: tuple[int, ...]
-    threads: int
-    sig_pnd: int
-    shd_pnd: int
-    sig_blk: int
-    sig_ign: int
-    sig_cgt: int
-    cap_inh: int
-    cap_prm: int
-    cap_eff: int
-    cap_bnd: int
-    cap_amb: int
-    no_new_privs: int
-    seccomp: int
-    """0 off, 1 strict, 2 filters."""
-    seccomp_filters: int
-    thp_enabled: bool
-    shadow_stack: bool
+    There are sixty lines in a text, and a text for each task that stands still.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, text: str) -> None:
+        self._lines = f"\n{text}\n"
+
+    def line(self, name: str) -> str | None:
+        """What a line says; None when there is none."""
+        start = self._lines.find(f"\n{name}:")
+        if start < 0:
+            return None
+        start += len(name) + 2
+        return self._lines[start : self._lines.index("\n", start)].strip()
+
+    @property
+    def raw(self) -> dict[str, str]:
+        """Every line by its name."""
+        lines = (line.partition(":") for line in self._lines.split("\n") if line)
+        return {name: value.strip() for name, _, value in lines}
+
+    @property
+    def name(self) -> str:
+        """As it is escaped there."""
+        return self.line("Name") or ""
+
+    @property
+    def state(self) -> str:
+        """A letter."""
+        return (self.line("State") or "")[:1]
+
+    @property
+    def umask(self) -> int | None:
+        """None for a kernel thread or a zombie."""
+        found = self.line("Umask")
+        return None if found is None else int(found, 8)
+
+    @property
+    def seccomp(self) -> int:
+        """0 off, 1 strict, 2 filters."""
+        return self._number("Seccomp")
+
+    @property
+    def thp_enabled(self) -> bool:
+        """Not switched off by the task; Linux 5.0."""
+        return (self.line("THP_enabled") or "1") == "1"
+
+    @property
+    def shadow_stack(self) -> bool:
+        """Whether it is in use; Linux 6.6."""
+        return "shstk" in (self.line("x86_Thread_features") or "").split()
+
+    @property
+    def tgid(self) -> int:
+        """Tgid."""
+        return self._number("Tgid")
+
+    @property
+    def pid(self) -> int:
+        """Pid."""
+        return self._number("Pid")
+
+    @property
+    def ppid(self) -> int:
+        """PPid."""
+        return self._number("PPid")
+
+    @property
+    def tracer_pid(self) -> int:
+        """TracerPid."""
+        return self._number("TracerPid")
+
+    @property
+    def threads(self) -> int:
+        """Threads."""
+        return self._number("Threads")
+
+    @property
+    def no_new_privs(self) -> int:
+        """NoNewPrivs."""
+        return self._number("NoNewPrivs")
+
+    @property
+    def seccomp_filters(self) -> int:
+        """Seccomp_filters."""
+        return self._number("Seccomp_filters")
+
+    @property
+    def sig_pnd(self) -> int:
+        """SigPnd, a mask."""
+        return self._number("SigPnd", 16)
+
+    @property
+    def shd_pnd(self) -> int:
+        """ShdPnd, a mask."""
+        return self._number("ShdPnd", 16)
+
+    @property
+    def sig_blk(self) -> int:
+        """SigBlk, a mask."""
+        return self._number("SigBlk", 16)
+
+    @property
+    def sig_ign(self) -> int:
+        """SigIgn, a mask."""
+        return self._number("SigIgn", 16)
+
+    @property
+    def sig_cgt(self) -> int:
+        """SigCgt, a mask."""
+        return self._number("SigCgt", 16)
+
+    @property
+    def cap_inh(self) -> int:
+        """CapInh, a mask."""
+        return self._number("CapInh", 16)
+
+    @property
+    def cap_prm(self) -> int:
+        """CapPrm, a mask."""
+        return self._number("CapPrm", 16)
+
+    @property
+    def cap_eff(self) -> int:
+        """CapEff, a mask."""
+        return self._number("CapEff", 16)
+
+    @property
+    def cap_bnd(self) -> int:
+        """CapBnd, a mask."""
+        return self._number("CapBnd", 16)
+
+    @property
+    def cap_amb(self) -> int:
+        """CapAmb, a mask."""
+        return self._number("CapAmb", 16)
+
+    @property
+    def uid(self) -> tuple[int, ...]:
+        """Real, effective, saved, file system."""
+        return self._numbers("Uid")
+
+    @property
+    def gid(self) -> tuple[int, ...]:
+        """As `uid`."""
+        return self._numbers("Gid")
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Supplementary ones."""
+        return self._numbers("Groups")
+
+    @property
+    def ns_tgid(self) -> tuple[int, ...]:
+        """Ids from the reader's pid namespace to the task's own, which is last."""
+        return self._numbers("NStgid")
+
+    @property
+    def ns_pid(self) -> tuple[int, ...]:
+        """As `ns_tgid`."""
+        return self._numbers("NSpid")
+
+    @property
+    def ns_pgid(self) -> tuple[int, ...]:
+        """As `ns_tgid`."""
+        return self._numbers("NSpgid")
+
+    @property
+    def ns_sid(self) -> tuple[int, ...]:
+        """As `ns_tgid`."""
+        return self._numbers("NSsid")
+
+    def _number(self, name: str, base: int = 10) -> int:
+        return int(self.line(name) or "0", base)
+
+    def _numbers(self, name: str) -> tuple[int, ...]:
+        return tuple(map(int, (self.line(name) or "").split()))
 
 
 def parse_status(text: str) -> Status:
     """/proc/PID/status."""
-    raw = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        raw[name] = value.strip()
-
-    def number(name: str, base: int = 10) -> int:
-        return int(raw.get(name) or "0", base)
-
-    def numbers(name: str) -> tuple[int, ...]:
-        return tuple(int(word) for word in raw.get(name, "").split())
-
-    return Status(
-        raw=raw,
-        name=raw.get("Name", ""),
-        state=raw.get("State", "")[:1],
-        umask=int(raw["Umask"], 8) if "Umask" in raw else None,
-        tgid=number("Tgid"),
-        pid=number("Pid"),
-        ppid=number("PPid"),
-        tracer_pid=number("TracerPid"),
-        uid=numbers("Uid"),
-        gid=numbers("Gid"),
-        groups=numbers("Groups"),
-        ns_tgid=numbers("NStgid"),
-        ns_pid=numbers("NSpid"),
-        ns_pgid=numbers("NSpgid"),
-        ns_sid=numbers("NSsid"),
-        threads=number("Threads"),
-        sig_pnd=number("SigPnd", 16),
-        shd_pnd=number("ShdPnd", 16),
-        sig_blk=number("SigBlk", 16),
-        sig_ign=number("SigIgn", 16),
-        sig_cgt=number("SigCgt", 16),
-        cap_inh=number("CapInh", 16),
-        cap_prm=number("CapPrm", 16),
-        cap_eff=number("CapEff", 16),
-        cap_bnd=number("CapBnd", 16),
-        cap_amb=number("CapAmb", 16),
-        no_new_privs=number("NoNewPrivs"),
-        seccomp=number("Seccomp"),
-        seccomp_filters=number("Seccomp_filters"),
-        thp_enabled=raw.get("THP_enabled", "1") == "1",
-        shadow_stack="shstk" in raw.get("x86_Thread_features", "").split(),
-    )
+    return Status(text)
 
 
 def deliverable_signals(status: bytes) -> int:
