@@ -13,20 +13,22 @@ NUMA policies and the niceness of a session (autogroup, sched(7)) are taken as t
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from torpor.engine.capture import process_inside
 from torpor.engine.dump import questions, threads
 from torpor.engine.dump.freeze import StoppedTask
-from torpor.engine.errors import Error, Vanished
+from torpor.engine.errors import Error, Refused, Vanished
 from torpor.engine.kernel import borrow, proc, uffd
 from torpor.engine.kernel.addressspace import AddressSpace
-from torpor.engine.kernel.maps import parse_smaps
+from torpor.engine.kernel.maps import Vma, parse_smaps
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.memory import areas
+from torpor.engine.memory.areas import Area
 
 LARGE_BYTES = 64 << 20
 ADVICE = frozenset({"hg", "nh", "rr", "sr", "mg", "dd", "sd", uffd.FLAG})
@@ -35,11 +37,30 @@ LOCKED = re.compile(r"^VmLck:.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """What a text of smaps tells."""
+
+    text: str
+    vmas: Sequence[Vma]
+    areas: Sequence[Area]
+    refused: Sequence[Refused]
+
+    @classmethod
+    def of(cls, text: str, subject: str, *, watched: bool = False) -> "Parsed":
+        """``watched`` are areas whose memory we watch: that is none of theirs."""
+        vmas = uffd.unmarked(parse_smaps(text)) if watched else parse_smaps(text)
+        found, refused = areas.collect(vmas, subject)
+        return cls(text=text, vmas=vmas, areas=found, refused=refused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """A task as it was before the stop; texts only of a large one."""
+    """A task as it was before the stop; texts to compare only of a large one."""
 
     space: AddressSpace
     is_large: bool
+    parsed: Parsed
+    """Its smaps, which may be the same under the stop."""
     maps: str = ""
     smaps: str = ""
     locked: str = ""
@@ -98,10 +119,9 @@ def _look_at(pid: int) -> Looked:
     status = proc.read_text(pid, "status")
     maps = proc.read_text(pid, "maps")
     smaps = proc.read_text(pid, "smaps")
-    vmas = parse_smaps(smaps)
-    areas.collect(vmas, "")
+    parsed = Parsed.of(smaps, f"task {process_inside(status, pid)}")
     told = parse_status(status)
-    space = AddressSpace.find(pid, vmas, told)
+    space = AddressSpace.find(pid, parsed.vmas, told)
     borrow.foresee(
         space,
         (questions.of_leader(told), threads.QUESTION),
@@ -110,10 +130,11 @@ def _look_at(pid: int) -> Looked:
     is_large = int((told.line("VmRSS") or "0").split()[0]) << 10 >= LARGE_BYTES
     others = _others(pid, is_leader=told.pid == told.ns_sid[0], is_large=is_large)
     if not is_large or proc.read_text(pid, "maps") != maps:
-        return Looked(space=space, is_large=is_large, others=others)
+        return Looked(space=space, is_large=is_large, parsed=parsed, others=others)
     return Looked(
         space=space,
         is_large=True,
+        parsed=parsed,
         maps=maps,
         smaps=smaps,
         locked=_locked(status),

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field, replace
 from torpor.engine import native
 from torpor.engine.capture import PosixTimerCapture, TaskCapture, process_inside
 from torpor.engine.dump import questions, threads
-from torpor.engine.dump.beforehand import Looked, Spaces
+from torpor.engine.dump.beforehand import Looked, Parsed, Spaces
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.dump.threads import FiltersOf, RawThread
 from torpor.engine.errors import Denied, Error, Refused
-from torpor.engine.kernel import borrow, proc, uffd
+from torpor.engine.kernel import borrow, proc
 from torpor.engine.kernel.borrow import Answer, Question
-from torpor.engine.kernel.maps import Vma, parse_smaps
+from torpor.engine.kernel.maps import Vma
 from torpor.engine.kernel.proc import Status, parse_status
 from torpor.engine.kernel.proctexts import parse_timers
 from torpor.engine.kernel.remote import AddressSpace, Remote
-from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
 from torpor.engine.memory.sysv import IPC_STAT, STAT_BYTES
 from torpor.engine.tasks import landlock, settings
@@ -165,17 +164,19 @@ def _begin(
     task: StoppedTask, texts: dict[str, str], looked: Looked | None, watched: bool
 ) -> _Begun:
     space = looked.space if looked else None
-    vmas = parse_smaps(texts["smaps"])
-    if watched:
-        vmas = uffd.unmarked(vmas)
-    found, refused = areas.collect(vmas, f"task {process_inside(texts['status'], task.pid)}")
+    if looked and not watched and looked.parsed.text == texts["smaps"]:
+        parsed = looked.parsed
+    else:
+        subject = f"task {process_inside(texts['status'], task.pid)}"
+        parsed = Parsed.of(texts["smaps"], subject, watched=watched)
+    vmas = parsed.vmas
     status = parse_status(texts["status"])
     return _Begun(
         task=task,
         texts=texts,
         vmas=vmas,
-        areas=found,
-        refused=refused,
+        areas=parsed.areas,
+        refused=parsed.refused,
         space=space if space and space.holds() else AddressSpace.find(task.pid, vmas, status),
         status=status,
         question=questions.of_leader(status),

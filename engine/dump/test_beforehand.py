@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from torpor.engine.dump import beforehand
-from torpor.engine.dump.beforehand import LARGE_BYTES, Looked
+from torpor.engine.dump.beforehand import LARGE_BYTES
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Vanished
 from torpor.engine.kernel import proc
@@ -60,12 +60,12 @@ def test_nothing_is_known_of_a_small_one(looked):
     ],
 )
 def test_marks_that_maps_does_not_tell(looked, before, after, changes):
-    one = Looked(space=looked.space, is_large=True, maps="x", smaps=HEAD.format(before))
+    one = replace(looked, maps="x", smaps=HEAD.format(before))
     assert one.changed(HEAD.format(after)) == (["1000-3000"] if changes else [])
 
 
 def test_an_area_that_is_gone_by_now_is_none_that_changed(looked):
-    one = Looked(space=looked.space, is_large=True, maps="x", smaps=HEAD.format(""))
+    one = replace(looked, maps="x", smaps=HEAD.format(""))
     assert one.changed(HEAD.format(" gu").replace("1000-", "2000-")) == []
 
 
