@@ -117,8 +117,8 @@ KINDS: dict[str, Support] = {
 
 STATE: dict[str, Support] = {
     "main threads that have ended before others": Support(
-        ours=OWN,
-        theirs="refused by CRIU",
+        ours="refused by CRIU",
+        theirs="–",
         tests=(f"{TASKS}main_ended.c", "tests/compat/test_main_ended.py"),
     ),
     "tree: sessions, groups, zombies, orphans, stopped tasks, old pids": Support(

@@ -46,7 +46,7 @@ def check_tasks(tasks: Sequence[TaskImage]) -> None:
     seen: set[int] = set()
     ended: set[int] = set()
     for task in tasks:
-        for tid in {task.pid: None} | {t.tid: None for t in task.threads}:
+        for tid in [task.pid, *(t.tid for t in task.threads if t.tid != task.pid)]:
             _require(tid not in seen, "pstree.img", f"task or thread {tid} is there twice")
             seen.add(tid)
         _require(task.ppid not in ended, "pstree.img", f"the parent of task {task.pid} has ended")

@@ -22,8 +22,10 @@ from torpor.engine.options import After
 
 pytestmark = [pytest.mark.faults, pytest.mark.root]
 
-LETTING_GO = {"release", "detach", "cont", "kill_traced", "settle", "set_sigmask", "set_regs",
-              "get_regs", "get_regs_of", "wait_end", "write_memory", "error_for"}  # fmt: skip
+LETTING_GO = {
+    "release", "release_all", "detach", "cont", "kill_traced", "settle", "set_sigmask", "set_regs",
+    "get_regs", "get_regs_of", "wait_end", "write_memory", "error_for",
+}  # fmt: skip
 READERS = ("read_text", "read_bytes", "threads", "children", "read_link")
 SAMPLE, SEED = 14, 5
 BY_NAME = {case.name: case for case in CASES}
