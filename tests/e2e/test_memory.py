@@ -99,7 +99,9 @@ def tasks(bench, node, pid):
 def test_a_restricted_pod_is_taken_by_a_snapshot(bench, pods):
     """Auto and Continue: the fork is charged to the pod until it is read, and leaves nothing."""
     pods += ["ledger", "copy"]
-    bench.start(programs.ledger("ledger", "a", mib=128, pages_s=1000))
+    # else it waits for the agent, which compresses meanwhile
+    request = {"requests": {"cpu": "500m"}}
+    bench.start(programs.ledger("ledger", "a", mib=128, pages_s=1000, resources=request))
     pid = kube.container_pid(bench.cluster, "ledger", namespace=bench.namespace)
     before, charge, there = ask(bench, "ledger"), charged(bench, "a", pid), tasks(bench, "a", pid)
     assert there
