@@ -3,7 +3,7 @@
 
 A client that waits to be accepted, an answer that is not read yet: a running program clears it
 within moments (the probe of a kubelet connects at any time). So the tree runs on and is stopped
-again, a few times, with more time between. What does not go is then refused.
+again, a few times, with more time between while it is the same. What does not go is then refused.
 """
 
 import time
@@ -16,7 +16,9 @@ from torpor.engine.kernel import proc
 from torpor.engine.options import DumpOptions, Progress, ProgressFn
 
 BREAKS_S = (0.05, 0.1, 0.2, 0.4)
-"""Between one try and the next."""
+"""Between one try and the next, as long as the same stands in its way."""
+MOST_TRIES = 15
+"""Of a workload in which it is something else each time."""
 
 T = TypeVar("T")
 
@@ -33,14 +35,17 @@ def until_clear(
         nonlocal is_final
         is_final = True
 
-    for length_s in BREAKS_S:
+    last, repeated = "", 0
+    for _ in range(MOST_TRIES - 1):
         try:
             return once(commit_to_it)
         except Error as error:
-            if is_final or not goes_by_itself(error, trees):
+            repeated = repeated + 1 if str(error) == last else 0
+            if is_final or repeated == len(BREAKS_S) or not goes_by_itself(error, trees):
                 raise
-            progress(Progress(phase="again", text=str(error)))
-        time.sleep(length_s)
+            last = str(error)
+            progress(Progress(phase="again", text=last))
+        time.sleep(BREAKS_S[repeated])
     return once(commit_to_it)
 
 

@@ -64,6 +64,14 @@ def test_it_is_given_up_after_some_tries():
     assert len(left) == 6
 
 
+def test_what_is_another_each_time_is_tried_more_often():
+    limit = Limit(case="a", what="waits", remedy="r", is_passing=True)
+    once, left = failing(*[refuse(limit, f"task {number}") for number in range(30)])
+    with pytest.raises(Refused):
+        again.until_clear(once, HERE, no_progress)
+    assert len(left) == 30 - again.MOST_TRIES
+
+
 def test_there_is_no_way_back_from_a_commitment():
     once, left = failing(PASSING, PASSING, final=True)
     with pytest.raises(Refused):

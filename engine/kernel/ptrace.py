@@ -114,13 +114,23 @@ def _has_left(tid: int) -> bool:
     """Whether there is nothing to wait for any more."""
     try:
         if proc.parse_stat(proc.read_text(tid, "stat")).ppid == os.getpid():
-            return True
+            return _child_has_left(tid)
         waited, status = os.waitpid(tid, os.WNOHANG | WALL)
         if waited and os.WIFSTOPPED(status):
             release(tid)
     except (Error, OSError):
         return True
     return bool(waited)
+
+
+def _child_has_left(tid: int) -> bool:
+    """Of a child of ours: others wait for its end."""
+    if _patience_s(tid) != LONGEST_STOP_S:
+        return True
+    stop = os.waitid(os.P_PID, tid, os.WSTOPPED | os.WNOHANG | WALL)
+    if stop:
+        release(tid)
+    return stop is not None
 
 
 def _patience_s(tid: int) -> float:

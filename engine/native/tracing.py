@@ -5,10 +5,10 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from torpor.engine.errors import Vanished
+from torpor.engine.errors import Error, Refused, Vanished
 from torpor.engine.kernel.arch.x86_64 import WORD_MASK, RegEdit, Regs
 from torpor.engine.native.seam import (
     DEFAULT_TIMEOUT_S,
@@ -22,6 +22,7 @@ from torpor.engine.native.seam import (
 
 PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_DETACH, PTRACE_SYSCALL = 7, 9, 17, 24
 PTRACE_LISTEN = 0x4208
+LONGEST_LATE_S = 2.0
 RESULT = struct.Struct("<80xQ32xQ88x")
 """rax and orig_rax of struct user_regs_struct."""
 EditsFor = Callable[[int, int], Sequence[RegEdit]]
@@ -102,11 +103,34 @@ def stop_all(
     late = [tid for tid, result in outcome if result == -errno.ETIMEDOUT]
     for tid, result in outcome:
         if result < 0 and tid not in gone and tid not in late:
-            for other, stopped in outcome:
-                if stopped == 0:
-                    lib.seam_resume(PTRACE_DETACH, other, 0)
-            raise error_for(result, "ptrace(SEIZE)", f"task {tid}", cause=_why_not_seized(tid))
+            _let_go(outcome)
+            raise _not_seized(tid, result)
     return gone, late
+
+
+def _let_go(outcome: Iterable[tuple[int, int]]) -> None:
+    """Of tasks that were seized: who stands first, since others may wait for these."""
+    late = []
+    for tid, result in outcome:
+        if result == 0:
+            lib.seam_resume(PTRACE_DETACH, tid, 0)
+        elif result == -errno.ETIMEDOUT:
+            late.append(tid)
+    for tid in late:
+        if lib.seam_await_event_stop(tid, ns(LONGEST_LATE_S)) == 0:
+            lib.seam_resume(PTRACE_DETACH, tid, 0)
+
+
+def _not_seized(tid: int, result: int) -> Error:
+    tracer = _status_field(tid, "TracerPid")
+    if tracer in ("", "0"):
+        state = f"state {_status_field(tid, 'State')}"
+        return error_for(result, "ptrace(SEIZE)", f"task {tid}", cause=state)
+    error = Refused(
+        "is traced", subject=f"task {tid}", cause=f"by task {tracer}", remedy="detach the debugger"
+    )
+    error.is_passing = True
+    return error
 
 
 def await_event_stop(tid: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -174,13 +198,6 @@ def event_message(tid: int) -> int:
 def _is_dead(tid: int, result: int) -> bool:
     """A zombie cannot be seized: the kernel says EPERM."""
     return result == -errno.EPERM and _status_field(tid, "State")[:1] in ("", "Z", "X")
-
-
-def _why_not_seized(tid: int) -> str:
-    tracer = _status_field(tid, "TracerPid")
-    if tracer not in ("", "0"):
-        return f"it is traced by task {tracer} already"
-    return f"state {_status_field(tid, 'State')}"
 
 
 def _status_field(tid: int, name: str) -> str:
