@@ -4,6 +4,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from signal import SIGSTOP
 
 from torpor.engine.capture import TaskCapture, ThreadCapture
 from torpor.engine.dump.capture import Captured
@@ -97,12 +98,13 @@ def _task(
     broken = vdso.check(item.areas, capture.subject)
     refused += [broken] if broken else []
     loginuid = capture.texts["loginuid"]
+    is_stopped, threads, shared_pending = _stop_of(item, threads)
     return TaskImage(
         pid=capture.ns_pid,
         ppid=ppid,
         pgid=pgid,
         sid=sid,
-        state=STOPPED if item.task.state == "T" else ALIVE,
+        state=STOPPED if is_stopped else ALIVE,
         exit_code=parse_stat(main["stat"]).exit_code if capture.ended else 0,
         comm=comm,
         threads=threads,
@@ -116,7 +118,7 @@ def _task(
         loginuid=int(loginuid) if loginuid.strip() else None,
         rlimits=tuple(parse_limits(capture.texts["limits"])),
         actions=signals.parse_actions(capture.sigactions),
-        shared_pending=tuple(capture.shared_pending),
+        shared_pending=shared_pending,
         itimers=timers.parse_itimers(capture.itimers),
         posix_timers=timers.parse_posix(
             parse_timers(capture.texts["timers"]),
@@ -127,7 +129,7 @@ def _task(
         membarrier=capture.settings.get("membarrier", 0),
         coredump_filter=_coredump_filter(capture.texts["coredump_filter"]),
         session_nice=parse_autogroup(capture.texts.get("autogroup", "")),
-        stop_signal=stat.exit_code if item.task.state == "T" else 0,
+        stop_signal=stat.exit_code if item.task.state == "T" else SIGSTOP if is_stopped else 0,
         exit_signal=exit_signal,
         ended=_ended(capture) if capture.ended else None,
         cgroup_set=OWN_SET,  # until all sets are known
@@ -146,6 +148,20 @@ def _ended(capture: TaskCapture) -> EndedThread:
         priority=stat.rt_priority if is_realtime else 0,
         creds=creds.collect(text, 0),
     )
+
+
+def _stop_of(
+    item: Captured, threads: Sequence[ThreadImage]
+) -> tuple[bool, tuple[ThreadImage, ...], tuple[bytes, ...]]:
+    """Whether it is stopped, its threads, its queue: a SIGSTOP that waits is a stop already.
+
+    It cannot be blocked, so that nothing could hold it back in a restored task.
+    """
+    kept = tuple(replace(t, pending=signals.without(SIGSTOP, t.pending)) for t in threads)
+    queue = signals.without(SIGSTOP, item.capture.shared_pending)
+    status = parse_status(item.capture.texts["status"])  # read before it was asked anything
+    is_about_to = bool((status.shd_pnd | status.sig_pnd) >> SIGSTOP - 1 & 1)
+    return item.task.state == "T" or is_about_to, kept, queue
 
 
 def _coredump_filter(text: str) -> int | None:

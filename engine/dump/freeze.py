@@ -112,7 +112,25 @@ def stopped(
                     _settle(tree, seize)
         for tree in result:
             _seize_tree(tree, seize, wait=True)
+        for tree in result:
+            for task in tree.tasks:
+                if task.tids:
+                    task.state = _state_at(task)
         yield result
+
+
+def _state_at(task: StoppedTask) -> str:
+    """T if it stands in a job control stop, or is on its way into one, whatever it did before.
+
+    What its tracer's stop tells may be older than a SIGCONT: it is made to tell anew.
+    """
+    tid = task.tids[0]
+    with suppress(Vanished):
+        if native.stop_signal(tid):
+            native.settle(tid, stopped=True)
+            if native.stop_signal(tid):
+                return "T"
+    return "S" if task.state == "T" else task.state
 
 
 def _seize_tree(tree: StoppedTree, options: int, *, wait: bool) -> None:

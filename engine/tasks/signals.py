@@ -151,6 +151,11 @@ def decode_queue(queue: Any) -> tuple[bytes, ...]:  # noqa: ANN401
     return tuple(entry.siginfo for entry in queue.signals)
 
 
+def without(signal: int, queue: Sequence[bytes]) -> tuple[bytes, ...]:
+    """A queue without one of the signals."""
+    return tuple(info for info in queue if _number(info) != signal)
+
+
 def plan_queue(pending: Sequence[bytes], pid: int, tid: int | None) -> list[Op]:
     """Queue signals again: to the thread ``tid``, or to the whole task when None.
 

@@ -30,6 +30,7 @@ GLANCE_S = 0.002
 LONGEST_REST_S = 0.04
 WAYS = (MemoryWay.FROZEN, MemoryWay.SNAPSHOT, MemoryWay.PRECOPY)
 CRIU = (sys.executable, "-m", "torpor.engine.criu")
+COMMON = ("-o", "log", "-v4")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class Mover:
     live: Live
     chance: random.Random
     options: dict[str, object] = field(default_factory=dict)
+    words: tuple[str, ...] = ("--tcp-established",)
+    """Options of CRIU's command line, for the ways that go by it."""
     number: int = 0
     done: Counter[str] = field(default_factory=Counter)
     again: list[str] = field(default_factory=list)
@@ -92,9 +95,8 @@ class Mover:
                 shutil.rmtree(images, ignore_errors=True)
                 images.mkdir()
             which = (str(self.live.pid),) if words[-1] == "-t" else ()
-            more = self.options.get("words", ())
             done = subprocess.run(
-                [*CRIU, *words, *which, "-D", images, "-o", "log", "-v4", *more], check=False
+                [*CRIU, *words, *which, "-D", images, *COMMON, *self.words], check=False
             )
             if done.returncode and words[0] == "dump":
                 text = (images / "log").read_text(errors="replace")
@@ -108,8 +110,7 @@ class Mover:
     def _options(self, name: str, **more: object) -> DumpOptions:
         images = self.live.folder / name
         images.mkdir()
-        options = {k: v for k, v in self.options.items() if k != "words"}
-        return DumpOptions(pid=self.live.pid, images_dir=images, **{**options, **more})
+        return DumpOptions(pid=self.live.pid, images_dir=images, **{**self.options, **more})
 
     def dump(self, after: After, memory: MemoryWay, **more: object) -> None:
         options = self._options(f"images-{self.number}", after=after, memory=memory, **more)

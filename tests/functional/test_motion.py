@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workloads that never stand still, dumped at random instants; see `motion.py`."""
 
+import os
 import random
 import time
 
@@ -8,9 +9,45 @@ import pytest
 
 from tests.functional.motion import Mover, counts
 from torpor.engine.errors import Error
-from torpor.engine.options import After, MemoryWay
+from torpor.engine.options import After, MemoryWay, TcpPolicy
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
+ROUNDS = int(os.environ.get("TORPOR_MOTION_ROUNDS", "1"))
+"""Of each workload, in two ways; for a soak raise it, then all ways are taken."""
+WAYS = ("runs_on", "moves", "pauses", "in_rounds", "by_command")
+MODES = {
+    "motion_tasks": (
+        "waits", "orphans", "vforks", "spawns", "execs", "joins", "bomb", "sessions", "handler",
+        "kills",
+    ),
+    "motion_data": (
+        "pipe", "stream", "packet", "datagram", "fifo", "tcp", "udp", "flood_pipe",
+        "flood_stream", "flood_tcp", "rights", "rights_stream", "clients_tcp", "clients_unix",
+        "splices",
+    ),
+    "motion_signals": (
+        "queues", "turns", "timers", "eventfds", "polled", "waited", "watched",
+    ),
+    "motion_sync": (
+        "mutex", "mutex_pi", "mutex_shared", "mutex_pi_shared", "condition", "condition_shared",
+        "semaphore", "barrier", "robust", "robust_pi", "rseq", "vectors", "sysv_semaphores",
+        "sysv_queue", "sysv_segments", "mails",
+    ),
+    "motion_files": (
+        "names", "nameless", "descriptors", "locks", "directories", "areas", "requests", "ring",
+    ),
+    "motion_odd": ("exits", "leaders", "sandboxes", "clones", "traced", "identities"),
+    "motion_shell": ("jobs",),
+}  # fmt: skip
+ALL = [(program, mode) for program, modes in MODES.items() for mode in modes]
+TELLS_OF_STOPS = {("motion_tasks", "kills"), ("motion_shell", "jobs")}
+"""Job control is what they do: another's SIGSTOP and SIGCONT are among their own."""
+IN_PASSING = {
+    ("motion_odd", "clones"),
+    ("motion_odd", "sandboxes"),
+    ("motion_data", "clients_unix"),
+}
+"""Mostly in a state that cannot be taken; all tries of one dump may meet it."""
 
 
 @pytest.fixture
@@ -23,6 +60,26 @@ def move(start):
         return Mover(live=live, chance=random.Random(f"{program} {mode}"), options=options)
 
     return begin
+
+
+def ways(program, mode):
+    if ROUNDS > 1:
+        chosen = WAYS * ROUNDS
+    else:
+        at = ALL.index((program, mode))
+        chosen = [("runs_on", "pauses")[at % 2], ("moves", "in_rounds")[at // 2 % 2]]
+        chosen += ["by_command"] * (at % 20 == 0)
+    return [way for way in chosen if way != "pauses" or (program, mode) not in TELLS_OF_STOPS]
+
+
+@pytest.mark.parametrize(("program", "mode"), ALL, ids=[" ".join(one) for one in ALL])
+def test_goes_on_whenever_it_is_dumped(move, program, mode):
+    mover = move(program, mode, tcp=TcpPolicy.KEEP)
+    for way in ways(program, mode):
+        mover.round(way)
+    permitted = 1 + sum(mover.done.values()) // 20 if (program, mode) in IN_PASSING else 0
+    assert len(mover.refused) <= permitted, mover.refused
+    assert mover.live.verdict() == "ok"
 
 
 def test_a_parent_that_waits_in_vfork_comes_to_a_stop(move):
