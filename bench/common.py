@@ -79,6 +79,17 @@ class Row:
             line += f"\n{'':16}   floor {self.floor.value:.4g} {self.unit}: {self.floor.what}"
         return line.rstrip()
 
+    def markdown(self) -> str:
+        """The same for a page."""
+        words = [self.case, self.measure, f"{self.ours:.3g} {self.unit}"]
+        words.append("" if self.criu is None else f"{self.criu:.3g}")
+        words.append("" if self.score is None else f"{self.score:.2g}")
+        goal = "" if self.goal is None else f"{self.goal:.3g}"
+        words.append({None: "", True: f"{goal}: met", False: f"{goal}: **not met**"}[self.met])
+        if self.met is False and self.floor is not None:
+            words[-1] += f"; {self.floor.value:.3g} is {self.floor.what}"
+        return f"| {' | '.join(words)} |"
+
 
 HEADER = f"{'case':16} {'measure':34} {'torpor':>9} {'criu':>9} {'unit':5} {'score':>7} {'goal':>8}"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: torpor beside Debian's newest criu, in one run, A B A B, images on tmpfs.
 
-    run.py [--rounds N] [--json FILE] [--plot FILE] [--sizes MIB,...] [PART ...]
+    run.py [--rounds N] [--json FILE] [--markdown FILE] [--plot FILE] [--sizes MIB,...] [PART ...]
 
 Parts: small, commands, restores, precopy, memory, plot; all but the plot without a word. The score
 is what a goal is about: the ratio to criu's, or what stands in the measure. Medians; the first
@@ -37,6 +37,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, help="of each measure; without it, by part")
     options.add_argument("--json", type=Path)
+    options.add_argument("--markdown", type=Path, help="the table as docs/performance.md has it")
     options.add_argument("--plot", type=Path)
     options.add_argument("--sizes", default=",".join(map(str, memory.SIZES_MIB)))
     options.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART")
@@ -59,6 +60,8 @@ def main() -> None:
           f"{time.monotonic() - begin:.0f} s")  # fmt: skip
     if chosen.json:
         save(chosen.json, found, curves=curves)
+    if chosen.markdown:
+        chosen.markdown.write_text("".join(f"{row.markdown()}\n" for row in found))
     if chosen.plot and curves:
         chosen.plot.write_text(plot(curves, facts))
 
