@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torpor.engine.errors import Denied, Vanished
 
+ENDED = ("Z", "X")
 _AGAIN = "ask again when the pod runs"
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -61,8 +62,8 @@ class NodeView:
     host_root: Path = Path("/proc/1/root")
 
     def root_of(self, pid: int) -> Path:
-        """A task's root directory."""
-        return self.proc / str(pid) / "root"
+        """A process's root directory."""
+        return self.proc / str(self._face(pid)) / "root"
 
     def tasks_named(self, part: str) -> dict[int, dict[str, str]]:
         """Tasks with ``part`` in a cgroup path: pid -> controller (``""`` is v2) -> path."""
@@ -104,8 +105,9 @@ class NodeView:
         return found
 
     def mounts(self, pid: int) -> tuple[Mount, ...]:
-        """Mounts in a task's mount namespace, in the kernel's order."""
-        return tuple(parse_mount(line) for line in self._read(pid, "mountinfo").splitlines())
+        """Mounts in a process's mount namespace, in the kernel's order."""
+        text = self._read(self._face(pid), "mountinfo")
+        return tuple(parse_mount(line) for line in text.splitlines())
 
     def seccomp_filters(self, pid: int) -> int:
         """Number of seccomp filters in force (Linux 5.9); 0 for an unknown number."""
@@ -116,11 +118,21 @@ class NodeView:
         return self._read(pid, "cmdline").replace("\0", " ").strip()
 
     def exists(self, pid: int) -> bool:
-        """Whether the task is there and no zombie."""
+        """Whether a thread of it lives."""
         try:
-            return self.task(pid).state not in ("Z", "X")
+            return self.task(self._face(pid)).state not in ENDED
         except Vanished:
             return False
+
+    def _face(self, pid: int) -> int:
+        """A thread that shows what a process has, see `proc.face` of the engine."""
+        try:
+            if self.task(pid).state in ENDED:
+                tids = sorted(int(entry.name) for entry in (self.proc / f"{pid}/task").iterdir())
+                return next((tid for tid in tids if self.task(tid).state not in ENDED), pid)
+        except (OSError, Vanished):
+            pass
+        return pid
 
     def _status(self, pid: int) -> dict[str, str]:
         return dict(line.partition(":")[::2] for line in self._read(pid, "status").splitlines())
