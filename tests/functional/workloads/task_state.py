@@ -119,10 +119,10 @@ def memory_policies():
     """Of the task, and of the area that NUMA_AREA is."""
     told = []
     for address, flags in ((0, 0), (NUMA_AT, 2)):
-        mode, nodes = ctypes.c_int(), ctypes.c_ulong()
+        mode, nodes = ctypes.c_int(), (ctypes.c_ulong * 16)()
         at = ctypes.addressof
         call(SYS_GET_MEMPOLICY, at(mode), at(nodes), 1024, address, flags)
-        told.append((mode.value, nodes.value))
+        told.append((mode.value, list(nodes)))
     return told
 
 
