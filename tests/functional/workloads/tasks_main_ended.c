@@ -71,7 +71,7 @@ static void check_filled(void)
 static void *sleeper(void *nothing)
 {
 	prctl(PR_SET_NAME, "sleeper");
-	shared->up++;
+	__atomic_add_fetch(&shared->up, 1, __ATOMIC_SEQ_CST);
 	pthread_mutex_lock(&mutex);
 	while (!woken)
 		pthread_cond_wait(&condition, &mutex);
@@ -82,7 +82,7 @@ static void *sleeper(void *nothing)
 static void *beater(void *nothing)
 {
 	prctl(PR_SET_NAME, "beater");
-	shared->up++;
+	__atomic_add_fetch(&shared->up, 1, __ATOMIC_SEQ_CST);
 	for (;;) {
 		shared->beats[0]++;
 		rest(5);
@@ -111,7 +111,7 @@ static void have_children(void)
 	if (!child) {
 		signal(SIGUSR2, other);
 		CHECK(!prctl(PR_SET_PDEATHSIG, SIGUSR2));
-		shared->up++;
+		__atomic_add_fetch(&shared->up, 1, __ATOMIC_SEQ_CST);
 		for (;;)
 			rest(5);
 	}
@@ -143,7 +143,7 @@ static void *keeper(void *nothing)
 	main_is_over();
 	if (is("children"))
 		have_children();
-	shared->up++;
+	__atomic_add_fetch(&shared->up, 1, __ATOMIC_SEQ_CST);
 	if (getppid() != 1 && shared->told)
 		while (!shared->asked)
 			rest(10);
@@ -184,7 +184,7 @@ __attribute__((noreturn)) static void live(void)
 	if (!is("last_thread"))
 		CHECK(!pthread_create(&threads[1], 0, beater, 0));
 	else
-		shared->up++;
+		__atomic_add_fetch(&shared->up, 1, __ATOMIC_SEQ_CST);
 	CHECK(!pthread_create(&threads[2], 0, keeper, &threads[0]));
 	if (is("user")) { /* of this thread alone */
 		CHECK(!setpriority(PRIO_PROCESS, 0, 7));
