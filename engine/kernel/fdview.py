@@ -245,10 +245,16 @@ def look_before(pid: int) -> dict[int, Sighting]:
     """Descriptors of a task that need not stand still, to be recognized when it does."""
     task = TaskFiles(pid)
     found: dict[int, tuple[native.FdLook, LiveFd]] = {}
-    for fd, look in _looks(pid):
-        with suppress(Error):  # closed meanwhile
-            found[fd] = look, LiveFd(task, fd, look)
-    ask_kinds(view for _, view in found.values())
+    try:
+        for fd, look in _looks(pid):
+            with suppress(Error):  # closed meanwhile
+                found[fd] = look, LiveFd(task, fd, look)
+        ask_kinds(view for _, view in found.values())
+    except BaseException:
+        for _, view in found.values():
+            view.close()
+        task.close()
+        raise
     return {fd: Sighting(look, view, view.answers) for fd, (look, view) in found.items()}
 
 

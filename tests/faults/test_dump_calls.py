@@ -74,9 +74,9 @@ def test_each_call_fails_once(tmp_path, calls, name):
         state, before = live.look(), found(live)
         for at in chosen(count, name):
             calls.arm(at)
-            one_fails(live, calls, f"images-{at}", words)
+            failed = one_fails(live, calls, f"images-{at}", words)
             calls.arm(-1)
-            same(live, before, f"call {at}, {calls.failed}")
+            same(live, before, f"call {at}, {failed}")
             live.unharmed()
         live.same_as(state, tuple(BY_NAME[name].changes))
         assert live.verdict() == "ok"
@@ -90,11 +90,15 @@ def chosen(count, name):
 
 
 def one_fails(live, calls, images, words):
+    """The name of the call that failed."""
     folder, error = live.folder / images, None
     try:
         live.dump(images, After.CONTINUE, words=words)
     except Error as raised:
         error = raised
+    except AssertionError as harmed:
+        harmed.add_note(f"call {calls.at}, {calls.failed}")
+        raise
     told = f"call {calls.at}, {calls.failed}: {error!r} {error}"
     left = {path.name for path in folder.iterdir()}
     if error is None:
@@ -103,3 +107,4 @@ def one_fails(live, calls, images, words):
     else:
         assert not isinstance(error, Bug), told
         assert not left, told
+    return calls.failed

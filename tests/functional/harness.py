@@ -137,7 +137,8 @@ class Live:
         deadline = time.monotonic() + 2
         while stopped(self.pid) != self.at_rest and time.monotonic() < deadline:
             time.sleep(0.005)  # a stop that was asked for takes its time
-        assert stopped(self.pid) == self.at_rest
+        now = stopped(self.pid)
+        assert now == self.at_rest, f"stopped or traced: {now}, before {self.at_rest}"
         result = self.folder / "result"
         assert not result.exists(), result.read_text()
 
@@ -168,13 +169,14 @@ class Live:
         pids = self.pids | set(tree(self.pid))
         for orphan in _orphans_of(self.pid):
             pids |= set(tree(orphan))
-        for pid in pids & _ours():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.reap(pids)
+        self.reap(pids, kill=True)
 
-    def reap(self, pids: set[int]) -> None:
-        """Wait until none of the pids is taken; orphans are ours (child subreaper)."""
+    def reap(self, pids: set[int], *, kill: bool = False) -> None:
+        """Wait until none of the pids is taken; orphans are ours (child subreaper).
+
+        A list of children may lack some while others end (proc_pid_task(5)), so who is to be
+        killed is looked for each time.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while True:
             for pid in pids | _orphans_of(self.pid):
@@ -183,7 +185,11 @@ class Live:
             left = (pids | _orphans_of(self.pid)) & _ours()
             if not left:
                 return
-            assert time.monotonic() < deadline, f"still there: {left}"
+            for pid in left if kill else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            states = {pid: _state(pid) for pid in left}
+            assert time.monotonic() < deadline, f"still there: {states}"
             time.sleep(0.002)
 
     def await_file(self, name: str) -> str:
