@@ -62,25 +62,26 @@ def stop_process(pid: int, options: int = 0, timeout_s: float = 10.0) -> list[in
     """
     stopped: set[int] = set()
     gone: set[int] = set()
-    for _ in range(MOST_ROUNDS):
-        fresh = [tid for tid in proc.threads(pid) if tid not in stopped | gone]
-        if not fresh:
-            if not stopped:
-                raise Vanished("has no living thread", subject=f"task {pid}")
-            return sorted(stopped)
-        try:
+    try:
+        for _ in range(MOST_ROUNDS):
+            fresh = [tid for tid in proc.threads(pid) if tid not in stopped | gone]
+            if not fresh:
+                break
             vanished, late = native.stop_all(fresh, options, timeout_s)
             stopped.update(set(fresh) - set(vanished))
             if late:
                 raise Timeout("a thread did not stop", subject=f"task {pid}", cause=str(late))
-        except BaseException:
-            release_all(stopped)
-            raise
-        gone.update(vanished)
-    release_all(stopped)
-    raise Timeout(
-        "new threads kept coming", subject=f"task {pid}", remedy="freeze its cgroup first"
-    )
+            gone.update(vanished)
+        else:
+            raise Timeout(
+                "new threads kept coming", subject=f"task {pid}", remedy="freeze its cgroup first"
+            )
+    except BaseException:
+        release_all(stopped)
+        raise
+    if not stopped:
+        raise Vanished("has no living thread", subject=f"task {pid}")
+    return sorted(stopped)
 
 
 def release(tid: int) -> None:
