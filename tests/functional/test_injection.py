@@ -333,3 +333,17 @@ def test_a_go_program(tmp_path):
         for _ in range(50):
             attack_and_die(target.pid, random.random() * 0.02)
             target.check()
+
+
+def test_who_is_killed_in_a_stop_has_no_stack_pointer():
+    """It runs out of its stop, and for a moment it neither stands nor has ended."""
+    with subprocess.Popen(["/bin/sleep", "1000"]) as process:
+        try:
+            time.sleep(0.2)
+            space = space_of(process.pid)
+            with pytest.raises(Bug, match="a thread is not stopped"):
+                list(space._stack_pointers())
+            native.seize(process.pid)
+            assert list(space._stack_pointers()) == []
+        finally:
+            process.kill()
