@@ -14,14 +14,16 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from operator import truediv
 from pathlib import Path
 
 from bench.common import (
     MIB,
     QUIET,
+    Dump,
     Floor,
+    Restore,
     Row,
     against,
     compiled,
@@ -41,8 +43,6 @@ from torpor.engine.options import Lazy, RestoreOptions
 GLANCE_S = 0.0002
 SIZES_GIB = (1, 4)
 GOAL, LAZY_GOAL_MS = 1 / 4, 20.0
-Dump = Callable[[int, Path, bool], float]
-Restore = Callable[[Path], None]
 
 
 def rows(scratch: Path, rounds: int, sizes_gib: tuple[int, ...] = SIZES_GIB) -> Iterator[Row]:

@@ -9,11 +9,13 @@ for less.
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.common import (
+    Dump,
     Floor,
+    Restore,
     Row,
     against,
     compiled,
@@ -35,8 +37,6 @@ CASES: dict[str, tuple[tuple[str, int], float, float | None]] = {
     "mappings-2000": (("mappings", 2000), 1.5, 2),
 }
 SETTLE_S = 0.2
-Dump = Callable[[int, Path, bool], float]
-Restore = Callable[[Path], None]
 ENGINES: dict[str, tuple[Dump, Restore]] = {
     "torpor": (dump_torpor, restore_torpor),
     "criu": (dump_criu, restore_criu),
