@@ -136,10 +136,10 @@ class AddressSpace:
         return self._scratch
 
     def unused_bytes(self) -> int:
-        """Mapped stack below every stack pointer: for scratch that makes the stack no larger."""
+        """Whole pages of stack below every stack pointer: scratch of them makes it no larger."""
         start, end = self._current_stack()
         pointers = [sp for sp in self._stack_pointers() if start <= sp < end]
-        return max(min(pointers, default=start) - start - CLEARANCE, 0)
+        return max(min(pointers, default=start) - start - CLEARANCE, 0) // PAGE * PAGE
 
     def forget_scratch(self) -> None:
         """The process ran: stack pointers may be anywhere when it is stopped again."""

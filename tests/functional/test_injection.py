@@ -268,6 +268,25 @@ def wait_state(pid, state):
         time.sleep(0.001)
 
 
+def test_room_that_is_unused_makes_the_stack_no_larger():
+    """Wherever the stack pointer is: as much as is promised is there."""
+    with subprocess.Popen(["/bin/sleep", "1000"]) as process:
+        try:
+            time.sleep(0.2)
+            space = space_of(process.pid)
+            with stopped(process.pid):
+                before = proc.read_text(process.pid, "maps")
+                pointer = next(iter(space._stack_pointers()))
+                for distance in range(0, 8192, 48):
+                    space.stands([pointer - distance])
+                    assert (size := space.unused_bytes()) > 0
+                    space.forget_scratch()
+                    space.scratch(size - 100)
+                    assert proc.read_text(process.pid, "maps") == before
+        finally:
+            process.kill()
+
+
 def test_errors_and_rules(program, tmp_path):
     with running([program, "threads"], tmp_path) as target:
         space = space_of(target.pid)
