@@ -103,3 +103,24 @@ def test_a_second_try_of_nothing_is_no_success(monkeypatch, tmp_path):
 def test_unit_tests_and_many_failures_are_not_tried_again(monkeypatch, tmp_path):
     assert tried(monkeypatch, tmp_path, "unit", [GOOD, BAD]) == (1, 1, 1, [False])
     assert tried(monkeypatch, tmp_path, "faults", [GOOD] + [BAD] * 4)[3] == [False]
+
+
+@pytest.mark.parametrize(("lanes", "beside"), [("2", True), ("1", False)])
+def test_lanes(monkeypatch, lanes, beside):
+    """Every ring once; the cluster's when all others have ended."""
+    begun = []
+
+    def run(name, _, *, aside=False):
+        begun.append((name, aside))
+        return RUN.Outcome(passed=1), 0
+
+    monkeypatch.setattr(RUN, "run", run)
+    monkeypatch.setenv("TORPOR_LANES", lanes)
+    assert len(list(RUN.run_all(list(RUN.RINGS), []))) == len(RUN.RINGS)
+    assert sorted(begun) == sorted((name, beside and name != "e2e") for name in RUN.RINGS)
+    assert begun[-1][0] == "e2e"
+
+
+def test_progress():
+    assert RUN.progress("") == "0 % done, 0 failed"
+    assert RUN.progress("..Fs. [ 40%]\n..E.. [ 80%]\n..") == "80 % done, 2 failed"
