@@ -168,12 +168,25 @@ class _Reader:
                     offset=start,
                 )
 
-    def entry(self, message_type: type[Message], *, payloads: bool) -> Entry:
-        start = self._offset
+    def _body(self, what: str) -> bytes:
+        """A message's bytes, behind their count."""
+        start, left = self._offset, self._size - self._offset - WORD.size
+        if left >= 0:  # nearly always all is well, and there are many messages
+            (size,) = WORD.unpack(self._stream.read(WORD.size))
+            if size <= min(left, MAX_MESSAGE_BYTES):
+                body = self._stream.read(size)
+                if len(body) == size:
+                    self._offset = start + WORD.size + size
+                    return body
+            self._stream.seek(start)
         size = self.word("length of a message")
         if size > MAX_MESSAGE_BYTES:
             raise self.bad(f"message claims {size} bytes", offset=start)
-        body = self.take(size, message_type.__name__)
+        return self.take(size, what)
+
+    def entry(self, message_type: type[Message], *, payloads: bool) -> Entry:
+        start = self._offset
+        body = self._body(message_type.__name__)
         message = message_type()
         try:
             message.ParseFromString(body)

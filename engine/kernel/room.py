@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 UNLIMITED = 1 << 62
@@ -60,6 +61,16 @@ def _places(pid: int | str, controller: str, given: Sequence[Path]) -> Iterator[
     text = ""
     with suppress(OSError):  # it is gone
         text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+    yield from _places_by(text, controller)
+    for path in given:
+        own = Path(str(path).replace("/freezer/", f"/{controller}/"))
+        yield from (own, *own.parents)
+
+
+@lru_cache(maxsize=16)
+def _places_by(text: str, controller: str) -> tuple[Path, ...]:
+    """By what /proc/PID/cgroup tells, which is the same for most tasks of a tree."""
+    found: list[Path] = []
     for line in text.splitlines():
         _, controllers, name = line.split(":", 2)
         roots: tuple[Path, ...] = ()
@@ -69,10 +80,8 @@ def _places(pid: int | str, controller: str, given: Sequence[Path]) -> Iterator[
             roots = (MOUNT / controller,)
         for root in roots:
             place = Path(os.path.normpath(root / name.lstrip("/")))
-            yield from (p for p in (place, *place.parents) if p.is_relative_to(root))
-    for path in given:
-        own = Path(str(path).replace("/freezer/", f"/{controller}/"))
-        yield from (own, *own.parents)
+            found += [p for p in (place, *place.parents) if p.is_relative_to(root)]
+    return tuple(found)
 
 
 def _memory_below(place: Path) -> int:

@@ -8,6 +8,7 @@ Layout in the task, from the base address on: header, slots, operations, data. T
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torpor.engine.errors import Bug, KernelError
 from torpor.engine.kernel.arch.x86_64 import syscall_number
@@ -15,6 +16,7 @@ from torpor.engine.program.ops import Data, Expect, Op, Program, Slot
 
 OP = struct.Struct("<II6QQ")
 HEADER = struct.Struct("<QQQqq")
+NO_ARGS = (0,) * 6
 NOT_RUN = -2
 MASK64 = (1 << 64) - 1
 PSEUDO = {"@load32": 0xF0000001, "@store64": 0xF0000002}
@@ -79,7 +81,7 @@ def encode(program: Program, base: int, earlier: Sequence[str] = ()) -> Encoded:
     ``earlier`` names slots which a piece of the same program before this one has set.
     """
     layout = _Layout(program, base, earlier)
-    ops = b"".join(_encode_op(op, layout) for op in program.ops)
+    ops = b"".join([_encode_op(op, layout) for op in program.ops])
     content = bytearray(layout.next - base)
     HEADER.pack_into(
         content, 0, layout.ops_address, len(program.ops), layout.slots_address, NOT_RUN, 0
@@ -117,26 +119,31 @@ def slots_of(program: Program, earlier: Sequence[str] = ()) -> dict[str, int]:
 
 def _encode_op(op: Op, layout: _Layout) -> bytes:
     flags = op.expect << 8
-    args = [0] * 6
+    args: list[int] = []
     for i, arg in enumerate(op.args):
         if type(arg) is int:  # nearly all of them
-            args[i] = arg & MASK64
+            args.append(arg & MASK64)
+        elif type(arg) is Data:
+            args.append(layout.address(arg))
         elif isinstance(arg, Slot):
             if arg.name not in layout.slots:
                 raise Bug(f"slot {arg.name} is used before it is set", subject=op.describe())
             flags |= 1 << i
-            args[i] = layout.slots[arg.name]
-        elif isinstance(arg, Data):
-            args[i] = layout.address(arg)
+            args.append(layout.slots[arg.name])
         else:
-            args[i] = arg & MASK64
+            assert isinstance(arg, int)  # of an enumeration
+            args.append(arg & MASK64)
     if op.yields is not None:
         flags |= (layout.slots[op.yields.name] + 1) << 16
-    number = PSEUDO[op.call] if op.call in PSEUDO else syscall_number(op.call)
-    if op.call == "@load32" and len(op.args) > 1:
-        args[0] += args[1]
-        args[1] = 0
-    return OP.pack(number, flags, *args, op.want & MASK64)
+    number = _number(op.call)
+    if number == PSEUDO["@load32"] and len(args) > 1:
+        args = [args[0] + args[1]]
+    return OP.pack(number, flags, *args, *NO_ARGS[len(args) :], op.want & MASK64)
+
+
+@cache
+def _number(call: str) -> int:
+    return PSEUDO[call] if call in PSEUDO else syscall_number(call)
 
 
 __all__ = ["Encoded", "Expect", "encode", "encoded_size", "outcome", "slots_of"]

@@ -8,7 +8,7 @@ as the last thing before the task gets its own registers.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +29,8 @@ STACK_BYTES = 4 * PAGE
 SCRATCH_BYTES = 4 * PAGE
 PROGRAM_BYTES = 1 << 20
 OPS_PER_RUN = 4096
+MOST_OF_AN_OP = 64 * 7
+"""Bytes, without the content of data."""
 NO_HELPERS: Mapping[int, int] = {}
 LOWEST = 0x10000000
 PROT_RX, PROT_RW = 5, 3
@@ -168,25 +170,42 @@ class Arena:
             KernelError: an operation failed; the message names it.
         """
         values: dict[str, int] = {}
+        for piece in self._pieces(program):
+            by = helpers.get(piece.ops[0].by, tid)
+            self._run_piece(by, piece, subject, values)
+
+    def _pieces(self, program: Program) -> Iterator[Program]:
+        """Parts that have room here, each run by one task. None of a program without operations."""
+        if self._is_one_piece(program):
+            yield program
+            return
         piece: list[Op] = []
         known: set[Data] = set()
         size = 0
         for op in program.ops:
             data = [arg for arg in op.args if isinstance(arg, Data)]
-            need = sum(len(one.content) for one in data) + 64 * (len(op.args) + 1)
+            need = _room(op)
             full = len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2
             # What a call has filled in is read by the next ones.
             full &= known.isdisjoint(data)
             if piece and (full or piece[0].by != op.by):
-                by = helpers.get(piece[0].by, tid)
-                self._run_piece(by, Program(program.name, piece), subject, values)
+                yield Program(program.name, piece)
                 piece, size, known = [], 0, set()
             piece.append(op)
             known.update(data)
             size += need
         if piece:
-            by = helpers.get(piece[0].by, tid)
-            self._run_piece(by, Program(program.name, piece), subject, values)
+            yield Program(program.name, piece)
+
+    def _is_one_piece(self, program: Program) -> bool:
+        """As nearly all are."""
+        ops = program.ops
+        if not 0 < len(ops) <= OPS_PER_RUN or any([op.by for op in ops]):
+            return False
+        if len(ops) * MOST_OF_AN_OP > self.program_bytes // 4:
+            return False
+        data = sum([len(arg.content) for op in ops for arg in op.args if type(arg) is Data])
+        return data <= self.program_bytes // 4
 
     def _run_piece(self, tid: int, program: Program, subject: str, values: dict[str, int]) -> None:
         base = self.base + CODE_BYTES
@@ -249,6 +268,12 @@ class Arena:
             return arg
         remote.write(self.scratch, arg.content)
         return self.scratch
+
+
+def _room(op: Op) -> int:
+    """Bytes that it may need."""
+    data = sum(len(arg.content) for arg in op.args if isinstance(arg, Data))
+    return data + 64 * (len(op.args) + 1)
 
 
 def _stopped(status: int, subject: str, name: str) -> Error:
