@@ -237,7 +237,7 @@ class _Planner:
 
     def _state(self, task: TaskImage) -> None:
         section = self.sections[task.pid]
-        section.run(2, build.task_program(task, _memory(task), self.opened[task.pid]))
+        section.run(2, build.task_program(task, _memory(task), self.opened[task.pid], 0))
         current = current_scheduling(os.getpid())
         for thread in task.threads:
             if thread.tid != task.pid:

@@ -6,10 +6,12 @@ and checked again before each use, so a cache entry that is out of date does no 
 """
 
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from signal import SIGKILL
 
 from torpor.engine import native
 from torpor.engine.errors import Bug, Error, KernelError, Refused, Vanished
@@ -22,6 +24,8 @@ CHUNK = 1 << 20
 OVERLAP = 128
 PAGE = 4096
 CLEARANCE = 2 * PAGE
+PF_EXITING, PF_SIGNALED = 0x4, 0x400
+LOOKS, LOOK_S = 20, 0.0005
 """What must lie between the scratch and the nearest stack pointer (red zone included)."""
 
 MARK = struct.Struct("<8sQ")
@@ -265,13 +269,20 @@ class AddressSpace:
                 self._must_be_ending(tid)
 
     def _must_be_ending(self, tid: int) -> None:
-        """Of a thread without registers to read: who is killed in its stop runs out of it."""
-        stat = proc.parse_stat(proc.read_text(self.pid, f"task/{tid}/stat"))
-        if stat.state in proc.ENDED:
-            return
-        status = proc.parse_status(proc.read_text(self.pid, f"task/{tid}/status"))
-        if not status.tracer_pid:
-            raise Bug("a thread is not stopped", subject=f"task {tid}")
+        """Of a thread without registers to read: who is killed in its stop runs out of it.
+
+        Between the moment that it takes the SIGKILL and that it is marked nothing tells of that
+        (kernel/signal.c, get_signal; v6.18), so there are several looks.
+        """
+        for _ in range(LOOKS):
+            stat = proc.parse_stat(proc.read_text(self.pid, f"task/{tid}/stat"))
+            if stat.state in proc.ENDED or stat.flags & (PF_EXITING | PF_SIGNALED):
+                return
+            status = proc.read_bytes(self.pid, f"task/{tid}/status")
+            if proc.signal_masks(status)[0] >> (SIGKILL - 1) & 1:
+                return
+            time.sleep(LOOK_S)
+        raise Bug("a thread is not stopped", subject=f"task {tid}")
 
     def _grow(self, missing: int) -> int:
         """Let the stack grow down, as a deeper call would have done; returns its new start."""

@@ -67,7 +67,7 @@ def _held_children(tid: int) -> list[int]:
 
 
 def _children(tid: int) -> list[int]:
-    """Of a thread, the youngest last."""
+    """Of a thread, the youngest last: pids wrap, so `proc.children_of`, sorted, cannot tell it."""
     return [int(word) for word in proc.read_text(tid, f"task/{tid}/children").split()]
 
 

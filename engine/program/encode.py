@@ -30,6 +30,8 @@ class Encoded:
     program: Program
     base: int
     content: bytes
+    slots: dict[str, int]
+    """Index of each."""
 
     def failure(self, index: int, result: int, subject: str) -> KernelError:
         """The error for an operation that did not give what it had to."""
@@ -55,7 +57,7 @@ class _Layout:
     """Places data and slots; addresses are known once the counts are."""
 
     def __init__(self, program: Program, base: int, earlier: Sequence[str]) -> None:
-        self.slots = slots_of(program, earlier)
+        self.slots = _slots_of(program, earlier)
         self.slots_address = base + HEADER.size
         self.ops_address = (self.slots_address + 8 * len(self.slots) + 63) & ~63
         self.next = self.ops_address + OP.size * len(program.ops)
@@ -92,7 +94,7 @@ def encode(program: Program, base: int, earlier: Sequence[str] = ()) -> Encoded:
         content[address - base : address - base + len(data.content)] = data.content
         for offset, target in data.pointers:
             struct.pack_into("<Q", content, address - base + offset, layout.addresses[id(target)])
-    return Encoded(program=program, base=base, content=bytes(content))
+    return Encoded(program=program, base=base, content=bytes(content), slots=layout.slots)
 
 
 def encoded_size(program: Program) -> int:
@@ -108,7 +110,7 @@ def outcome(header: bytes) -> tuple[int, int]:
     return index, result
 
 
-def slots_of(program: Program, earlier: Sequence[str] = ()) -> dict[str, int]:
+def _slots_of(program: Program, earlier: Sequence[str]) -> dict[str, int]:
     """Index of each slot."""
     names = dict.fromkeys(earlier)
     for op in program.ops:
@@ -146,4 +148,4 @@ def _number(call: str) -> int:
     return PSEUDO[call] if call in PSEUDO else syscall_number(call)
 
 
-__all__ = ["Encoded", "Expect", "encode", "encoded_size", "outcome", "slots_of"]
+__all__ = ["Encoded", "Expect", "encode", "encoded_size", "outcome"]

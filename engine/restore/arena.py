@@ -31,6 +31,7 @@ PROGRAM_BYTES = 1 << 20
 OPS_PER_RUN = 4096
 MOST_OF_AN_OP = 64 * 7
 """Bytes, without the content of data."""
+LONGEST_RUN_S = 120.0
 NO_HELPERS: Mapping[int, int] = {}
 LOWEST = 0x10000000
 PROT_RX, PROT_RW = 5, 3
@@ -150,14 +151,14 @@ class Arena:
         op = Op(call=name, args=args, expect=Expect.ANY, yields=RESULT, undo=undo, subject=name)
         program = Program(name, [op])
         values: dict[str, int] = {}
-        self._run_piece(tid, program, "", values)
+        self._encoded(tid, program, "", values).run()
         return _signed(values[RESULT.name])
 
     def take_back(self, tid: int) -> None:
         """Undo what has been made outside of the task; what cannot be undone stays."""
         for ops, values in self.made.undo():
             with suppress(Error):
-                self._run_piece(tid, Program("undo", ops), "", dict(values))
+                self._encoded(tid, Program("undo", ops), "", dict(values)).run()
 
     def run(
         self, tid: int, program: Program, subject: str, helpers: Mapping[int, int] = NO_HELPERS
@@ -169,12 +170,23 @@ class Arena:
         Raises:
             KernelError: an operation failed; the message names it.
         """
-        values: dict[str, int] = {}
-        for piece in self._pieces(program):
-            by = helpers.get(piece.ops[0].by, tid)
-            self._run_piece(by, piece, subject, values)
+        for running in self.pieces(tid, program, subject, helpers):
+            running.run()
 
-    def _pieces(self, program: Program) -> Iterator[Program]:
+    def pieces(
+        self, tid: int, program: Program, subject: str, helpers: Mapping[int, int] = NO_HELPERS
+    ) -> Iterator["Running"]:
+        """The parts of what `run` does, to be run in their order; a part waits for the last one."""
+        values: dict[str, int] = {}
+        last: Running | None = None
+        for piece in self._cut(program):
+            if last is not None:
+                last.finish()
+            by = helpers.get(piece.ops[0].by, tid)
+            last = self._encoded(by, piece, subject, values)
+            yield last
+
+    def _cut(self, program: Program) -> Iterator[Program]:
         """Parts that have room here, each run by one task. None of a program without operations."""
         if self._is_one_piece(program):
             yield program
@@ -200,48 +212,25 @@ class Arena:
     def _is_one_piece(self, program: Program) -> bool:
         """As nearly all are."""
         ops = program.ops
-        if not 0 < len(ops) <= OPS_PER_RUN or any([op.by for op in ops]):
+        if not 0 < len(ops) <= OPS_PER_RUN or any(op.by for op in ops):
             return False
         if len(ops) * MOST_OF_AN_OP > self.program_bytes // 4:
             return False
         data = sum([len(arg.content) for op in ops for arg in op.args if type(arg) is Data])
         return data <= self.program_bytes // 4
 
-    def _run_piece(self, tid: int, program: Program, subject: str, values: dict[str, int]) -> None:
-        base = self.base + CODE_BYTES
-        encoded = encoder.encode(program, base, tuple(values))
-        content = bytearray(encoded.content)
-        if len(content) > self.program_bytes - SCRATCH_BYTES:
+    def _encoded(
+        self, tid: int, program: Program, subject: str, values: dict[str, int]
+    ) -> "Running":
+        encoded = encoder.encode(program, self.base + CODE_BYTES, tuple(values))
+        size = len(encoded.content)
+        if size > self.program_bytes - SCRATCH_BYTES:
             raise Refused(
                 "an object is too large for the restore program",
                 subject=subject,
-                cause=f"{len(content)} bytes in one operation",
+                cause=f"{size} bytes in one operation",
             )
-        slots = encoder.slots_of(program, tuple(values))
-        for name, value in values.items():
-            struct.pack_into("<Q", content, encoder.HEADER.size + 8 * slots[name], value & MASK64)
-        native.write_memory(tid, base, bytes(content))
-        self._execute(tid, base, subject, program.name)
-        raw = native.read_memory(tid, base, encoder.HEADER.size + 8 * len(slots))
-        index, result = encoder.outcome(raw)
-        for name, at in slots.items():
-            (values[name],) = struct.unpack_from("<Q", raw, encoder.HEADER.size + 8 * at)
-        self.made.note(program.ops[: index if index >= 0 else None], values)
-        if index >= 0:
-            raise encoded.failure(index, result, subject)
-
-    def _execute(self, tid: int, header: int, subject: str, name: str) -> None:
-        regs = native.get_regs(tid).copy()
-        regs.rip, regs.rdi, regs.rsp = self.base, header, self.end - 64
-        regs.orig_rax = MASK64
-        native.set_regs(tid, regs)
-        native.cont(tid)
-        status = native.wait_stop(tid, 120.0)
-        while status >> 8 == SIGTRAP | EVENT_STOP << 8:  # somebody has sent SIGCONT
-            native.cont(tid)
-            status = native.wait_stop(tid, 120.0)
-        if status >> 8 != SIGTRAP:
-            raise _stopped(status, subject, name)
+        return Running(arena=self, tid=tid, encoded=encoded, subject=subject, values=values)
 
     def leave(self, tid: int, syscall_address: int, subject: str, calls: Sequence[Op]) -> None:
         """Take it away again, after some last calls."""
@@ -268,6 +257,67 @@ class Arena:
             return arg
         remote.write(self.scratch, arg.content)
         return self.scratch
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A piece of a program; `start` and `finish`, or both by `run`."""
+
+    arena: Arena
+    tid: int
+    encoded: encoder.Encoded
+    subject: str
+    values: dict[str, int]
+    """Slots of the pieces before it, and, when it has run, its own."""
+    is_under_way: bool = False
+
+    def run(self) -> None:
+        """To its end. Raises as `finish`."""
+        self.start()
+        self.finish()
+
+    def start(self) -> None:
+        """The thread runs, as long as it takes."""
+        base, header = self.arena.base, self.arena.base + CODE_BYTES
+        content = self.encoded.content
+        if self.values:
+            filled, slots = bytearray(content), self.encoded.slots
+            for name, value in self.values.items():
+                at = encoder.HEADER.size + 8 * slots[name]
+                struct.pack_into("<Q", filled, at, value & MASK64)
+            content = bytes(filled)
+        native.write_memory(self.tid, header, content)
+        regs = native.get_regs(self.tid).copy()
+        regs.rip, regs.rdi, regs.rsp = base, header, self.arena.end - 64
+        regs.orig_rax = MASK64
+        native.set_regs(self.tid, regs)
+        native.cont(self.tid)
+        self.is_under_way = True
+
+    def finish(self) -> None:
+        """Wait for its end, and read its slots; nothing when that has been done.
+
+        Raises:
+            KernelError: an operation failed; the message names it.
+        """
+        if not self.is_under_way:
+            return
+        self.is_under_way = False
+        status = native.wait_stop(self.tid, LONGEST_RUN_S)
+        while status >> 8 == SIGTRAP | EVENT_STOP << 8:  # somebody has sent SIGCONT
+            native.cont(self.tid)
+            status = native.wait_stop(self.tid, LONGEST_RUN_S)
+        program, slots = self.encoded.program, self.encoded.slots
+        if status >> 8 != SIGTRAP:
+            raise _stopped(status, self.subject, program.name)
+        size = encoder.HEADER.size + 8 * len(slots)
+        raw = native.read_memory(self.tid, self.arena.base + CODE_BYTES, size)
+        index, result = encoder.outcome(raw)
+        for name, at in slots.items():
+            (self.values[name],) = struct.unpack_from("<Q", raw, encoder.HEADER.size + 8 * at)
+        self.arena.made.note(program.ops[: index if index >= 0 else None], self.values)
+        if index >= 0:
+            raise self.encoded.failure(index, result, self.subject)
 
 
 def _room(op: Op) -> int:

@@ -6,6 +6,7 @@ forget_original_parent; v6.18); until their own settings come back no task of th
 child subreaper but the one that is about to adopt.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from torpor.engine import native
@@ -29,20 +30,55 @@ def make_all(work: Work) -> None:
     root.arena.run(root.pid, not_ignored, root.image.subject)
     if root.image.sid == root.image.pid:
         terminals.lead(work, root)
-    there = {root.image.pid: root}
+    there = _There(root)
     with ExitStack() as ghosts:
         for step in births(work.tree):
             if isinstance(step, Fork):
-                there[step.task.pid] = _fork(work, step, there)
+                _fork(work, step, there)
             elif isinstance(step, Ghost):
-                there[step.pid] = _ghost(work, step, there[step.parent], ghosts)
+                there.add(_ghost(work, step, there.ready(step.parent), ghosts))
             elif isinstance(step, NewSession):
-                _set_session(there[step.pid])
-                terminals.lead(work, there[step.pid])
+                leader = there.ready(step.pid)
+                _set_session(leader)
+                terminals.lead(work, leader)
+        there.all_ready()
 
 
-def _fork(work: Work, step: Fork, there: dict[int, Living]) -> Living:
-    image, maker = step.task, there[step.maker]
+class _There:
+    """The tasks made so far. Some still get their memory, while the next ones are made."""
+
+    def __init__(self, root: Living) -> None:
+        self._tasks = {root.image.pid: root}
+        self._growing: dict[int, Iterator[None]] = {}
+
+    def add(self, task: Living, growing: Iterator[None] | None = None) -> None:
+        """A new one, and what is left to be done for it, of which the first step is done here."""
+        self._tasks[task.image.pid] = task
+        if growing is not None:
+            self._growing[task.image.pid] = growing
+            self._step(task.image.pid)
+
+    def ready(self, pid: int) -> Living:
+        """A task that has its memory and stands still."""
+        while pid in self._growing:
+            self._step(pid)
+        return self._tasks[pid]
+
+    def all_ready(self) -> None:
+        """None grows any more; one step of each in turn."""
+        while self._growing:
+            for pid in list(self._growing):
+                self._step(pid)
+
+    def _step(self, pid: int) -> None:
+        try:
+            next(self._growing[pid])
+        except StopIteration:
+            del self._growing[pid]
+
+
+def _fork(work: Work, step: Fork, there: _There) -> None:
+    image, maker = step.task, there.ready(step.maker)
     work.progress(
         Progress(
             phase="tasks", text=image.subject, done=len(work.living), total=len(work.tree.tasks)
@@ -52,16 +88,16 @@ def _fork(work: Work, step: Fork, there: dict[int, Living]) -> Living:
     for name in step.shares:
         flags |= SHARED[name].clone_flag
     if step.adopted:
-        pid = _fork_adopted(work, image, maker, there[image.ppid], flags)
+        pid = _fork_adopted(work, image, maker, there.ready(image.ppid), flags)
     else:
         pid = _clone(work, maker, maker.pid, image.pid, flags)
     task = _living(image, pid, maker)
     task.tids[image.pid] = pid
     work.living[image.pid] = task
-    if not image.zombie:
-        work.give_memory(task, maker)
-        task.memory_of = image
-    return task
+    if image.zombie:
+        there.add(task)
+        return
+    there.add(task, work.give_memory(task, maker))
 
 
 def _fork_adopted(work: Work, image: TaskImage, maker: Living, parent: Living, flags: int) -> int:

@@ -21,14 +21,17 @@ MM_MAP = struct.Struct("<11QQII")
 Warn = Callable[[str], None]
 
 
-def task_program(task: TaskImage, memory: Memory, opened: set[int]) -> Program:
-    """What belongs to the whole task: directories, memory markers, signal actions."""
+def task_program(task: TaskImage, memory: Memory, opened: set[int], actions: int) -> Program:
+    """What belongs to the whole task: directories, memory markers, signal actions.
+
+    ``actions`` is the mask of signals whose action is not the default now.
+    """
     program = Program("task")
     program.add(Op(call="umask", args=(task.umask,), subject="umask"))
     program.extend(mapping.plan_final(memory.areas, opened, memory.marks))
     program.extend(policies.plan(memory.policies, memory.areas))
     program.add(memory_markers(memory), _personality(task.personality))
-    program.extend(signals.plan_actions(task.actions))
+    program.extend(signals.plan_actions(task.actions, actions))
     if task.fs_of is None and task.cwd_file is None and task.root_file is None:
         program.add(_chdir(task))
         if task.root != "/":

@@ -320,18 +320,16 @@ class _Restore(Work):
             segments.take_semaphores(self, root)
             state.place_descriptors(self)
             self.lazy.hand_over(self)
-            for task in self.alive():
-                state.task_state(self, task)
+            state.task_states(self)
             state.unlock_network(self)
             state.finish_descriptors(self)
             for task in self.alive():
                 self.lazy.prepare(task)
-            for task in self.alive():
-                state.last_state(self, task)
+            state.last_states(self)
 
-    def give_memory(self, task: Living, maker: Living) -> None:
-        """What a task that was just forked by ``maker`` had."""
-        memories.give(self, task, maker)
+    def give_memory(self, task: Living, maker: Living) -> Iterator[None]:
+        """What a task that was just forked by ``maker`` had (see `memories.give`)."""
+        return memories.give(self, task, maker)
 
     def _is_lazy(self, host: RestoreOptions, pids: Sequence[int]) -> bool:
         if host.lazy is not Lazy.AUTO or host.filled_by is not None:

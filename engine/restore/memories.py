@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory of each task: laid out after an exec or a fork, and filled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from torpor.engine import native
@@ -14,6 +14,7 @@ from torpor.engine.memory.vdso import Group
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import backings, layout, lazily, spawn
 from torpor.engine.restore.arena import Arena, find_hole, find_syscall
+from torpor.engine.restore.batch import Batch
 from torpor.engine.restore.spawn import Living
 from torpor.engine.restore.staging import Staging
 from torpor.engine.restore.work import Work, memory_of
@@ -67,18 +68,22 @@ def lay_out_executed(work: Work, task: Living) -> None:
         task.syscall_address = own_syscall(task.pid, memory.areas, task.image.subject)
 
 
-def give(work: Work, task: Living, maker: Living) -> None:
-    """What a task that was forked by ``maker`` had: from its maker, or from its program."""
+def give(work: Work, task: Living, maker: Living) -> Iterator[None]:
+    """What a task that was forked by ``maker`` had: from its maker, or from its program.
+
+    In steps: between them it runs a program of its own, and other tasks can be seen to.
+    """
     before = maker.memory_of.memory
     assert before is not None
     if layout.forked_from(memory_of(task), before):
-        _lay_out_forked(work, task, maker)
+        yield from _lay_out_forked(work, task, maker)
     else:
         execute(work, task, task.arena.scratch + SCRATCH_BELOW_STACK)
         lay_out_executed(work, task)
+    task.memory_of = task.image
 
 
-def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
+def _lay_out_forked(work: Work, task: Living, parent: Living) -> Iterator[None]:
     memory = memory_of(task)
     filled = _filled(work, task)
     program, kept = layout.after_fork(
@@ -90,7 +95,9 @@ def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
         filled,
         keep_old_code=False,
     )
-    task.arena.run(task.pid, program, task.image.subject)
+    with Batch() as batch:
+        batch.start(task, task.pid, program, task.image.subject)
+        yield
     starts = {a.start for a in kept}
     fresh = [
         a for a in memory.areas if a.start not in starts and a.backing not in area_kinds.SPECIAL
@@ -106,7 +113,9 @@ def _lay_out_forked(work: Work, task: Living, parent: Living) -> None:
         lazily.without(fresh, task.lazy),
         _staging(work, task),
     )
-    task.arena.run(task.pid, Program("drop pages", drops), task.image.subject)
+    with Batch() as batch:
+        batch.start(task, task.pid, Program("drop pages", drops), task.image.subject)
+        yield
     task.areas = tuple(memory.areas)
     task.opened = filled | (parent.opened & starts)
     task.special = parent.special

@@ -11,6 +11,7 @@ from torpor.engine.errors import Error, KernelError
 from torpor.engine.kernel import iptables, nftables, proc, proctexts
 from torpor.engine.program.ops import Program
 from torpor.engine.restore import build, descriptors, rings, spawn
+from torpor.engine.restore.batch import Batch
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work, memory_of
 from torpor.engine.tasks import attributes, creds
@@ -33,20 +34,22 @@ def create_descriptors(work: Work, root: Living) -> None:
 def place_descriptors(work: Work) -> None:
     """Every table at its numbers, late operations, then the service numbers closed."""
     closing: dict[int, Program] = {}
-    for task in work.alive():
-        owner = task.image.files_of or task.image.pid
-        if owner in closing:
-            continue
-        held = work.snapshot.tables.get(owner, ())
-        place, close = descriptors.placement(held, work.plan)
-        closing[owner] = close
-        task.arena.run(task.pid, place, task.image.subject)
+    with Batch() as batch:
+        for task in work.alive():
+            owner = task.image.files_of or task.image.pid
+            if owner in closing:
+                continue
+            held = work.snapshot.tables.get(owner, ())
+            place, close = descriptors.placement(held, work.plan)
+            closing[owner] = close
+            batch.start(task, task.pid, place, task.image.subject)
     for pid, ops in work.plan.late.items():
         task = work.living[pid]
         task.arena.run(task.pid, Program("late descriptors", list(ops)), task.image.subject)
-    for pid, close in closing.items():
-        task = work.living[pid]
-        task.arena.run(task.pid, close, task.image.subject)
+    with Batch() as batch:
+        for pid, close in closing.items():
+            task = work.living[pid]
+            batch.start(task, task.pid, close, task.image.subject)
 
 
 def finish_descriptors(work: Work) -> None:
@@ -67,14 +70,36 @@ def unlock_network(work: Work) -> None:
         work.warnings += iptables.unlock(s.ends for s in states if s.connected or s.calling)
 
 
-def task_state(work: Work, task: Living) -> None:
-    """The task's own settings, its threads and theirs."""
-    image, memory = task.image, memory_of(task)
-    _loginuid(work, task)
-    rings.create(task)
-    program = build.task_program(image, memory, task.opened)
-    task.arena.run(task.pid, program, image.subject)
-    for thread in image.threads:
+def task_states(work: Work) -> None:
+    """The tasks' own settings, their threads and theirs."""
+    alive = work.alive()
+    for task in alive:
+        _loginuid(work, task)
+        rings.create(task)
+    with Batch() as batch:
+        for task in alive:
+            status = proc.parse_status(proc.read_text(task.pid, "status"))
+            set_now = status.sig_ign | status.sig_cgt
+            program = build.task_program(task.image, memory_of(task), task.opened, set_now)
+            batch.start(task, task.pid, program, task.image.subject)
+    for task in alive:
+        _make_threads(work, task)
+    with Batch() as batch:
+        for task in alive:
+            for thread in task.image.threads:
+                tid = task.tids[thread.tid]
+                program = build.thread_program(thread, current_scheduling(tid))
+                batch.start(task, tid, program, f"{task.image.subject}, thread {thread.tid}")
+    for task in alive:
+        if task.image.ended is not None:
+            _end_main_thread(task, task.image.ended)
+        _oom_score(work, task)
+        _core_filter(work, task)
+        _session_nice(work, task)
+
+
+def _make_threads(work: Work, task: Living) -> None:
+    for thread in task.image.threads:
         if thread.tid in task.tids:
             continue
         tid = spawn.fork(
@@ -87,18 +112,6 @@ def task_state(work: Work, task: Living) -> None:
         )
         native.set_sigmask(tid, HELD_SIGNALS)
         task.tids[thread.tid] = tid
-    for thread in image.threads:
-        tid = task.tids[thread.tid]
-        task.arena.run(
-            tid,
-            build.thread_program(thread, current_scheduling(tid)),
-            f"{image.subject}, thread {thread.tid}",
-        )
-    if image.ended is not None:
-        _end_main_thread(task, image.ended)
-    _oom_score(work, task)
-    _core_filter(work, task)
-    _session_nice(work, task)
 
 
 def _end_main_thread(task: Living, ended: EndedThread) -> None:
@@ -165,18 +178,22 @@ def _write(work: Work, task: Living, name: str, wanted: int, parse: Callable[[st
         work.warnings.append(f"{task.image.subject}: {name} stays {now} instead of {wanted}")
 
 
-def last_state(work: Work, task: Living) -> None:
+def last_states(work: Work) -> None:
     """Queued signals, timers, limits, and credentials: nothing may need a right after it."""
-    image, memory = task.image, memory_of(task)
-    limits = proctexts.parse_limits(proc.read_text(task.pid, "limits"))
-    program = build.queue_program(image, limits, work.warnings.append)
-    task.arena.run(task.pid, program, image.subject)
-    for thread in reversed(image.threads):
-        tid = task.tids[thread.tid]
-        status = proc.read_text(task.pid, f"task/{tid}/status")
-        current = creds.collect(status, 0)
-        program = build.last_program(image, thread, memory, current, work.warnings.append)
-        task.arena.run(tid, program, f"{image.subject}, thread {thread.tid}")
+    alive, warn = work.alive(), work.warnings.append
+    with Batch() as batch:
+        for task in alive:
+            limits = proctexts.parse_limits(proc.read_text(task.pid, "limits"))
+            program = build.queue_program(task.image, limits, warn)
+            batch.start(task, task.pid, program, task.image.subject)
+    with Batch() as batch:
+        for task in alive:
+            image, memory = task.image, memory_of(task)
+            for thread in reversed(image.threads):
+                tid = task.tids[thread.tid]
+                current = creds.collect(proc.read_text(task.pid, f"task/{tid}/status"), 0)
+                program = build.last_program(image, thread, memory, current, warn)
+                batch.start(task, tid, program, f"{image.subject}, thread {thread.tid}")
 
 
 def current_scheduling(tid: int) -> Scheduling:

@@ -33,22 +33,24 @@ def test_memory_markers_are_struct_prctl_mm_map():
 def test_personality_comes_after_protection():
     """READ_IMPLIES_EXEC would make mprotect give more than it was asked."""
     text = memory().areas[0]
-    program = build.task_program(task(personality=0x400000), memory(), {text.start})
+    program = build.task_program(task(personality=0x400000), memory(), {text.start}, 0)
     assert calls(program).index("mprotect") < calls(program).index("personality")
     (op,) = [op for op in program.ops if op.call == "personality"]
     assert (op.args, op.expect) == ((0x400000,), Expect.OK)
-    (op,) = [o for o in build.task_program(task(), memory(), set()).ops if o.call == "personality"]
+    (op,) = [
+        o for o in build.task_program(task(), memory(), set(), 0).ops if o.call == "personality"
+    ]
     assert op.expect is Expect.ANY
 
 
 def test_a_root_of_its_own():
-    program = build.task_program(task(root="/jail", cwd="/jail/srv"), memory(), set())
+    program = build.task_program(task(root="/jail", cwd="/jail/srv"), memory(), set(), 0)
     assert calls(program)[-2:] == ["chdir", "chroot"]
 
 
 def test_removed_directories():
     one = task(root="/jail", root_file=7, cwd="/srv", cwd_file=8)
-    assert "chdir" not in calls(build.task_program(one, memory(), set()))
+    assert "chdir" not in calls(build.task_program(one, memory(), set(), 0))
     ops = build.removed_directories(one, {7: 100, 8: 101})
     assert [(op.call, op.args[0]) for op in ops if op.call == "fchdir"][:2] == [
         ("fchdir", 101), ("fchdir", 100),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps of one restore share: the images, the plan, the tasks that live so far."""
 
+from collections.abc import Iterator
+
 from torpor.engine.options import ProgressFn
 from torpor.engine.restore.contents import Contents
 from torpor.engine.restore.descriptors import Descriptors
@@ -29,8 +31,8 @@ class Work:
     suspend_seccomp: bool
     """No filter that the tasks are under is asked while they are restored."""
 
-    def give_memory(self, task: Living, maker: Living) -> None:
-        """What a task that was just forked by ``maker`` had."""
+    def give_memory(self, task: Living, maker: Living) -> Iterator[None]:
+        """What a task that was just forked by ``maker`` had (see `memories.give`)."""
         raise NotImplementedError
 
     def alive(self) -> list[Living]:

@@ -116,12 +116,16 @@ def _is_trapped(info: bytes, tid: int | None) -> bool:
     return number == SIGTRAP or (tid is not None and number in FAULTS and code > 0)
 
 
-def plan_actions(actions: Mapping[int, Action]) -> list[Op]:
-    """Set every action; those left out were the default, which exec or the seed gives."""
+def plan_actions(actions: Mapping[int, Action], current: int) -> list[Op]:
+    """Set every action, in a task that has the default one for all signals not in ``current``.
+
+    ``current`` is a mask, as SigIgn and SigCgt of /proc/PID/status. Actions left out were the
+    default; an exec leaves no flags there (kernel/signal.c, flush_signal_handlers; v6.18).
+    """
     return [
         _plan_action(signal, actions.get(signal, DEFAULT))
         for signal in range(1, SIGNAL_COUNT + 1)
-        if signal not in FIXED
+        if signal not in FIXED and (signal in actions or current >> (signal - 1) & 1)
     ]
 
 

@@ -283,4 +283,4 @@ def test_whatever_is_flipped_only_bad_image_is_raised(data):
 def test_compiling_an_ordinary_tree():
     areas = (*trees.AREAS[:2], Area(start=0x600000, end=0x700000, prot=1, backing=Backing.ANON,
                                     locked=True, advice=(10, 14)), trees.AREAS[2])  # fmt: skip
-    assert compiled(Tree(tasks=(trees.task(memory=trees.memory(areas)),))) > 6_000
+    assert compiled(Tree(tasks=(trees.task(memory=trees.memory(areas)),))) > 800

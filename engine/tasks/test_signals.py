@@ -23,12 +23,15 @@ def test_actions_of_captured_structures():
     raw = struct.pack("<QQQQ", 0x401000, 0x14000000, 0x402000, 1 << 9)
     parsed = signals.parse_actions({10: raw})
     assert parsed == {10: Action(handler=0x401000, flags=0x14000000, restorer=0x402000, mask=512)}
-    ops = signals.plan_actions(parsed)
-    assert [op.args[0] for op in ops] == [s for s in range(1, 65) if s not in (9, 19)]
-    by_signal = {op.args[0]: op.args[1].content for op in ops}
-    assert by_signal[10] == raw
-    assert by_signal[11] == bytes(32)
-    assert ops[0].describe() == "rt_sigaction(1, <32 bytes>, 0, 8)  # signal 1: action"
+    (op,) = signals.plan_actions(parsed, 0)
+    assert op.args[0] == 10
+    assert op.args[1].content == raw
+    assert op.describe() == "rt_sigaction(10, <32 bytes>, 0, 8)  # signal 10: action"
+
+
+def test_actions_that_are_to_be_the_default_again():
+    ops = signals.plan_actions({}, 1 << 10 | 1 << 8)  # SIGSEGV; SIGKILL cannot be set
+    assert [(op.args[0], op.args[1].content) for op in ops] == [(11, bytes(32))]
 
 
 def is_trapped(info):
