@@ -29,8 +29,8 @@ STACK_BYTES = 4 * PAGE
 SCRATCH_BYTES = 4 * PAGE
 PROGRAM_BYTES = 1 << 20
 OPS_PER_RUN = 4096
-MOST_OF_AN_OP = 64 * 7
-"""Bytes, without the content of data."""
+MOST_OF_AN_OP = encoder.OP.size + 6 * 8
+"""Bytes, without the content of data; some of that is aligned."""
 LONGEST_RUN_S = 120.0
 NO_HELPERS: Mapping[int, int] = {}
 LOWEST = 0x10000000
@@ -196,7 +196,7 @@ class Arena:
         size = 0
         for op in program.ops:
             data = [arg for arg in op.args if isinstance(arg, Data)]
-            need = _room(op)
+            need = sum(len(one.content) for one in data) + MOST_OF_AN_OP
             full = len(piece) >= OPS_PER_RUN or size + need > self.program_bytes // 2
             # What a call has filled in is read by the next ones.
             full &= known.isdisjoint(data)
@@ -214,10 +214,8 @@ class Arena:
         ops = program.ops
         if not 0 < len(ops) <= OPS_PER_RUN or any(op.by for op in ops):
             return False
-        if len(ops) * MOST_OF_AN_OP > self.program_bytes // 4:
-            return False
         data = sum([len(arg.content) for op in ops for arg in op.args if type(arg) is Data])
-        return data <= self.program_bytes // 4
+        return data + MOST_OF_AN_OP * len(ops) <= self.program_bytes // 2
 
     def _encoded(
         self, tid: int, program: Program, subject: str, values: dict[str, int]
@@ -318,12 +316,6 @@ class Running:
         self.arena.made.note(program.ops[: index if index >= 0 else None], self.values)
         if index >= 0:
             raise self.encoded.failure(index, result, self.subject)
-
-
-def _room(op: Op) -> int:
-    """Bytes that it may need."""
-    data = sum(len(arg.content) for arg in op.args if isinstance(arg, Data))
-    return data + 64 * (len(op.args) + 1)
 
 
 def _stopped(status: int, subject: str, name: str) -> Error:

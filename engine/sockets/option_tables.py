@@ -252,6 +252,8 @@ ALL = {
         *NETLINK_OPTIONS,
     )
 }
+PLACES = {key: place for place, key in enumerate(ALL)}
+BY_FIELD = {option.field: option for option in COMMON if option.field}
 
 
 def table(family: int, protocol: int, kind: int = SOCK.STREAM) -> Sequence[Option]:

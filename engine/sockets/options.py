@@ -25,7 +25,17 @@ from torpor.engine.errors import KernelError
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kernel.abi import IPPROTO, SO, SOCK, SOL_SOCKET, TCP
 from torpor.engine.kind import FdView, FileId, ImageSink, ImageSource, Limit, refuse
-from torpor.engine.sockets.option_tables import ALL, ALL_RAW, COMMON, UNKNOWN, Raw, raw_table, table
+from torpor.engine.sockets.option_tables import (
+    ALL,
+    ALL_RAW,
+    BY_FIELD,
+    COMMON,
+    PLACES,
+    UNKNOWN,
+    Raw,
+    raw_table,
+    table,
+)
 
 SECTION = "sockets"
 NET_NS_ID = 2
@@ -209,9 +219,9 @@ def decode(
 ) -> SocketOptions:
     """Back from the message, from what `keep` kept, and ``more`` from the kind's own fields."""
     found: dict[tuple[int, int], int] = {(level, n): value for level, n, value in more}
-    for option in COMMON:
-        if option.field and message.HasField(option.field):
-            found[option.level, option.number] = int(getattr(message, option.field))
+    for field, value in message.ListFields():
+        if (option := BY_FIELD.get(field.name)) is not None:
+            found[option.level, option.number] = int(value)
     raws: list[tuple[int, int, bytes]] = []
     node = FRESH_MODE, 0, 0
     for level, n, value in images.extra(SECTION, str(file_id)) or ():
@@ -221,11 +231,7 @@ def decode(
             node = (int(value[0]), int(value[1]), int(value[2]))
         elif (level, n) in ALL:
             found[level, n] = int(value)
-    values = (
-        (option.level, option.number, found[option.level, option.number])
-        for option in ALL.values()
-        if found.get((option.level, option.number), option.default) != option.default
-    )
+    values = [(*key, v) for key, v in found.items() if key in ALL and v != ALL[key].default]
     return SocketOptions(
         raws=tuple(raws),
         sndbuf_bytes=message.so_sndbuf,
@@ -239,8 +245,13 @@ def decode(
         mode=node[0],
         uid=node[1],
         gid=node[2],
-        values=tuple(values),
+        values=tuple(sorted(values, key=_place)),
     )
+
+
+def _place(value: tuple[int, int, int]) -> int:
+    """Where an option stands among all: some must be set before others."""
+    return PLACES[value[:2]]
 
 
 def _raw(value: str | int) -> bytes:
