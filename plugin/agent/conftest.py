@@ -65,16 +65,16 @@ class FakeNode:
         self.cgroup(f"freezer{path}", [pid])
         return merged
 
-    def task(self, pid, parent, ns, cgroup, *, name="app", state="S (sleeping)"):
+    def task(self, pid, parent, ns, cgroup, *, name="app", state="S (sleeping)", threads=1):
         path = self.root / "proc" / str(pid)
         path.mkdir()
         (path / "cgroup").write_text(cgroup)
-        self.status(pid, parent, ns, name, state)
+        self.status(pid, parent, ns, name, state, threads)
 
-    def status(self, pid, parent=50, ns=1, name="app", state="S (sleeping)"):
+    def status(self, pid, parent=50, ns=1, name="app", state="S (sleeping)", threads=1):
         (self.root / "proc" / str(pid) / "status").write_text(
             f"Name:\t{name}\nState:\t{state}\nPPid:\t{parent}\nNSpid:\t{pid}\t{ns}\n"
-            "Seccomp_filters:\t1\n"
+            f"Threads:\t{threads}\nSeccomp_filters:\t1\n"
         )
 
     def cgroup(self, path: str, pids) -> Path:

@@ -356,7 +356,7 @@ def _strangers(
         return ()
     for pid in allowed:
         ours |= _family(tasks, pid)
-    return tuple(task for pid, task in tasks.items() if pid not in ours and task.state != "Z")
+    return tuple(task for pid, task in tasks.items() if pid not in ours and not task.has_ended)
 
 
 def _family(tasks: Mapping[int, Task], pid: int) -> frozenset[int]:

@@ -51,6 +51,13 @@ class Task:
     ns_pids: tuple[int, ...]
     name: str
     state: str
+    """Of its main thread, which may have ended while others live."""
+    threads: int
+
+    @property
+    def has_ended(self) -> bool:
+        """None of its threads lives."""
+        return self.state in ENDED and self.threads <= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,7 @@ class NodeView:
             ns_pids=tuple(int(word) for word in fields.get("NSpid", str(pid)).split()),
             name=fields["Name"].strip(),
             state=fields["State"].split()[0],
+            threads=int(fields.get("Threads", "1")),
         )
 
     def tasks(self, pids: Iterable[int]) -> dict[int, Task]:

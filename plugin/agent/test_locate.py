@@ -121,6 +121,18 @@ def test_exec_in_the_container_is_refused(machine):
     assert [task.pid for task in foreign_tasks(found, machine.view)] == [105]
 
 
+def test_a_command_whose_main_thread_has_ended_is_a_stranger(machine):
+    path = f"/kubepods/podu/{CID}"
+    machine.task(100, 50, 1, v1(path))
+    machine.task(105, 50, 9, v1(path), name="gone", state="Z (zombie)")
+    machine.cgroup(f"freezer{path}", [100, 105])
+    locate(pod(), [], machine.view)
+    machine.task(106, 50, 10, v1(path), name="odd", state="Z (zombie)", threads=2)
+    with pytest.raises(Refused, match="runs a command") as caught:
+        locate(pod(), [], machine.view)
+    assert "106 (odd)" in caught.value.cause
+
+
 def test_a_command_that_waits_for_its_checkpoint_is_no_stranger(machine):
     """preStop: ``sh -c "torpor-hook ..."`` and nothing else besides."""
     path = f"/kubepods/podu/{CID}"
