@@ -10,6 +10,7 @@ memory has been read: for what must be consistent with it (changed files of a ro
 
 from collections.abc import Callable, Sequence
 
+from torpor.engine.haste import uncollected
 from torpor.engine.options import (
     DumpOptions,
     DumpReport,
@@ -63,11 +64,13 @@ def takeover(options: TakeoverOptions, *, progress: ProgressFn = no_progress) ->
     """
     from torpor.engine.restore.launch import take_over
 
-    return take_over(options, progress=progress)
+    with uncollected():
+        return take_over(options, progress=progress)
 
 
 def restore(options: RestoreOptions, *, progress: ProgressFn = no_progress) -> RestoreReport:
     """Create the dumped tree anew from a process of the host."""
     from torpor.engine.restore.launch import restore_tree
 
-    return restore_tree(options, progress=progress)
+    with uncollected():
+        return restore_tree(options, progress=progress)

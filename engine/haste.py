@@ -8,10 +8,23 @@ that are neither; threads and children of it are not so (SCHED_RESET_ON_FORK); i
 
 import gc
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 FIRST_NICE = -20
 FIRST = os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No cyclic garbage is looked for: with much in memory that takes longer than the work."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Haste:

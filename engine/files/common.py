@@ -178,6 +178,8 @@ def decode_owner(message: Any) -> Owner:  # noqa: ANN401
         bad_image("an owner of an unknown kind", "files.img", f"pid_type {message.pid_type}")
     if message.pid >= PID_END:
         bad_image("an owner that cannot be", "files.img", f"pid {message.pid}")
+    if not (message.pid or message.signum or message.uid or message.euid or message.pid_type):
+        return NOBODY  # as nearly always
     return Owner(
         kind=message.pid_type, pid=message.pid, signal=message.signum,
         uid=message.uid, euid=message.euid,

@@ -26,7 +26,7 @@ COPY_BYTES = 1 << 20
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Entry:
     """A message, and where in the file its payload lies; `payload` is empty if not asked for."""
 

@@ -58,7 +58,7 @@ class Expect(IntEnum):
     """Exactly `Op.want`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Op:
     """``call`` is a system call's name, or `@load32` (Data, byte offset) → slot, or `@store64`.
 
@@ -71,6 +71,9 @@ class Op:
 
     ``by`` is the pid inside of a helper that makes the call in the task's place, with its table of
     descriptors: the kernel remembers who has made some objects.
+
+    Nobody changes one; it is not frozen because there are thousands, and a frozen dataclass takes
+    three times as long to be made.
     """
 
     call: str

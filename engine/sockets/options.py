@@ -16,7 +16,7 @@ CRIU: sk_opts_entry of each socket's message. What that cannot say is in torpor.
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from torpor.engine import asking
@@ -218,13 +218,26 @@ def decode(
     more: Iterable[tuple[int, int, int]] = (),
 ) -> SocketOptions:
     """Back from the message, from what `keep` kept, and ``more`` from the kind's own fields."""
+    unsaid = images.extra(SECTION, str(file_id)) or ()
+    raw = message.SerializeToString()
+    return _decoded(
+        raw, tuple((level, n, _hashable(value)) for level, n, value in unsaid), tuple(more)
+    )
+
+
+@lru_cache(maxsize=256)
+def _decoded(
+    raw: bytes, unsaid: tuple[tuple[int, int, Any], ...], more: tuple[tuple[int, int, int], ...]
+) -> SocketOptions:
+    """Most sockets of a program have the same options."""
+    message = pb.sk_opts_entry.FromString(raw)
     found: dict[tuple[int, int], int] = {(level, n): value for level, n, value in more}
     for field, value in message.ListFields():
         if (option := BY_FIELD.get(field.name)) is not None:
             found[option.level, option.number] = int(value)
     raws: list[tuple[int, int, bytes]] = []
     node = FRESH_MODE, 0, 0
-    for level, n, value in images.extra(SECTION, str(file_id)) or ():
+    for level, n, value in unsaid:
         if (level, n) in ALL_RAW:
             raws.append((level, n, _raw(value)))
         elif (level, n) == NODE:
@@ -247,6 +260,10 @@ def decode(
         gid=node[2],
         values=tuple(sorted(values, key=_place)),
     )
+
+
+def _hashable(value: Any) -> Any:  # noqa: ANN401
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _place(value: tuple[int, int, int]) -> int:
