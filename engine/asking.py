@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 SLOT = struct.Struct("<ii")
 """Before the bytes of each answer: what the call returned, and how many bytes it gave."""
+LENGTH = struct.Struct("<i")
 SOCKADDR_ROOM, PLACE_ROOM = 128, 16
 LEAST = 4
 
@@ -27,6 +28,8 @@ class Call:
     IOCTL = 6
     PLACE = 7
     """Device and inode of what the text of the link leads to now."""
+    PIPE = 8
+    """What is queued in a pipe, which stays there: each piece behind its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,22 @@ def fcntl_bytes(command: int, size: int) -> Question:
 def ioctl(request: int, size: int = LEAST) -> Question:
     """What a request puts into room for it."""
     return Question(Call.IOCTL, int(request), 0, size)
+
+
+def pipe_content(size: int) -> Question:
+    """What is queued in a pipe, when it and the lengths of its pieces need no more room."""
+    return Question(Call.PIPE, size=size)
+
+
+def pieces_of(raw: bytes) -> list[bytes]:
+    """Of the answer of a pipe."""
+    found, at = [], 0
+    while at < len(raw):
+        (size,) = LENGTH.unpack_from(raw, at)
+        at += LENGTH.size
+        found.append(raw[at : at + size])
+        at += size
+    return found
 
 
 POLL, PLACE = Question(Call.POLL), Question(Call.PLACE, size=PLACE_ROOM)

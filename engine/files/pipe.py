@@ -22,7 +22,7 @@ Source: pipe(7); fs/pipe.c, pipe_poll (v6.18).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torpor.engine.asking import Questions, fcntl
+from torpor.engine.asking import Questions, fcntl, pipe_content
 from torpor.engine.errors import Refused
 from torpor.engine.files.common import (
     AT_FDCWD,
@@ -63,6 +63,8 @@ from torpor.engine.program.ops import Data, Expect, Op, Slot, move, place
 
 DEFAULT_BYTES = 65536
 PIECE_BYTES = 1 << 18
+SMALL_BYTES = 256
+"""As much is asked together with all else."""
 POLLERR, POLLHUP = 8, 16
 
 OUTSIDE = Limit(
@@ -76,7 +78,7 @@ NO_REPLACEMENT = Limit(
     remedy="name a descriptor for it with --inherit-fd fd[N]:pipe:[INODE]",
 )
 LIMITS = (OUTSIDE, NO_REPLACEMENT, OWNER_OUTSIDE)
-QUESTIONS = Questions(*OWNER, *QUEUED, fcntl(F.GETPIPE_SZ))
+QUESTIONS = Questions(*OWNER, *QUEUED, fcntl(F.GETPIPE_SZ), pipe_content(SMALL_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from torpor.engine import native
-from torpor.engine.asking import Answers, Call
+from torpor.engine.asking import Answers, Call, pieces_of
 from torpor.engine.errors import Error, KernelError, Refused
 from torpor.engine.kernel import boundfile, bpf, fdcalls, netlink, repair, ttyqueue, watches
 from torpor.engine.kernel.answered import Answered
@@ -196,6 +196,9 @@ class LiveFd(Answered):
         """What is queued in a pipe, not consumed: a stream at once, each packet apart."""
         if self.is_quiet:
             return []
+        told = self._told(Call.PIPE)
+        if told is not None and told[0] > 0:
+            return pieces_of(told[1])
         with translated(self.subject, self.path):
             reader = self._reader(os.O_RDONLY | os.O_NONBLOCK)
         try:

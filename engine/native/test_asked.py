@@ -2,6 +2,7 @@
 """Questions in one go: of our own descriptors."""
 
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -9,7 +10,17 @@ import struct
 from contextlib import contextmanager
 
 from torpor.engine import native
-from torpor.engine.asking import NAMES, PLACE, POLL, Call, Questions, ioctl, option
+from torpor.engine.asking import (
+    NAMES,
+    PLACE,
+    POLL,
+    Call,
+    Questions,
+    ioctl,
+    option,
+    pieces_of,
+    pipe_content,
+)
 from torpor.engine.asking import fcntl as command
 
 FIONREAD = 0x541B
@@ -92,3 +103,54 @@ def test_equal_places_are_one_description():
         first, second, third = native.order_files(pids, [one.fileno(), other.fileno(), copy])
         os.close(copy)
     assert first == third != second
+
+
+def pieces(flags, written):
+    """What a pipe with so much in it answers, twice; it is still there then."""
+    reader, writer = os.pipe2(flags)
+    asked = Questions(pipe_content(64))
+    try:
+        for piece in written:
+            os.write(writer, piece)
+        first, again = ask((reader, asked, b""), (reader, asked, b""))
+        assert first.are_those(again)
+        (of_writer,) = ask((writer, asked, b""))
+        assert of_writer.is_whole
+        assert of_writer.get(Call.PIPE)[0] in ((-errno.EBADF, -errno.ERANGE) if written else (0,))
+        for piece in written:
+            assert os.read(reader, len(piece)) == piece
+        result, raw = first.get(Call.PIPE)
+        return result, pieces_of(raw)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_what_is_queued_in_pipes():
+    assert pieces(0, []) == (0, [])
+    assert pieces(0, [b"one", b"two"]) == (6, [b"onetwo"])
+    assert pieces(os.O_DIRECT, [b"one", b"two"]) == (6, [b"one", b"two"])
+    assert pieces(0, [b"x" * 60]) == (60, [b"x" * 60])
+
+
+def test_more_than_there_is_room_for_is_not_told():
+    for flags, written in ((0, [b"x" * 61]), (0, [b"x" * 100]), (os.O_DIRECT, [b"x" * 6] * 10)):
+        assert pieces(flags, written) == (-errno.ERANGE, [])
+
+
+def test_pipes_side_by_side():
+    """A copy serves many, also after one that it could not take."""
+    ends = [os.pipe2(os.O_DIRECT) for _ in range(300)]
+    asked = Questions(pipe_content(64))
+    try:
+        for i, (_, writer) in enumerate(ends):
+            for _ in range(1 if i % 3 else 14):
+                os.write(writer, b"%d" % i)
+        told = ask(*((reader, asked, b"") for reader, _ in ends))
+        for i, one in enumerate(told):
+            result, raw = one.get(Call.PIPE)
+            assert (pieces_of(raw) == [b"%d" % i]) if i % 3 else (result == -errno.ERANGE)
+    finally:
+        for pair in ends:
+            os.close(pair[0])
+            os.close(pair[1])

@@ -20,7 +20,7 @@
 #define POLLRDHUP 0x2000
 #endif
 
-enum call { OPTION, SOCKNAME, PEERNAME, POLL, FCNTL, FCNTL_BYTES, IOCTL, PLACE };
+enum call { OPTION, SOCKNAME, PEERNAME, POLL, FCNTL, FCNTL_BYTES, IOCTL, PLACE, PIPE };
 
 struct slot {
 	int result, size;
@@ -33,6 +33,12 @@ struct asking {
 	size_t count;
 	char *room;
 	unsigned int threads;
+};
+
+/* One of those that ask at a time, and a pipe for what others hold. */
+struct asker {
+	const struct asking *asking;
+	int copy[2];
 };
 
 static int place_of(int root, const char *path, struct slot *slot)
@@ -89,7 +95,62 @@ static int events_of(int fd)
 	return poll(&one, 1, 0) < 0 ? -errno : one.revents;
 }
 
-static int ask(const struct asking *asking, const struct seam_asked *row, int fd,
+static void drop_copy(struct asker *asker)
+{
+	if (asker->copy[0] >= 0) {
+		close(asker->copy[0]);
+		close(asker->copy[1]);
+	}
+	asker->copy[0] = asker->copy[1] = -1;
+}
+
+/* Each piece behind its length; read(2) ends where a packet does, and takes a stream at once. */
+static int copied_of(struct asker *asker, int total, const struct seam_question *question,
+		     struct slot *slot)
+{
+	int32_t got;
+
+	for (int left = total; left > 0; left -= got) {
+		char *at = slot->bytes + slot->size;
+		ssize_t room = question->size - slot->size - (ssize_t)sizeof(got);
+
+		got = room > 0 ? (int32_t)read(asker->copy[0], at + sizeof(got), (size_t)room) : 0;
+		if (got <= 0)
+			return -ERANGE;
+		memcpy(at, &got, sizeof(got));
+		slot->size += (int)sizeof(got) + got;
+	}
+	return total;
+}
+
+/* What is queued stays there.  -ERANGE: it is too much for the room, or for a copy. */
+static int pipe_of(struct asker *asker, int fd, const struct seam_question *question,
+		   struct slot *slot)
+{
+	int queued, result;
+	ssize_t copied;
+
+	if (ioctl(fd, FIONREAD, &queued))
+		return -errno;
+	if (!queued)
+		return 0;
+	if (queued > question->size)
+		return -ERANGE;
+	if (asker->copy[0] < 0 && pipe2(asker->copy, O_CLOEXEC | O_NONBLOCK))
+		return -errno;
+	copied = tee(fd, asker->copy[1], (size_t)queued, SPLICE_F_NONBLOCK);
+	if (copied < 0)
+		return -errno;
+	result = copied_of(asker, (int)copied, question, slot);
+	if (result != queued) {
+		drop_copy(asker);
+		slot->size = 0;
+		return -ERANGE;
+	}
+	return result;
+}
+
+static int ask(struct asker *asker, const struct seam_asked *row, int fd,
 	       const struct seam_question *question, struct slot *slot)
 {
 	int result;
@@ -115,7 +176,9 @@ static int ask(const struct asking *asking, const struct seam_asked *row, int fd
 		slot->size = question->size;
 		return ioctl(fd, (unsigned int)question->first, slot->bytes) < 0 ? -errno : 0;
 	case PLACE:
-		return place_of(asking->root, row->path, slot);
+		return place_of(asker->asking->root, row->path, slot);
+	case PIPE:
+		return pipe_of(asker, fd, question, slot);
 	}
 	return -ENOSYS;
 }
@@ -132,22 +195,24 @@ static int is_clear(const struct seam_question *question, int result)
 		return result != -ERANGE;
 	case FCNTL_BYTES:
 		return !result || result == -EINVAL;
+	case PIPE: /* of a write end it is not told */
+		return result >= 0 || result == -EBADF || result == -ERANGE;
 	default:
 		return result >= 0;
 	}
 }
 
-static void ask_one(const struct asking *asking, struct seam_asked *row)
+static void ask_one(struct asker *asker, struct seam_asked *row)
 {
-	int fd = seam_pidfd_getfd(asking->pidfd, row->fd);
-	char *at = asking->room + row->at;
+	int fd = seam_pidfd_getfd(asker->asking->pidfd, row->fd);
+	char *at = asker->asking->room + row->at;
 
 	row->unclear = fd < 0;
 	for (size_t i = 0; i < row->count && fd >= 0; i++) {
 		const struct seam_question *question = row->questions + i;
 		struct slot *slot = (struct slot *)at;
 
-		slot->result = ask(asking, row, fd, question, slot);
+		slot->result = ask(asker, row, fd, question, slot);
 		row->unclear |= !is_clear(question, slot->result);
 		at += sizeof(*slot) + (((size_t)question->size + 7) & ~(size_t)7);
 	}
@@ -158,11 +223,13 @@ static void ask_one(const struct asking *asking, struct seam_asked *row)
 static void ask_share(void *job, unsigned int index)
 {
 	const struct asking *asking = job;
+	struct asker asker = { .asking = asking, .copy = { -1, -1 } };
 	size_t i = asking->count * index / asking->threads;
 	size_t last = asking->count * (index + 1) / asking->threads;
 
 	for (; i < last; i++)
-		ask_one(asking, asking->rows + i);
+		ask_one(&asker, asking->rows + i);
+	drop_copy(&asker);
 }
 
 int seam_ask_fds(int pidfd, int root, struct seam_asked *rows, size_t count, char *room,
