@@ -140,27 +140,29 @@ def attributes(data: bytes) -> Mapping[int, bytes]:
     return found
 
 
-def unix_sockets(answer: bytes) -> dict[int, UnixSocket]:
-    """By inode. Attributes: NAME 0, VFS 1, PEER 2, ICONS 3, RQLEN 4, SHUTDOWN 6."""
-    found: dict[int, UnixSocket] = {}
-    for _, payload in messages(answer):
-        _, kind, state, _, inode, _, _ = _UNIX_MESSAGE.unpack_from(payload)
-        parts = attributes(payload[_UNIX_MESSAGE.size :])
-        vfs = struct.unpack("=II", parts[1]) if 1 in parts else None
-        queues = struct.unpack("=II", parts[4]) if 4 in parts else (0, 0)
-        found[inode] = UnixSocket(
-            kind=kind,
-            state=state,
-            inode=inode,
-            name=parts.get(0, b""),
-            vfs=vfs,
-            peer=struct.unpack("=I", parts[2])[0] if 2 in parts else None,
-            pending=struct.unpack(f"={len(parts.get(3, b'')) // 4}I", parts.get(3, b"")),
-            receive_queue=queues[0],
-            send_queue=queues[1],
-            shutdown=parts[6][0] if 6 in parts else 0,
-        )
-    return found
+def unix_sockets(answer: bytes) -> dict[int, bytes]:
+    """What `unix_socket` reads, by inode: there are those of a whole machine, few are asked for."""
+    return {_UNIX_MESSAGE.unpack_from(payload)[4]: payload for _, payload in messages(answer)}
+
+
+def unix_socket(payload: bytes) -> UnixSocket:
+    """Attributes: NAME 0, VFS 1, PEER 2, ICONS 3, RQLEN 4, SHUTDOWN 6."""
+    _, kind, state, _, inode, _, _ = _UNIX_MESSAGE.unpack_from(payload)
+    parts = attributes(payload[_UNIX_MESSAGE.size :])
+    vfs = struct.unpack("=II", parts[1]) if 1 in parts else None
+    queues = struct.unpack("=II", parts[4]) if 4 in parts else (0, 0)
+    return UnixSocket(
+        kind=kind,
+        state=state,
+        inode=inode,
+        name=parts.get(0, b""),
+        vfs=vfs,
+        peer=struct.unpack("=I", parts[2])[0] if 2 in parts else None,
+        pending=struct.unpack(f"={len(parts.get(3, b'')) // 4}I", parts.get(3, b"")),
+        receive_queue=queues[0],
+        send_queue=queues[1],
+        shutdown=parts[6][0] if 6 in parts else 0,
+    )
 
 
 def inet_sockets(answer: bytes) -> list[InetSocket]:

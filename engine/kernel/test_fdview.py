@@ -199,8 +199,8 @@ def test_unix_and_inet_diag() -> None:
         view = view_of(views, pid, theirs.fileno())
         answer = view.netlink(16, netlink.NETLINK_SOCK_DIAG, netlink.unix_diag_request())
         sockets = netlink.unix_sockets(answer)
-        end = sockets[view.st_ino]
-        assert sockets[end.peer or 0].peer == view.st_ino
+        end = netlink.unix_socket(sockets[view.st_ino])
+        assert netlink.unix_socket(sockets[end.peer or 0]).peer == view.st_ino
         assert (end.receive_queue, end.kind, end.state) == (3, 1, 1)
         answer = view.netlink(16, netlink.NETLINK_SOCK_DIAG, netlink.inet_diag_request(2, 6))
         inodes = {s.inode: s for s in netlink.inet_sockets(answer)}

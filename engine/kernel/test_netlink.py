@@ -32,7 +32,8 @@ def test_unix_sockets() -> None:
         + unix_entry(8, 1, 1, attribute(2, struct.pack("=I", 9)), attribute(6, b"\2"))
         + DONE
     )  # fmt: skip
-    found = netlink.unix_sockets(answer)
+    payloads = netlink.unix_sockets(answer)
+    found = {inode: netlink.unix_socket(payload) for inode, payload in payloads.items()}
     assert found[7] == netlink.UnixSocket(
         kind=1, state=10, inode=7, name=b"/run/x\0", vfs=(99, 5), pending=(11, 12),
         receive_queue=2, send_queue=64,

@@ -144,7 +144,7 @@ class Unix:
             and is_quiet(view)
             and not any(map(is_path, names))
             and view.is_of_own_network()
-            and _diag(view, context) is not None
+            and view.st_ino in _known(view, context)
         )
 
     def collect(self, view: FdView, context: DumpContext) -> UnixState:
@@ -192,7 +192,8 @@ class Unix:
             for inode in state.pending:
                 if inode not in by_inode:
                     yield refuse(UNACCEPTED_OUTSIDE, subject, f"client is unix:[{inode}]")
-            if state.inode in waiting and state.inode in sent and sent[state.inode].send_queue:
+            calls = state.inode in waiting and state.inode in sent
+            if calls and netlink.unix_socket(sent[state.inode]).send_queue:
                 yield refuse(UNACCEPTED_DATA, subject)
             yield from _check_rights(state, subject, context)
             if is_outside(state, by_inode, waiting):
@@ -258,12 +259,18 @@ def _check_rights(state: UnixState, subject: str, context: DumpContext) -> Itera
 
 
 def _diag(view: FdView, context: DumpContext) -> netlink.UnixSocket | None:
-    """What unix_diag knows; asked once for a network namespace, and again when it is another."""
-    known: dict[int, netlink.UnixSocket] = context.cache.setdefault(DIAG, {})
+    """What unix_diag knows."""
+    payload = _known(view, context).get(view.st_ino)
+    return None if payload is None else netlink.unix_socket(payload)
+
+
+def _known(view: FdView, context: DumpContext) -> Mapping[int, bytes]:
+    """Asked once for a network namespace, and again when it is another."""
+    known: dict[int, bytes] = context.cache.setdefault(DIAG, {})
     if view.st_ino not in known:
         answer = view.netlink(AF.NETLINK, netlink.NETLINK_SOCK_DIAG, netlink.unix_diag_request())
         known.update(netlink.unix_sockets(answer))
-    return known.get(view.st_ino)
+    return known
 
 
 def _reconnects(state: UnixState) -> bool:
