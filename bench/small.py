@@ -2,9 +2,9 @@
 """Frozen time and restore of trees, threads, descriptors and mappings.
 
 The pause is what each engine reports as frozen (stats-dump of CRIU, DumpReport of ours) with the
-workload left running; a restore is timed from outside, criu's as a command, ours as a call. What
-stopping, asking and letting go of as many tasks costs in C is measured beside: no dump stops them
-for less.
+workload left running; a restore is timed from outside, criu's as a command, ours as a call. Beside
+it stands what of our pause is spent in C (`bench.incalls`), and what stopping, asking and letting
+go of as many tasks costs in C alone: no dump stops them for less.
 """
 
 import subprocess
@@ -27,6 +27,7 @@ from bench.common import (
     restore_torpor,
     running,
 )
+from bench.incalls import timed
 
 # name: program's words, goals of pause and restore (None: no goal)
 CASES: dict[str, tuple[tuple[str, int], float, float | None]] = {
@@ -57,10 +58,12 @@ def rows(scratch: Path, rounds: int) -> Iterator[Row]:
                 if number:
                     pauses[engine].append(pause * 1e3)
                     restores[engine].append(took * 1e3)
-            floors.append(stopped(program, words, stopper))
+            floors.append(called(program, words, scratch) * 1e3)
         row = against(name, "frozen", pauses["torpor"], pauses["criu"], pause_goal)
+        least = stopped(program, words, stopper)
         row.floor = Floor(
-            value=min(floors), what="stopping, reading registers of, and letting go of its tasks"
+            value=min(floors),
+            what=f"in calls of C, the rest is Python; to stop and let go of its tasks {least:.2g}",
         )
         yield row
         yield against(name, "restore", restores["torpor"], restores["criu"], restore_goal)
@@ -71,6 +74,14 @@ def paused(program: Path, words: tuple[str, int], scratch: Path, dump: Dump) -> 
     with running(program, *words) as pid:
         time.sleep(SETTLE_S)
         return dump(pid, fresh(scratch), False)
+
+
+def called(program: Path, words: tuple[str, int], scratch: Path) -> float:
+    """Seconds of such a pause that are spent in C."""
+    with running(program, *words) as pid, timed() as calls:
+        time.sleep(SETTLE_S)
+        dump_torpor(pid, fresh(scratch), False)
+        return calls.spent_s
 
 
 def restored(
