@@ -21,6 +21,8 @@ from torpor.engine.lazy.uffd import Event, Message
 PAGE = uffd.PAGE
 AHEAD_BYTES = 64 << 10
 """How much comes with a page that is waited for."""
+MORE_MS = 1
+"""Who has waited for a page soon waits for another one, which is not to wait for a whole chunk."""
 FORK_FD_MASK = 0xFFFFFFFF
 
 
@@ -89,15 +91,16 @@ class _Loop:
         return [space for space in self._spaces.values() if space.missing.pieces]
 
     def _hear(self, *, wait: bool) -> None:
-        """Everything that has come."""
+        """Everything that has come, and what comes at once when that is there."""
         timeout = None if wait else 0
         while ready := [fd for fd, what in self._poll.poll(timeout) if what & select.POLLIN]:
+            timeout = 0
             for fd in ready:
                 if fd in self._spaces:
-                    self._hear_of(self._spaces[fd])
+                    if self._hear_of(self._spaces[fd]):
+                        timeout = MORE_MS
                 elif self._arrivals is not None and fd == self._arrivals.fileno():
                     self._let_in(self._arrivals)
-            timeout = 0
 
     def _let_in(self, arrivals: Arrivals) -> None:
         space = arrivals.next()
@@ -111,7 +114,8 @@ class _Loop:
         self._spaces[space.fd] = space
         self._poll.register(space.fd, select.POLLIN)
 
-    def _hear_of(self, space: Space) -> None:
+    def _hear_of(self, space: Space) -> bool:
+        """Whether a page was waited for."""
         faults = []
         for message in uffd.messages(space.fd):
             if message.event == Event.PAGEFAULT:
@@ -120,6 +124,7 @@ class _Loop:
                 self._change(space, message)
         for address in faults:
             self._answer(space, address)
+        return bool(faults)
 
     def _change(self, space: Space, message: Message) -> None:
         first, second, third = message.values

@@ -9,7 +9,7 @@ every operation fail, the usual run a sample.
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -55,7 +55,7 @@ class Fault:
         (ops_at, *_) = encode.HEADER.unpack_from(content)
         place = ops_at - base + (self.at - first) * encode.OP.size
         content[place : place + 4] = NO_CALL.to_bytes(4, "little")
-        return encode.Encoded(program=program, base=base, content=bytes(content))
+        return replace(encoded, content=bytes(content))
 
 
 @pytest.fixture
