@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each program of the tables, moved twice."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.programs import desktop, jobs, languages, servers, terminals
@@ -14,6 +16,19 @@ PROGRAMS = {
     **terminals.PROGRAMS,
     **desktop.PROGRAMS,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_segments_left():
+    """A server that is killed leaves its shared memory, as it would anywhere."""
+
+    def segments():
+        return set(Path("/dev/shm").glob("PostgreSQL.*"))
+
+    before = segments()
+    yield
+    for path in segments() - before:
+        path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
