@@ -84,14 +84,19 @@ class Row:
 
     def markdown(self) -> str:
         """The same for a page."""
-        words = [self.case, self.measure, f"{self.ours:.3g} {self.unit}"]
-        words.append("" if self.criu is None else f"{self.criu:.3g}")
+        words = [self.case, self.measure, f"{figure(self.ours)} {self.unit}"]
+        words.append("" if self.criu is None else figure(self.criu))
         words.append("" if self.score is None else f"{self.score:.2g}")
         goal = "" if self.goal is None else f"{self.goal:.3g}"
         words.append({None: "", True: f"{goal}: met", False: f"{goal}: **not met**"}[self.met])
         if self.met is False and self.floor is not None:
             words[-1] += f"; {self.floor.value:.3g} is {self.floor.what}"
         return f"| {' | '.join(words)} |"
+
+
+def figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 HEADER = f"{'case':16} {'measure':34} {'torpor':>9} {'criu':>9} {'unit':5} {'score':>7} {'goal':>8}"
