@@ -34,9 +34,8 @@ static inline long filter_trace(long request, long tid, long address, const void
 /* Until the thread stands at its event stop; a signal that comes first goes on its way. */
 static inline long filter_await_stop(long tid)
 {
-	struct sys_timespec nap = {.seconds = 0, .nanoseconds = FILTER_NAP_NS};
-
 	for (int tries = 0; tries < FILTER_SPINS + FILTER_NAPS;) {
+		struct sys_timespec nap = {.seconds = 0, .nanoseconds = FILTER_NAP_NS};
 		int status = 0;
 		long got = sys_wait4(tid, &status, __WALL | SYS_WNOHANG);
 		long signal = status >> 16 ? 0 : status >> 8 & 0xff;

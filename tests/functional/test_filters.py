@@ -7,16 +7,20 @@ the test, which is root. That it works without CAP_SYS_ADMIN and with the helper
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from native.build import build_programs
 from tests.functional.conftest import program
+from tests.functional.describe import tree
 from tests.functional.harness import Live
 from torpor.engine import api, native
 from torpor.engine.errors import Denied, Findings, Vanished
 from torpor.engine.kernel import ptrace
+from torpor.engine.kernel.proc import parse_stat, read_text
 from torpor.engine.options import After, DumpOptions, MemoryWay
+from torpor.plugin.agent.pidhelper import PidHelper
 
 pytestmark = [pytest.mark.functional, pytest.mark.root]
 RUNTIME = 9
@@ -210,6 +214,58 @@ print(report.memory_way.value, report.memory_reason)
 def with_rights(rights, *command):
     sets = (f"--inh-caps=-all,{rights}", f"--bounding-set=-all,{rights}")
     return ["setpriv", *sets, "--no-new-privs", *map(str, command)]
+
+
+VFORKS = """
+#define _GNU_SOURCE
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int main(void)
+{
+	struct sock_filter code[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW) };
+	struct sock_fprog program = { 1, code };
+	struct timespec rest = { 0, 700000000 };
+
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program))
+		return 1;
+	if (!vfork()) {
+		nanosleep(&rest, 0);
+		_exit(0);
+	}
+	pause();
+}
+"""
+
+
+def in_vfork(pid):
+    return [one for one in tree(pid)[1:] if parse_stat(read_text(one, "stat")).state == "D"]
+
+
+def test_the_helper_waits_for_a_thread_that_stops_late(tmp_path):
+    """Its parent of a vfork cannot stop before the child is gone."""
+    helper = next(one for one in build_programs(tmp_path / "built") if one.name.endswith("helper"))
+    place, binary = tmp_path / "helper.sock", tmp_path / "vforks"
+    words = ["cc", "-x", "c", "-", "-o", str(binary)]
+    subprocess.run(words, input=VFORKS, check=True, text=True)
+    server = subprocess.Popen(with_rights(HELPER_RIGHTS, helper, "--socket", place))
+    task = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", binary])
+    try:
+        deadline = time.monotonic() + 10
+        while not place.exists() or not (waiting := in_vfork(task.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        filter_program, flags = PidHelper(place).filter(waiting[0], 0)
+        assert (len(filter_program), flags) == (8, 0)
+    finally:
+        for process in (task, server):
+            process.kill()
+            process.wait()
 
 
 def test_the_rights_of_an_agent_are_enough(tmp_path):

@@ -81,6 +81,7 @@ static inline long sys_wait4(long pid, int *status, int options)
 	return SYS4(__NR_wait4, pid, status, options, NULL);
 }
 
+/* The kernel leaves in *timeout what was left of it. */
 static inline long sys_ppoll(struct sys_pollfd *fds, size_t count, struct sys_timespec *timeout)
 {
 	return SYS5(__NR_ppoll, fds, count, timeout, NULL, SYS_SIGSET_BYTES);
