@@ -27,6 +27,7 @@ from torpor.engine.files import (
     socketpath,
     terminal,
     timerfd,
+    tun,
     unknown,
 )
 from torpor.engine.kind import FileKind
@@ -38,6 +39,7 @@ FILE_KINDS: Sequence[FileKind[Any]] = (
     timerfd.KIND,
     pipe.KIND,
     fifo.KIND,
+    tun.KIND,  # before the sockets, which may have its addresses
     unix.KIND,
     inet.KIND,
     netlink.KIND,

@@ -22,7 +22,7 @@ HELPERS = {
     "unix_bind", "unix_creds", "unix_images", "unix_messages", "unix_names", "unix_plan",
     "unix_state",
     "inet_images", "inet_state", "multicast", "segment", "tcp_kept", "tcp_stream",
-    "tty", "ttyimages", "ttyplan",
+    "tty", "ttyimages", "ttyplan", "tunlink",
 }  # fmt: skip
 KINDS = {kind.name: kind for kind in FILE_KINDS}
 
@@ -46,7 +46,7 @@ WORDS = {
     "namespace": "/ns/", "message queue": "mq_open",
     "BPF map": "BPF_MAP_CREATE", "io_uring": "io_uring_setup",
     "path of a socket": "O_PATH",
-    "device": "/dev/null", "regular": "O_APPEND",
+    "device": "/dev/null", "tun": "TUNSETIFF", "regular": "O_APPEND",
     "terminal": "openpty", "epoll": "epoll",
 }  # fmt: skip
 

@@ -102,6 +102,11 @@ KINDS: dict[str, Support] = {
         ours=TESTED, theirs=TESTED, tests=("tests/functional/workloads/files_proc.py",)
     ),
     "device": Support(theirs=TESTED, tests=(REGULAR, FILES_FROM_CRIU)),
+    "tun": Support(
+        ours="the same messages; CRIU takes them with a network namespace only",
+        theirs="with a network namespace only, which is refused",
+        tests=("tests/functional/workloads/devices_tun.py", "tests/functional/test_tun.py"),
+    ),
     "path of a socket": Support(tests=(NAMES,)),
     "regular": Support(
         ours=f"{SAME}; an O_TMPFILE cannot be linked any more", theirs=TESTED,

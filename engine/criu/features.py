@@ -25,7 +25,6 @@ from torpor.engine.lazy import uffd
 MOUNTS = "mount namespaces are not restored yet"
 NETWORK = "network namespaces are not restored yet"
 LOCK = "the network is locked by nftables only"
-TUN = "tun devices are refused"
 SO_BUF_LOCK, IPV6_FREEBIND = 72, 78
 SIOCUNIXFILE = 0x89E0
 NETLINK_NETFILTER = 12
@@ -162,6 +161,11 @@ def _fault_events() -> None:
         uffd.begin(fd)
 
 
+def _tun() -> None:
+    with _open("/dev/net/tun", os.O_RDWR):
+        return
+
+
 def _nftables() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER):
         return
@@ -174,8 +178,8 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
                 torpor="PAGEMAP_SCAN"),
     CriuFeature(name="aio_remap", use="asynchronous I/O contexts", torpor="PAGEMAP_SCAN"),
     CriuFeature(name="timerfd", use="settings of timerfds", probe=_timerfd, category=NEEDED),
-    CriuFeature(name="tun", lacking=TUN),
-    CriuFeature(name="tun_ns", lacking=TUN),
+    CriuFeature(name="tun", use="tun and tap interfaces", probe=_tun),
+    CriuFeature(name="tun_ns", use="the same, in the network namespace of the tree", probe=_tun),
     CriuFeature(name="userns", lacking="user namespaces are not restored yet"),
     CriuFeature(name="fdinfo_lock", use="who holds a file lock", probe=_locks),
     CriuFeature(name="seccomp_suspend", use="restore under a strict filter",

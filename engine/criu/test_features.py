@@ -34,10 +34,10 @@ def test_why_one_is_missing(one, why):
 def test_one_by_name(capsys):
     assert main(["check", "--feature", "ns_pid"]) == 0
     assert capsys.readouterr().out == "ns_pid is supported\n"
-    assert main(["check", "--feature", "tun"]) == 1
+    assert main(["check", "--feature", "userns"]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert features.TUN in told.err
+    assert features.BY_NAME["userns"].lacking in told.err
 
 
 @pytest.mark.parametrize(

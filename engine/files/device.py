@@ -105,8 +105,8 @@ class DeviceKind(Base[Device]):
             images.add("files", pb.file_entry(type=pb.REG, id=file_id, reg=entry))
 
     def decode(self, images: ImageSource) -> Mapping[FileId, Device]:
-        """REG entries of devices."""
-        gone = ghosted(images)
+        """REG entries of devices; those that have another entry besides are of `tun.py`."""
+        gone = ghosted(images) | {file_id for file_id, _ in images.files("TUNF")}
         return {
             file_id: Device(
                 path=path_from(entry.name, f"files.img, file {file_id}"),

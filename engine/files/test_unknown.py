@@ -46,7 +46,6 @@ def device_view(major, minor, poll=0):
         (RecordedFd(link="/secretmem (deleted)", fs_magic=0x5345434D), "secret-memory"),
         (RecordedFd(link="/dev/sda", st_mode=0o60660), "block-device"),
         (device_view(5, 3), "terminal-device"),
-        (device_view(10, 200), "tun"),
         (device_view(10, 229), "fuse"),
         (device_view(195, 255), "gpu-nvidia"),
         (device_view(250, 70000), "device"),

@@ -66,7 +66,6 @@ CASES: Sequence[Case] = (
     _device("dev-mem", 1, 1, "physical memory (/dev/mem)"),
     _device("memory-device", 1, None, "a memory device that torpor does not know"),
     _device("terminal-device", 5, None, "a terminal device that torpor does not know"),
-    _device("tun", 10, 200, "a tun or tap interface", "remove it before the checkpoint"),
     _device("fuse", 10, 229, "the server side of a FUSE file system",
             "unmount the file system before the checkpoint"),
     _device("kvm-device", 10, 232, "KVM (/dev/kvm)", "checkpoint inside of the machine"),

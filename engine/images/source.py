@@ -32,6 +32,8 @@ MEMBERS: Mapping[str, str] = {
     "PIDFD": "pidfd",
 }
 """Member of file_entry that each of fd_types fills."""
+BESIDE = "TUNF"
+"""The type whose files have an entry REG of the same id besides (`files/tun.py`)."""
 
 
 class Source:
@@ -68,7 +70,7 @@ class Source:
 
     def _read_files(self) -> dict[str, list[tuple[FileId, Any]]]:
         found: dict[str, list[tuple[FileId, Any]]] = {}
-        seen: set[int] = set()
+        seen: set[tuple[int, bool]] = set()
         for entry in self._images.messages("files", pb.file_entry):
             type_name = pb.fd_types.Name(entry.type)
             member = MEMBERS.get(type_name)
@@ -77,9 +79,10 @@ class Source:
             message = getattr(entry, member)
             if message.id != entry.id:
                 raise _bad(entry.id, f"calls itself {message.id} inside")
-            if entry.id in seen:
+            known = entry.id, type_name == BESIDE
+            if known in seen:
                 raise _bad(entry.id, "is there twice")
-            seen.add(entry.id)
+            seen.add(known)
             found.setdefault(type_name, []).append((FileId(entry.id), message))
         return found
 

@@ -59,7 +59,12 @@ OTHER_NETWORK = Limit(
     what="this socket is of another network namespace than its task",
     remedy="close it before the checkpoint, or have a task inside that namespace hold it",
 )
-LIMITS = (FILTER_UNREADABLE, OTHER_NETWORK)
+DEVICE_GONE = Limit(
+    case="bound-device-gone",
+    what="this socket is bound to a network interface that is gone (SO_BINDTODEVICE)",
+    remedy="close it before the checkpoint, or bind it to another interface",
+)
+LIMITS = (FILTER_UNREADABLE, OTHER_NETWORK, DEVICE_GONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +124,7 @@ def questions(family: int, protocol: int, kind: int = SOCK.STREAM) -> tuple[Ques
 
 
 def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> SocketOptions:
-    """All options. Raises Refused when the filter cannot be read, or a socket is not from here."""
+    """All options. Raises Refused: what cannot be read, a socket that is not from here."""
     if not view.is_of_own_network():
         raise refuse(OTHER_NETWORK, view.subject)
     known = table(family, protocol, kind)
@@ -133,11 +138,8 @@ def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> S
     ]
     linger = view.getsockopt(SOL_SOCKET, SO.LINGER, 8)
     on, seconds = struct.unpack("<ii", linger) if linger else (0, 0)
-    device = view.getsockopt(SOL_SOCKET, SO.BINDTODEVICE, IFNAMSIZ) or b""
-    try:
-        attached = view.getsockopt(SOL_SOCKET, SO.ATTACH_FILTER, 0) or b""
-    except KernelError as error:
-        raise refuse(FILTER_UNREADABLE, view.subject, error.cause) from error
+    device = _or_refused(view, SO.BINDTODEVICE, IFNAMSIZ, DEVICE_GONE)
+    attached = _or_refused(view, SO.ATTACH_FILTER, 0, FILTER_UNREADABLE)
     return SocketOptions(
         raws=_raws(view, raw_table(family, protocol, kind), values),
         sndbuf_bytes=sndbuf or 0,
@@ -153,6 +155,13 @@ def read(view: FdView, family: int, protocol: int, kind: int = SOCK.STREAM) -> S
         gid=view.st_gid,
         values=tuple(values),
     )
+
+
+def _or_refused(view: FdView, option: int, room: int, limit: Limit) -> bytes:
+    try:
+        return view.getsockopt(SOL_SOCKET, option, room) or b""
+    except KernelError as error:
+        raise refuse(limit, view.subject, error.cause) from error
 
 
 def _raws(

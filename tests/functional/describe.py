@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from tests.functional import describe_sockets
+from tests.functional import describe_sockets, describe_tun
 
 CHANGING = {
     "Ngid": "a NUMA group, made by the scheduler",
@@ -275,6 +275,11 @@ def _descriptors(here: Path, names: dict[str, str]) -> dict[str, str]:
         if link.startswith("socket:"):
             for name, text in describe_sockets.describe(int(here.name), int(number)).items():
                 said[f"fd {number} socket {name}"] = text
+        interface = next((line[5:] for line in lines if line.startswith("iff: ")), "")
+        if interface:  # each read leaves its size as the position, and nothing can set that
+            lines = [line for line in lines if not line.startswith("pos:")]
+            for what, text in describe_tun.describe(int(here.name), int(number), interface).items():
+                said[f"fd {number} {what}"] = text
         said[f"fd {number} info"] = "\n".join(sorted(lines))
     return said
 

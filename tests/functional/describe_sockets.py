@@ -64,15 +64,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def describe(pid: int, fd: int) -> dict[str, str]:
     """All of it by name; empty when it is gone."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        copy = _libc.syscall(438, pidfd, fd, 0)
-    finally:
-        os.close(pidfd)
+    copy = copy_of(pid, fd)
     if copy < 0:
         return {}
     with socket.socket(fileno=copy) as one:
         return {name: str(value) for name, value in _facts(one)}
+
+
+def copy_of(pid: int, fd: int) -> int:
+    """A descriptor of ours of the same description; -1 when it is gone."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return _libc.syscall(438, pidfd, fd, 0)
+    finally:
+        os.close(pidfd)
 
 
 def _facts(one):

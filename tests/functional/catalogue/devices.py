@@ -100,12 +100,26 @@ DEVICES = (
          arguments=("plain",)),
     Case(state="the kernel's log, read and written", program=NODES, arguments=("log",),
          needs="/dev/kmsg", crosswise="a reader starts at the beginning"),
-    Case(state="/dev/net/tun with an interface", program=NODES, arguments=("tun",), needs="tun",
-         refused="a tun or tap interface"),
     Case(state="tun, fuse, autofs and userfaultfd devices, not used yet", program=NODES,
          arguments=("unused",), needs="tun", criu="knows none of them but autofs"),
     Case(state="a block device", program=NODES, arguments=("block",), needs="loop",
          refused="a block device"),
+)  # fmt: skip
+
+TUN = "devices_tun"
+OWN_NETWORK = "it takes them with a network namespace of the tree only"
+
+TUNS = (
+    Case(state="a tun interface with addresses, routes and a socket bound to it", program=TUN,
+         arguments=("tun",), needs="tun", criu=OWN_NETWORK),
+    Case(state="a tap interface: headers, offloads, owner, no carrier", program=TUN,
+         arguments=("tap",), needs="tun", criu=OWN_NETWORK),
+    Case(state="a tun interface with heads of packets (without IFF_NO_PI)", program=TUN,
+         arguments=("info",), needs="tun", criu=OWN_NETWORK),
+    Case(state="three queues of a tun interface, one detached, one shared", program=TUN,
+         arguments=("queues",), needs="tun", criu=OWN_NETWORK),
+    Case(state="a tap interface with a filter", program=TUN, arguments=("filtered",), needs="tun",
+         refused="cannot be read back"),
 )  # fmt: skip
 
 OBJECTS = {
@@ -124,4 +138,6 @@ REFUSED = tuple(
     for name, words in OBJECTS.items()
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = REFUSED + DEVICES + PAIRS + SESSIONS + RINGS + PIDFDS + MAPS + URINGS
+CASES: tuple[Case, ...] = (
+    REFUSED + DEVICES + PAIRS + SESSIONS + RINGS + PIDFDS + MAPS + URINGS + TUNS
+)  # fmt: skip

@@ -52,22 +52,6 @@ def log(place):
         os.read(reader, 8192)
 
 
-def interface():
-    """A tun interface, gone with the last descriptor."""
-    device = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", b"torpor%d", IFF_TUN | IFF_NO_PI))
-    return device
-
-
-def tun(place):
-    try:
-        interface()
-    except OSError:
-        (place / "ready").write_text("lacking: /dev/net/tun")
-        os._exit(0)
-    yield
-
-
 def unused(place):
     names = ("/dev/net/tun", "/dev/fuse", "/dev/autofs", "/dev/userfaultfd")
     held = [(name, os.open(name, os.O_RDWR)) for name in names if os.access(name, os.R_OK)]
