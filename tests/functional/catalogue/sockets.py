@@ -161,6 +161,7 @@ INTERNET = {
     "corked": ("bytes that TCP_CORK holds back", "fails when the kernel has sent them meanwhile"),
     "locked_filter": ("SO_LOCK_FILTER", "forgets it"),
     "closes": ("TIME_WAIT behind a listener", ""),
+    "closes_plainly": ("TIME_WAIT behind a listener without SO_REUSEADDR", "cannot bind it"),
     "lingering": ("a peer that has closed and is gone", ""),
     "reset": ("a peer that has reset, bytes before that", "cannot tell"),
     "datagram_named": ("UDP bound, disconnected, shared ports", "forgets a disconnected one"),

@@ -271,6 +271,21 @@ def closes(place):
 
 
 @state
+def closes_plainly(place):
+    """The same without SO_REUSEADDR: nobody could bind the port now, but it is bound."""
+    server = bound()
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    accepted.close()
+    client.recv(1)
+    client.close()
+    yield
+    assert server.getsockopt(SOL, socket.SO_REUSEADDR) == 0
+    again = socket.create_connection(server.getsockname())
+    talks(again, server.accept()[0])
+
+
+@state
 def lingering(place):
     """Half closed by the peer that is gone, with an answer in its queue (CLOSE_WAIT, orphan)."""
     one, two = pair()
