@@ -70,6 +70,17 @@ class Lazy(Enum):
     """When filling it before would take longer than a second."""
 
 
+class ClockPolicy(Enum):
+    """What CLOCK_MONOTONIC and CLOCK_BOOTTIME say in a restored tree."""
+
+    AUTO = "auto"
+    """Go on where the tasks saw them last, with the right to a time namespace."""
+    CONTINUE = "continue"
+    """That, or the restore fails."""
+    MACHINE = "machine"
+    """What they say on this machine."""
+
+
 class CgroupMode(Enum):
     """What a restore does about control groups (`--manage-cgroups`)."""
 
@@ -284,6 +295,7 @@ class RestoreOptions:
     at_stage: Callable[[str, int], None] | None = None
     work_dir: Path | None = None
     """Where statistics go; None: there are none."""
+    clocks: ClockPolicy = ClockPolicy.AUTO
     lazy: Lazy = Lazy.OFF
     """Pages that come later are not checked against their digest."""
     filled_by: "socket | None" = None

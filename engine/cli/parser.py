@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torpor.engine.inherit import parse_inherit
-from torpor.engine.options import Lazy, MemoryWay
+from torpor.engine.options import ClockPolicy, Lazy, MemoryWay
 from torpor.engine.text import parse_size
 
 DESCRIPTION = "Checkpoint a tree of processes into image files, and bring it back."
@@ -185,6 +185,13 @@ def _restore(parser: argparse.ArgumentParser) -> None:
         default=Lazy.OFF.value,
         choices=[one.value for one in Lazy],
         help="fill large memory while the tree runs already; auto: when there is very much of it",
+    )
+    add(
+        "--clocks",
+        default=ClockPolicy.AUTO.value,
+        choices=[one.value for one in ClockPolicy],
+        help="continue: CLOCK_MONOTONIC and CLOCK_BOOTTIME go on where the tree saw them last; "
+        "machine: they are those of this machine; auto: continue, with the rights to it",
     )
     add("-j", "--shell-job", action="store_true", help="give the tree this terminal")
     add("--pidfile", type=Path, metavar="FILE", help="write the pid of the root there")

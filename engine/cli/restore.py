@@ -8,7 +8,7 @@ from torpor.engine import api
 from torpor.engine.cli import output, session
 from torpor.engine.cli.progress import shown
 from torpor.engine.inspect.lines import WARN, Line, line, plain
-from torpor.engine.options import Lazy, RestoreOptions, RestoreReport
+from torpor.engine.options import ClockPolicy, Lazy, RestoreOptions, RestoreReport
 from torpor.engine.text import count, duration, size
 
 
@@ -40,7 +40,7 @@ def asked(options: Namespace) -> RestoreOptions:
     return RestoreOptions(
         images_dir=options.images_dir,
         inherit=dict(options.inherit_fd), shell_job=options.shell_job, timeout_s=options.timeout,
-        lazy=Lazy(options.lazy),
+        lazy=Lazy(options.lazy), clocks=ClockPolicy(options.clocks),
     )  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from torpor.engine.errors import Error, Unavailable
+from torpor.engine.errors import Denied, Error, Unavailable
 from torpor.engine.kernel import features, proc
 from torpor.engine.kernel.arch.x86_64 import syscall_number
-from torpor.engine.kernel.rights import call
+from torpor.engine.kernel.rights import call, effective
 from torpor.engine.lazy import uffd
 
 MOUNTS = "mount namespaces are not restored yet"
@@ -166,6 +166,13 @@ def _tun() -> None:
         return
 
 
+def _own_time() -> None:
+    proc.read_text("self", "timens_offsets")
+    lacking = {"SYS_ADMIN", "SYS_TIME"} - effective()
+    if lacking:
+        raise Denied("needs CAP_" + " and CAP_".join(sorted(lacking)))
+
+
 def _nftables() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER):
         return
@@ -204,7 +211,7 @@ CRIU_FEATURES: Sequence[CriuFeature] = (
     CriuFeature(name="nsid", lacking=NETWORK, category=NAMED),
     CriuFeature(name="link_nsid", lacking=NETWORK, category=NAMED),
     CriuFeature(name="kcmp_epoll", use="what an epoll descriptor watches", probe=_epoll_targets),
-    CriuFeature(name="timens", lacking="time namespaces are not made yet"),
+    CriuFeature(name="timens", use="clocks of a restored tree that go on", probe=_own_time),
     CriuFeature(name="external_net_ns", lacking=NETWORK),
     CriuFeature(name="clone3_set_tid", use="old pids", torpor="clone3 with set_tid"),
     CriuFeature(name="newifindex", lacking=NETWORK),

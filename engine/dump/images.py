@@ -20,6 +20,7 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import write_stats
 from torpor.engine.images.writing import NewImageDirectory
+from torpor.engine.kernel.clocks import SECOND_NS, Clocks
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import semaphores, sysv
 from torpor.engine.options import (
@@ -42,7 +43,7 @@ def parents_of(options: DumpOptions, cleanup: ExitStack) -> Chain | None:
 
 
 OWN_TIME = 0
-"""Number of the image of the clocks of a tree without a time namespace."""
+"""Number of the image of a tree's clocks."""
 
 
 def directory_for(options: DumpOptions) -> NewImageDirectory:
@@ -105,20 +106,16 @@ def _write(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> None:
         "machine",
         dict(zip(("system", "node", "release", "version", "machine"), os.uname(), strict=True)),
     )
-    out.add(f"timens-{OWN_TIME}", _clocks())
-    out.extra("dump", "monotonic_ns", time.monotonic_ns())
-    out.extra("dump", "realtime_ns", time.time_ns())
+    out.add(f"timens-{OWN_TIME}", _clocks(dump.clocks))
+    out.extra("dump", "monotonic_ns", dump.clocks.monotonic_ns)
+    out.extra("dump", "realtime_ns", dump.realtime_ns)
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)
     write_pages(dump, out, told)
 
 
-def _clocks() -> pb.timens_entry:
-    """What the clocks say here, which the tree lives by: it has no time namespace of its own."""
-    monotonic, boottime = (
-        divmod(time.clock_gettime_ns(clock), 1_000_000_000)
-        for clock in (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)
-    )
+def _clocks(told: Clocks) -> pb.timens_entry:
+    monotonic, boottime = (divmod(ns, SECOND_NS) for ns in told)
     return pb.timens_entry(
         monotonic=pb.timespec(tv_sec=monotonic[0], tv_nsec=monotonic[1]),
         boottime=pb.timespec(tv_sec=boottime[0], tv_nsec=boottime[1]),

@@ -5,6 +5,7 @@ Everything that can refuse is asked before the stop where it can be seen from /p
 rest before anything is written; a refusal or an error at any point lets every task run on.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
 from torpor.engine.errors import Error, Findings
-from torpor.engine.kernel import disks, fdview, proc, sysvipc
+from torpor.engine.kernel import clocks, disks, fdview, proc, sysvipc
 from torpor.engine.kind import End, FileId
 from torpor.engine.memory import aio, semaphores
 from torpor.engine.options import (
@@ -83,6 +84,7 @@ def _dump_once(
         with phase("look"):
             for dump in dumps:
                 dump.permits.look(dump.options.pid)
+                dump.offsets = clocks.offsets(dump.options.pid)
                 dump.looked_at = preflight(dump.options, dump.permits)
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
@@ -188,6 +190,7 @@ def _let_ports_go(dump: TreeDump, ends: Mapping[FileId, End]) -> None:
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
     """Everything of one stopped tree."""
     assert dump.way is not None
+    dump.clocks, dump.realtime_ns = clocks.now(dump.offsets), time.time_ns()
     dump.permits.verify(stop.tasks)
     check_newcomers(dump.options, stop.tasks, dump.looked_at, dump.permits)
     with phase("sharing"):  # before tasks are asked: two with one memory would use one scratch

@@ -37,7 +37,7 @@ def preflight(options: DumpOptions, permits: Permits) -> frozenset[int]:
     spaces = nslinks.namespaces(options.pid)
     if not options.container:
         here = nslinks.namespaces(os.getpid())
-        refused += namespaces.check_root(f"pid {options.pid}", spaces, here, ())
+        refused += namespaces.check_root(f"pid {options.pid}", spaces, here)
     tasks = list_tasks(options.pid)
     if os.getpid() in {task.process for task in tasks}:
         raise Refused(

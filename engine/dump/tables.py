@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The descriptors of a stopped tree, table by table."""
 
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -70,7 +69,7 @@ def collect(
             for c in dump.captured
         ),
         threads={outer: inner for c in alive for outer, inner in c.inside.items()},
-        realtime_ns=time.time_ns(),
+        realtime_ns=dump.realtime_ns,
         skip_in_flight=dump.options.skip_in_flight,
         same_netns=fdtexts.same_netns(dump.options.pid),
         mapped=mapped.ranges(alive),

@@ -14,7 +14,8 @@ from torpor.engine.dump.ways.way import Way
 from torpor.engine.files.grouping import Collected, Foreseen, Table
 from torpor.engine.images.inventory import new_run_id
 from torpor.engine.images.parents import Chain
-from torpor.engine.kernel import nftables, repair
+from torpor.engine.kernel import clocks, nftables, repair
+from torpor.engine.kernel.clocks import Clocks
 from torpor.engine.kernel.fdview import Seen
 from torpor.engine.kind import DumpContext
 from torpor.engine.memory.semaphores import Kept
@@ -46,6 +47,11 @@ class TreeDump:
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)
+    offsets: Clocks = clocks.NONE
+    """What its time namespace adds to the clocks of the machine."""
+    clocks: Clocks = clocks.NONE
+    """What they said when it was stopped."""
+    realtime_ns: int = 0
     seen: Seen = field(default_factory=dict)
     """Descriptors as they were before the stop."""
     foreseen: Foreseen = field(default_factory=dict)

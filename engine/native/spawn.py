@@ -18,11 +18,13 @@ def spawn_seed(  # noqa: PLR0913 - what a process is started with
     kept: Sequence[int] = (),
     env: Sequence[bytes] = (),
     dies_with_us: bool = False,
+    clocks: bytes = b"",
 ) -> int:
     """Clone a child (with pid ``set_tid`` if not 0) that executes ``path`` at once.
 
     Only its standard descriptors stay open, and ``kept`` as 3, 4, ... With ``dies_with_us`` it
-    has a parent-death signal.
+    has a parent-death signal. With ``clocks`` (`kernel/clocks.py`) it gets a time namespace of its
+    own, where that is possible.
     Raises KernelError named clone3 or execve.
     """
     keep = [ffi.new("char[]", item) for item in (path, *argv, *env)]
@@ -31,6 +33,8 @@ def spawn_seed(  # noqa: PLR0913 - what a process is started with
     spawn = ffi.new("struct seam_spawn *")
     spawn.path, spawn.argv, spawn.envp = keep[0], arguments, environment
     spawn.set_tid, spawn.flags, spawn.new_session = set_tid, flags, new_session
+    offsets = ffi.new("char[]", clocks)
+    spawn.clocks, spawn.clocks_size = offsets, len(clocks)
     spawn.dies_with = os.getpid() if dies_with_us else 0
     numbers = ffi.new("int[]", [*kept])
     spawn.kept, spawn.kept_count = numbers, len(kept)

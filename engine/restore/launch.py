@@ -11,14 +11,15 @@ die with us until then (PTRACE_O_EXITKILL).
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from signal import SIGKILL
 
 from torpor.engine import blobs, native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
-from torpor.engine.kernel import proc, proctexts, rights
+from torpor.engine.kernel import clocks, proc, proctexts, rights
 from torpor.engine.lazy import handing
 from torpor.engine.memory import areas as area_kinds
 from torpor.engine.options import (
@@ -39,6 +40,7 @@ from torpor.engine.restore import (
     lazily,
     memories,
     orphans,
+    owntime,
     pidfds,
     release,
     segments,
@@ -50,7 +52,7 @@ from torpor.engine.restore import (
 )
 from torpor.engine.restore.arena import Arena, find_syscall, step_syscall
 from torpor.engine.restore.contents import Contents
-from torpor.engine.restore.load import Snapshot, clock_warning, load
+from torpor.engine.restore.load import Snapshot, load
 from torpor.engine.restore.spawn import HELD_SIGNALS, Living
 from torpor.engine.restore.work import Work
 from torpor.engine.tasks.attributes import PR_SET_PDEATHSIG
@@ -133,7 +135,7 @@ class _Restore(Work):
         self.path_map, self.address_map, self.container = path_map, address_map, container
         self.contents: Contents = snapshot.contents
         self.tree = snapshot.tree
-        self.warnings: list[str] = [*filter(None, [clock_warning(snapshot.source)])]
+        self.warnings: list[str] = []
         self.phases: dict[str, float] = {}
         self.living: dict[int, Living] = {}
         self.groups = cgroups.Groups()
@@ -174,7 +176,11 @@ class _Restore(Work):
         begin = time.perf_counter()
         tree.check(self.tree)
         kept = dict(inherit) if isinstance(inherit, dict) else {}
-        pid = seed if seed is not None else self._spawn_seed(list(kept.values()))
+        if seed is None:
+            pid = self._spawn_seed(list(kept.values()))
+        else:
+            pid = seed
+            self._warn(owntime.jump(self.snapshot.recorded))
         options = spawn.OPTIONS
         root: Living | None = None
         try:
@@ -241,9 +247,11 @@ class _Restore(Work):
 
     def _spawn_seed(self, kept: list[int]) -> int:
         """Until it is traced, a parent-death signal ends it with us."""
-        root, sibling = self.tree.root, self.host is not None and self.host.sibling
+        assert self.host is not None
+        root, sibling, policy = self.tree.root, self.host.sibling, self.host.clocks
+        offsets = owntime.offsets(self.snapshot.recorded, policy)
         try:
-            return native.spawn_seed(
+            pid = native.spawn_seed(
                 os.fsencode(blobs.program("torpor-placeholder")),
                 [b"torpor-placeholder", b"seed"],
                 set_tid=root.pid,
@@ -251,6 +259,7 @@ class _Restore(Work):
                 kept=kept,
                 flags=CLONE_PARENT if sibling else 0,
                 dies_with_us=not sibling,
+                clocks=clocks.as_text(offsets) if offsets else b"",
             )
         except KernelError as error:
             raise KernelError(
@@ -259,6 +268,18 @@ class _Restore(Work):
                 subject=root.subject,
                 remedy=spawn.PID_REMEDY,
             ) from error
+        try:
+            self._warn(owntime.missing(pid, offsets, self.snapshot.recorded, policy))
+        except Error:
+            os.kill(pid, SIGKILL)
+            with suppress(ChildProcessError):  # a sibling is not ours to be waited for
+                os.waitpid(pid, 0)
+            raise
+        return pid
+
+    def _warn(self, text: str | None) -> None:
+        if text is not None:
+            self.warnings.append(text)
 
     def _seize(self, pid: int, options: int) -> Living:
         root = self.tree.root

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image directory to everything a restore has to make, checked on the way."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torpor.engine.memory import semaphores, sysv
 from torpor.engine.memory.areas import Area, Backing
 from torpor.engine.memory.semaphores import Kept
 from torpor.engine.memory.sysv import Segment
+from torpor.engine.restore import owntime
 from torpor.engine.restore.contents import Contents, subtract
 from torpor.engine.sockets import inet
 from torpor.engine.sockets.inet_state import InetState
@@ -35,7 +35,6 @@ from torpor.engine.tasks.model import Tree
 from torpor.engine.tasks.registers import Component
 
 SCM_RIGHTS = 1
-CLOCK_TOLERANCE_S = 2.0
 
 DecodedT = TypeVar("DecodedT")
 
@@ -60,6 +59,9 @@ class Snapshot:
     """The table of nftables that holds the packets of its connections back."""
     has_rules: bool = False
     """Rules of iptables do so, which criu has made."""
+
+    recorded: owntime.Recorded | None = None
+    """What its clocks said."""
 
     @property
     def connections(self) -> Mapping[FileId, InetState]:
@@ -121,9 +123,9 @@ def load(
             contents=contents,
             lock_table=_lock_table(inventory),
             has_rules=inventory.network_lock_method == LOCK_IPTABLES,
+            recorded=owntime.read(images, source),
         )
         _check_backings(snapshot)
-        _read_clocks(images)
     except BaseException:
         contents.close()
         images.close()
@@ -154,31 +156,6 @@ def _lock_table(inventory: pb.inventory_entry) -> str:
     if inventory.network_lock_method != LOCK_NFTABLES:
         return ""
     return nftables.table_name(inventory.dump_criu_run_id)
-
-
-def _read_clocks(images: ImageDirectory) -> None:
-    """They are not set, a tree lives by those of its machine; but a damaged image is none."""
-    for name in images.names:
-        if name.startswith("timens-"):
-            images.message(name, pb.timens_entry)
-
-
-def clock_warning(source: Source) -> str | None:
-    """What to tell when CLOCK_MONOTONIC does not go on where the tasks saw it last.
-
-    It counts from the boot of a machine, so on another one it jumps; a restored container
-    cannot be given a time namespace by a stock runtime.
-    """
-    old, wall = source.extra("dump", "monotonic_ns"), source.extra("dump", "realtime_ns")
-    if old is None or wall is None:
-        return None
-    jump_s = (time.monotonic_ns() - old - (time.time_ns() - wall)) / 1e9
-    if abs(jump_s) < CLOCK_TOLERANCE_S:
-        return None
-    return (
-        f"CLOCK_MONOTONIC jumps by {jump_s:+.0f} s (another boot): deadlines that a program "
-        "keeps on it come early or late by as much"
-    )
 
 
 def processor_components() -> tuple[Component, ...]:

@@ -4,11 +4,13 @@
 Facts:
 - /proc/PID/ns has a link for each kind; two tasks are in the same namespace when the links are
   equal. `pid_for_children` and `time_for_children` are what a fork will be in (unshare(2)).
+- A tree may have a time namespace of its own: it gets another one with its clocks (`clocks.py`).
+  One that unshare(2) has made for children only is nothing that all of a tree is in.
 - A container's init is restored into namespaces that its runtime has made. Below it, and in a
   tree of the host, every task must be in the namespaces of the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torpor.engine.errors import Refused
 from torpor.engine.kind import Limit, refuse
@@ -41,11 +43,10 @@ LIMITS = (
 _OWN, _INSIDE = LIMITS
 
 
-def check_root(
-    subject: str, root: Mapping[str, str], ours: Mapping[str, str], left_out: Sequence[str]
-) -> list[Refused]:
-    """Refusals of a host tree's root; ``left_out`` names links that the caller vouches for."""
-    return _refusals(_OWN, subject, root, {k: v for k, v in ours.items() if k not in left_out})
+def check_root(subject: str, root: Mapping[str, str], ours: Mapping[str, str]) -> list[Refused]:
+    """Refusals of a host tree's root."""
+    own = {**ours, "time": root.get("time", ""), "time_for_children": root.get("time", "")}
+    return _refusals(_OWN, subject, root, own)
 
 
 def check_task(subject: str, task: Mapping[str, str], root: Mapping[str, str]) -> list[Refused]:

@@ -247,6 +247,8 @@ struct seam_spawn {
 	int new_session;
 	int dies_with; /* pid of the parent that it does not outlive; 0: it may */
 	uint64_t flags; /* CLONE_NEW*, ... */
+	const char *clocks; /* of a time namespace of its own, for timens_offsets; or NULL */
+	int clocks_size;
 	int failed_call; /* out: 0 clone3, 1 execve or what prepared it */
 };
 int seam_spawn_seed(struct seam_spawn *spawn);

@@ -187,6 +187,17 @@ CASES: tuple[Case, ...] = (
         Case(state=state, program="tasks_tree", arguments=(mode,), criu=why)
         for mode, (state, why) in TREES.items()
     ),
+    Case(
+        state="a sleep until a deadline of CLOCK_MONOTONIC",
+        program="tasks_clocks",
+        arguments=("goes_on",),
+    ),
+    Case(
+        state="a time namespace for its children only",
+        program="tasks_clocks",
+        arguments=("for_children",),
+        refused="another namespace than the engine.*time namespace",
+    ),
     *(
         Case(
             state=f"a child in a {kind} namespace of its own",
