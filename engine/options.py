@@ -296,6 +296,8 @@ class RestoreOptions:
     work_dir: Path | None = None
     """Where statistics go; None: there are none."""
     clocks: ClockPolicy = ClockPolicy.AUTO
+    time_namespace: Path | None = None
+    """One that is there already, for the tree to live in, in place of one of its own."""
     lazy: Lazy = Lazy.OFF
     """Pages that come later are not checked against their digest."""
     filled_by: "socket | None" = None

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from torpor.engine.criu import joined
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.errors import Refused
 from torpor.engine.inherit import parse_inherit
@@ -67,6 +68,7 @@ def restore_options(line: CommandLine) -> RestoreOptions:
         sibling=line.flag("restore_sibling"),
         leave_stopped=line.flag("leave_stopped"),
         check_files=not line.flag("skip_file_rwx_check"),
+        time_namespace=joined.time_namespace(line.all("join_ns")),
     )
 
 

@@ -220,8 +220,8 @@ OPTIONS: Sequence[Option] = (
     _accepted("lsm-mount-context", MOUNTS, takes=VALUE),
     _accepted("empty-ns", NETWORK, "", VALUE, _one_of("net")),
     _accepted("veth-pair", NETWORK, takes=VALUE),
-    _done("join-ns", "the tree comes back in this namespace: net, uts or ipc, as KIND:PID or "
-          "KIND:FILE", "J", VALUE),
+    _done("join-ns", "the tree comes back in this namespace: net, uts, ipc or time, as "
+          "KIND:PID or KIND:FILE", "J", VALUE),
     _done("stream", "images go to criu-image-streamer, which listens in the image directory, or "
           "come from it"),
 )  # fmt: skip

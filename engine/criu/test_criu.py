@@ -117,6 +117,8 @@ def test_what_is_no_namespace_to_join(text):
 
 def test_a_namespace_to_join_is_a_pid_or_a_file():
     assert joined.places(["net:7", "uts:/x"]) == [("net", "/proc/7/ns/net"), ("uts", "/x")]
+    assert joined.time_namespace(["net:7", "time:/x", "time:8"]) == Path("/proc/8/ns/time")
+    assert joined.time_namespace(["net:7"]) is None
 
 
 def test_long_names_may_be_cut():

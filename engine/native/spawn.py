@@ -19,12 +19,13 @@ def spawn_seed(  # noqa: PLR0913 - what a process is started with
     env: Sequence[bytes] = (),
     dies_with_us: bool = False,
     clocks: bytes = b"",
+    time_namespace: int = -1,
 ) -> int:
     """Clone a child (with pid ``set_tid`` if not 0) that executes ``path`` at once.
 
     Only its standard descriptors stay open, and ``kept`` as 3, 4, ... With ``dies_with_us`` it
     has a parent-death signal. With ``clocks`` (`kernel/clocks.py`) it gets a time namespace of its
-    own, where that is possible.
+    own, with ``time_namespace`` (a descriptor) it enters that one, where it has the right to.
     Raises KernelError named clone3 or execve.
     """
     keep = [ffi.new("char[]", item) for item in (path, *argv, *env)]
@@ -35,6 +36,7 @@ def spawn_seed(  # noqa: PLR0913 - what a process is started with
     spawn.set_tid, spawn.flags, spawn.new_session = set_tid, flags, new_session
     offsets = ffi.new("char[]", clocks)
     spawn.clocks, spawn.clocks_size = offsets, len(clocks)
+    spawn.time_namespace = time_namespace
     spawn.dies_with = os.getpid() if dies_with_us else 0
     numbers = ffi.new("int[]", [*kept])
     spawn.kept, spawn.kept_count = numbers, len(kept)

@@ -246,12 +246,30 @@ class _Restore(Work):
         )
 
     def _spawn_seed(self, kept: list[int]) -> int:
-        """Until it is traced, a parent-death signal ends it with us."""
+        """With the clocks that it is to live by."""
         assert self.host is not None
-        root, sibling, policy = self.tree.root, self.host.sibling, self.host.clocks
-        offsets = owntime.offsets(self.snapshot.recorded, policy)
+        recorded, policy = self.snapshot.recorded, self.host.clocks
+        joined = self.host.time_namespace
+        offsets = None if joined else owntime.offsets(recorded, policy)
+        with owntime.opened(joined) as namespace:
+            pid = self._spawn(kept, clocks.as_text(offsets) if offsets else b"", namespace)
+            try:
+                if joined is not None:
+                    owntime.not_entered(pid, namespace, joined)
+                else:
+                    self._warn(owntime.missing(pid, offsets, recorded, policy))
+            except Error:
+                os.kill(pid, SIGKILL)
+                with suppress(ChildProcessError):  # a sibling is not ours to be waited for
+                    os.waitpid(pid, 0)
+                raise
+        return pid
+
+    def _spawn(self, kept: list[int], offsets: bytes, time_namespace: int) -> int:
+        """Until it is traced, a parent-death signal ends it with us."""
+        root, sibling = self.tree.root, self.host is not None and self.host.sibling
         try:
-            pid = native.spawn_seed(
+            return native.spawn_seed(
                 os.fsencode(blobs.program("torpor-placeholder")),
                 [b"torpor-placeholder", b"seed"],
                 set_tid=root.pid,
@@ -259,7 +277,8 @@ class _Restore(Work):
                 kept=kept,
                 flags=CLONE_PARENT if sibling else 0,
                 dies_with_us=not sibling,
-                clocks=clocks.as_text(offsets) if offsets else b"",
+                clocks=offsets,
+                time_namespace=time_namespace,
             )
         except KernelError as error:
             raise KernelError(
@@ -268,14 +287,6 @@ class _Restore(Work):
                 subject=root.subject,
                 remedy=spawn.PID_REMEDY,
             ) from error
-        try:
-            self._warn(owntime.missing(pid, offsets, self.snapshot.recorded, policy))
-        except Error:
-            os.kill(pid, SIGKILL)
-            with suppress(ChildProcessError):  # a sibling is not ours to be waited for
-                os.waitpid(pid, 0)
-            raise
-        return pid
 
     def _warn(self, text: str | None) -> None:
         if text is not None:

@@ -9,10 +9,14 @@ is there already, as a container's placeholder, could do so by its own rights on
 `kernel/clocks.py`.
 """
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from torpor.engine.errors import BadImage, Denied
+from torpor.engine.errors import BadImage, Denied, KernelError
 from torpor.engine.images.directory import ImageDirectory
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.source import Source
@@ -49,6 +53,35 @@ def offsets(recorded: Recorded | None, policy: ClockPolicy) -> Clocks | None:
     if recorded is None or policy is ClockPolicy.MACHINE:
         return None
     return clocks.to_go_on(recorded.clocks)
+
+
+@contextmanager
+def opened(namespace: Path | None) -> Iterator[int]:
+    """A descriptor of a namespace that is there already; -1 for none. Raises KernelError."""
+    if namespace is None:
+        yield -1
+        return
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError("cannot open the time namespace", errno=error.errno or 0,
+                          subject=str(namespace),
+                          remedy="give a file like /proc/PID/ns/time") from error  # fmt: skip
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def not_entered(pid: int, fd: int, namespace: Path) -> None:
+    """Raise Denied for a task that has not entered it."""
+    own, wanted = os.stat(f"/proc/{pid}/ns/time"), os.fstat(fd)
+    if (own.st_dev, own.st_ino) != (wanted.st_dev, wanted.st_ino):
+        raise Denied(
+            "the tree cannot enter the time namespace",
+            subject=str(namespace),
+            remedy="run with CAP_SYS_ADMIN, and give the file of a time namespace",
+        )
 
 
 def missing(

@@ -84,11 +84,15 @@ static void close_others_at_exec(int first)
 		syscall(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
 }
 
-/* Without the rights to it there is no such namespace: who asks looks at what has come of it. */
-static void enter_own_time(const struct seam_spawn *spawn)
+/* Without the rights to it this does nothing: who asks looks at what has come of it. */
+static void enter_time(const struct seam_spawn *spawn)
 {
 	int fd;
 
+	if (spawn->time_namespace >= 0) {
+		syscall(SYS_setns, spawn->time_namespace, CLONE_NEWTIME);
+		return;
+	}
 	if (syscall(SYS_unshare, CLONE_NEWTIME))
 		return;
 	fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
@@ -115,8 +119,8 @@ static _Noreturn void child(const struct seam_spawn *spawn, int report)
 	}
 	if (spawn->new_session)
 		syscall(SYS_setsid);
-	if (spawn->clocks_size)
-		enter_own_time(spawn);
+	if (spawn->clocks_size || spawn->time_namespace >= 0)
+		enter_time(spawn);
 	report = (int)syscall(SYS_fcntl, report, F_DUPFD_CLOEXEC, STDIO_COUNT + KEPT_MAX);
 	error = -place(spawn);
 	if (!error) {

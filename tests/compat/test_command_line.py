@@ -165,6 +165,7 @@ RESTORES = [
     "-d --file-validation buildid", "-d --manage-cgroups=ignore", "-d --pidfile tell.sh",
     "-d --empty-ns net", "-d --root /tmp", "-d --external mnt[x]:/y", "-d -M a:b --skip-mnt /x",
     "-d --join-ns net:/proc/self/ns/net -J uts:/proc/self/ns/uts", "-d --libdir /nonexistent",
+    "-d --join-ns time:/proc/self/ns/time", "-d -J time:/nonexistent",
     "-d --log-pid -o r.log", "-d --log-pid", "-d -J x", "-d -J net:/nonexistent",
     "-d --stream", "-d --lsm-profile apparmor:x", "-d --lsm-profile none:x", "-d --cgroup-props x",
 ]  # fmt: skip

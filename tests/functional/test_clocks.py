@@ -115,6 +115,26 @@ def test_without_the_rights(begin, lacking):
     assert "CLOCK_MONOTONIC jumps by -1" in done.stdout + done.stderr
 
 
+def test_in_a_time_namespace_that_is_there(begin, tmp_path):
+    """As --join-ns time:PID does; with what is no such namespace nothing is left."""
+    live = begin()
+    live.dump()
+    holder = subprocess.Popen([*OTHER_BOOT, "sleep", "1000"])
+    try:
+        ours, its = Path("/proc/self/ns/time"), Path(f"/proc/{holder.pid}/ns/time")
+        while its.readlink() == ours.readlink():
+            time.sleep(0.01)
+        with pytest.raises(Denied, match="cannot enter the time namespace"):
+            live.restore(words=["--join-ns", "time:/proc/self/ns/net"])
+        assert not Path(f"/proc/{live.pid}").exists()
+        live.restore(words=["--join-ns", f"time:{holder.pid}"])
+        assert Path(f"/proc/{live.pid}/ns/time").readlink() == its.readlink()
+        assert told(live).monotonic_ns > AHEAD_S * SECOND_NS
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def test_images_that_do_not_tell(begin):
     live = begin()
     images = live.dump()

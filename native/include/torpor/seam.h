@@ -249,6 +249,7 @@ struct seam_spawn {
 	uint64_t flags; /* CLONE_NEW*, ... */
 	const char *clocks; /* of a time namespace of its own, for timens_offsets; or NULL */
 	int clocks_size;
+	int time_namespace; /* one to enter instead, as a descriptor; -1: none */
 	int failed_call; /* out: 0 clone3, 1 execve or what prepared it */
 };
 int seam_spawn_seed(struct seam_spawn *spawn);
