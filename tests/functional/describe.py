@@ -67,6 +67,7 @@ VMFLAGS_CHANGING = {
     "me": "mayexec, told by the file",
 }
 ANON_LINK = re.compile(r"\b(pipe|socket):\[(\d+)\]")
+TIME = re.compile(r"(time):\[(\d+)\]")
 NAMELESS = re.compile(r"/#\d+ \(deleted\)$")
 """An O_TMPFILE is called by the number of its inode, which is new."""
 O_LARGEFILE = 0o100000
@@ -141,7 +142,8 @@ def _task(pid: int, names: dict[str, str]) -> dict[str, str]:
     for name in ("cwd", "root", "exe"):
         said[name] = _link(here / name)
     for name in sorted(os.listdir(here / "ns")):
-        said[f"ns {name}"] = _link(here / "ns" / name)
+        link = _link(here / "ns" / name)  # a restored tree is in a time namespace of its own
+        said[f"ns {name}"] = _order(TIME.fullmatch(link), names) if TIME.match(link) else link
     said["autogroup"] = _read(here / "autogroup").partition(" ")[2]
     for line in _read(here / "numa_maps").splitlines():
         start, policy, *_ = line.split()
