@@ -171,9 +171,9 @@ class AddressSpace:
         pointers = [sp for sp in pointers if sp >= start]
         if pointers and pointers[0] - start < size + CLEARANCE:
             return Scratch(self._grow(size + CLEARANCE - (pointers[0] - start)), size)
-        if not pointers and not self._unused(start, size):
+        if not pointers and (size > end - start or not self._unused(start, size)):
             raise Refused(
-                "has no thread on its initial stack, and that stack is in use to its end",
+                "has no thread on its initial stack, and that stack has no room",
                 subject=f"task {self.pid}",
                 remedy="try again",
             )

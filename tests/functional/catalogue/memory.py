@@ -56,6 +56,7 @@ EDGES = {
     "executed": "a child that has executed a program",
     "stack_gone": "the initial stack unmapped",
     "stack_rights": "a page of the stack with other rights",
+    "stack_top": "the first page of the stack with other rights",
 }
 
 HUGE = {
