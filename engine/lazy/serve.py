@@ -20,7 +20,8 @@ from torpor.engine.lazy.uffd import Event, Message
 
 PAGE = uffd.PAGE
 AHEAD_BYTES = 64 << 10
-"""How much comes with a page that is waited for."""
+"""How much comes with a page that is waited for: at once where memory is read in order, otherwise
+when nobody waits."""
 MORE_MS = 1
 """Who has waited for a page soon waits for another one, which is not to wait for a whole chunk."""
 FORK_FD_MASK = 0xFFFFFFFF
@@ -41,6 +42,8 @@ class Space:
     """Where it was filled last."""
     order: list[int] = field(default_factory=list)
     faults: list[int] = field(default_factory=list)
+    ahead: list[int] = field(default_factory=list)
+    """Where more is to come behind a page that was waited for."""
 
 
 class Arrivals(Protocol):
@@ -145,20 +148,25 @@ class _Loop:
         if piece is None:
             uffd.zero(space.fd, address)
             return
+        in_order = bool(space.faults) and 0 < address - space.faults[-1] <= AHEAD_BYTES
         space.faults.append(address)
-        self._copy_ahead(space, piece)
+        if in_order and self._arrivals is None:
+            self._copy_ahead(space, piece)
+        else:
+            self._copy(space, address, PAGE, piece[2])
+            space.ahead.append(address + PAGE)
 
     def _copy_ahead(self, space: Space, piece: Piece) -> None:
         start, end, offset = piece
-        most = AHEAD_BYTES if self._arrivals is None else PAGE
-        self._copy(space, start, min(end - start, most), offset)
+        self._copy(space, start, min(end - start, AHEAD_BYTES), offset)
 
     def _fill_some(self, space: Space) -> None:
-        while space.order:
-            known = space.missing.at(space.order.pop())
-            if known is not None:
-                self._copy_ahead(space, known)
-                return
+        for soon in (space.ahead, space.order):
+            while soon:
+                known = space.missing.at(soon.pop())
+                if known is not None:
+                    self._copy_ahead(space, known)
+                    return
         piece = space.missing.next(space.last)
         if piece is not None:
             start, end, offset = piece
