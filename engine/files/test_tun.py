@@ -120,6 +120,9 @@ def test_refused():
     gone = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -19) + bytes(16)
     with pytest.raises(Refused, match="another network namespace"):
         KIND.collect(view(links=gone), dump_context())
+    bridge = answer(struct.pack("=BxHiII", 0, 1, 7, 1, 0) + attribute(3, b"tun0\0"))
+    with pytest.raises(Refused, match="another kind"):
+        KIND.collect(view(links=bridge), dump_context())
 
 
 def test_images():

@@ -66,6 +66,8 @@ class Tun:
     VNET_HDR = 0x4000
 
 
+OF_A_QUEUE = Tun.NO_PI | Tun.DETACH_QUEUE
+"""What TUNGETIFF tells of one queue only."""
 SIOCGIFINDEX = 0x8933
 ETHER, NO_HARDWARE = 1, 65534
 NO_LIMIT = 0x7FFFFFFF
@@ -120,11 +122,13 @@ def read(view: FdView, name: str, flags: int, context: DumpContext) -> Network:
         link = rtnetlink.interface(_route(view, rtnetlink.link_request(name)))
     except KernelError as error:
         raise refuse(ELSEWHERE, view.subject, f"{name}: {error.cause or error.what}") from error
+    has_pi = rtnetlink.info_number(link, rtnetlink.TUN_PI)
+    if has_pi is None:
+        raise refuse(ELSEWHERE, view.subject, f"{name} is another kind of interface there")
     own = rtnetlink.info_number(link, rtnetlink.TUN_OWNER)
     group = rtnetlink.info_number(link, rtnetlink.TUN_GROUP)
     if flags & Tun.TAP and _int(view, Tun.GETFILTER, 16) & 0xFFFF:
         raise refuse(FILTER, view.subject, name)
-    has_pi = rtnetlink.info_number(link, rtnetlink.TUN_PI)
     routes, lost = rtnetlink.routes(_route(view, rtnetlink.routes_request()), link.index)
     if lost:
         context.warn(f"{view.subject}: {lost} routes of {name} with several next hops are lost")
@@ -133,7 +137,7 @@ def read(view: FdView, name: str, flags: int, context: DumpContext) -> Network:
         by_number = rtnetlink.link_by_number_request(link.master)
         master = rtnetlink.interface(_route(view, by_number)).name
     return Network(
-        link=link, flags=flags & ~Tun.NO_PI | (0 if has_pi else Tun.NO_PI),
+        link=link, flags=flags & ~OF_A_QUEUE | (0 if has_pi else Tun.NO_PI),
         owner=NOT_SET if own is None else own, group=NOT_SET if group is None else group,
         header_bytes=_int(view, Tun.GETVNETHDRSZ), send_buffer=_int(view, Tun.GETSNDBUF),
         little_endian=bool(_int(view, Tun.GETVNETLE)), offloads=_offloads(view, name),
@@ -151,7 +155,7 @@ def encode(network: Network, images: ImageSink) -> None:
         type=pb.TUN, ifindex=link.index, mtu=link.mtu, flags=link.flags & NOT_SET,
         name=path_bytes(link.name), address=link.address,
         tun=pb.tun_link_entry(
-            flags=network.flags & ~Tun.DETACH_QUEUE, owner=_signed(network.owner),
+            flags=network.flags, owner=_signed(network.owner),
             group=_signed(network.group), vnethdr=network.header_bytes,
             sndbuf=network.send_buffer,
         ),
@@ -203,7 +207,7 @@ def set_up(network: Network, fd: int, what: str) -> list[Op]:
         ops.append(call(fd, Tun.SETGROUP, network.group, what))
     if link.hardware != usual:
         ops.append(call(fd, Tun.SETLINK, link.hardware, what))
-    if not link.carrier and not network.flags & Tun.DETACH_QUEUE:
+    if not link.carrier:
         ops.append(call(fd, Tun.SETCARRIER, _word(0), what))
     return ops
 
