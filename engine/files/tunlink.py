@@ -66,6 +66,9 @@ class Tun:
     VNET_HDR = 0x4000
 
 
+NAMES = {
+    value: f"TUN{name}" for name, value in vars(Tun).items() if name.startswith(("GET", "SET"))
+}
 OF_A_QUEUE = Tun.NO_PI | Tun.DETACH_QUEUE
 """What TUNGETIFF tells of one queue only."""
 SIOCGIFINDEX = 0x8933
@@ -246,8 +249,8 @@ def call(
     expect: Expect = Expect.OK,
 ) -> Op:  # fmt: skip
     """An ioctl(2) on a queue, or on a socket."""
-    return Op(call="ioctl", args=(fd, request, argument), subject=what, note=note, remedy=remedy,
-              expect=expect)  # fmt: skip
+    return Op(call="ioctl", args=(fd, request, argument), subject=what,
+              note=note or NAMES.get(request, ""), remedy=remedy, expect=expect)  # fmt: skip
 
 
 def _route(view: FdView, request: bytes) -> bytes:
