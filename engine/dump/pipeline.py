@@ -84,7 +84,7 @@ def _dump_once(
         with phase("look"):
             for dump in dumps:
                 dump.permits.look(dump.options.pid)
-                dump.offsets = clocks.offsets(dump.options.pid)
+                dump.ahead = clocks.ahead(dump.options.pid)
                 dump.looked_at = preflight(dump.options, dump.permits)
                 dump.parents = parents_of(dump.options, cleanup)
             images = [cleanup.enter_context(directory_for(d.options)) for d in dumps]
@@ -190,7 +190,7 @@ def _let_ports_go(dump: TreeDump, ends: Mapping[FileId, End]) -> None:
 def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
     """Everything of one stopped tree."""
     assert dump.way is not None
-    dump.clocks, dump.realtime_ns = clocks.now(dump.offsets), time.time_ns()
+    dump.clocks, dump.realtime_ns = clocks.now(dump.ahead), time.time_ns()
     dump.permits.verify(stop.tasks)
     check_newcomers(dump.options, stop.tasks, dump.looked_at, dump.permits)
     with phase("sharing"):  # before tasks are asked: two with one memory would use one scratch

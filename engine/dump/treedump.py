@@ -47,8 +47,8 @@ class TreeDump:
     captured: list[Captured] = field(default_factory=list)
     tree: Tree | None = None
     files: Collected = field(default_factory=Collected)
-    offsets: Clocks = clocks.NONE
-    """What its time namespace adds to the clocks of the machine."""
+    ahead: Clocks = clocks.NONE
+    """By how much its clocks are ahead of ours."""
     clocks: Clocks = clocks.NONE
     """What they said when it was stopped."""
     realtime_ns: int = 0

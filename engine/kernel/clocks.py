@@ -45,19 +45,27 @@ def offsets(pid: int | str) -> Clocks:
     return Clocks(found.get("monotonic", 0), found.get("boottime", 0))
 
 
-def now(of: Clocks) -> Clocks:
-    """What a task reads whose namespace has these offsets."""
-    ours = offsets("self")
+def ahead(pid: int | str) -> Clocks:
+    """By how much a task's clocks are ahead of ours."""
+    own, ours = offsets(pid), offsets("self")
+    return Clocks(own.monotonic_ns - ours.monotonic_ns, own.boottime_ns - ours.boottime_ns)
+
+
+def now(by: Clocks = NONE) -> Clocks:
+    """What a task reads that is ahead of us by so much."""
     return Clocks(
-        time.clock_gettime_ns(time.CLOCK_MONOTONIC) - ours.monotonic_ns + of.monotonic_ns,
-        time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ours.boottime_ns + of.boottime_ns,
+        time.clock_gettime_ns(time.CLOCK_MONOTONIC) + by.monotonic_ns,
+        time.clock_gettime_ns(time.CLOCK_BOOTTIME) + by.boottime_ns,
     )
 
 
 def to_go_on(wanted: Clocks) -> Clocks:
-    """The offsets with which a task reads this at the moment."""
-    plain = now(NONE)
-    return Clocks(wanted.monotonic_ns - plain.monotonic_ns, wanted.boottime_ns - plain.boottime_ns)
+    """The offsets of a namespace in which a task reads this at the moment."""
+    ours, here = offsets("self"), now()
+    return Clocks(
+        wanted.monotonic_ns - here.monotonic_ns + ours.monotonic_ns,
+        wanted.boottime_ns - here.boottime_ns + ours.boottime_ns,
+    )
 
 
 def as_text(offset: Clocks) -> bytes:

@@ -104,7 +104,7 @@ def jump(recorded: Recorded | None) -> str | None:
     """What to tell a tree that lives by the clocks of this machine."""
     if recorded is None or not recorded.realtime_ns:
         return None
-    passed_ns = clocks.now(clocks.offsets("self")).monotonic_ns - recorded.clocks.monotonic_ns
+    passed_ns = clocks.now().monotonic_ns - recorded.clocks.monotonic_ns
     jump_s = (passed_ns - (time.time_ns() - recorded.realtime_ns)) / SECOND_NS
     if abs(jump_s) < TOLERANCE_S:
         return None

@@ -31,7 +31,7 @@ class Images:
 
 
 def now(of=0):
-    told = clocks.now(clocks.offsets("self"))
+    told = clocks.now()
     return Recorded(clocks=Clocks(told.monotonic_ns + of, told.boottime_ns + of),
                     realtime_ns=time.time_ns())  # fmt: skip
 
