@@ -10,7 +10,11 @@ The tree, from the engine's root down:
        ├─ Gone              410: the resource version is too old to watch from
        ├─ Forbidden         401, 403: a right is missing
        ├─ Invalid           400, 422: the object breaks a rule
-       └─ Unreachable       no answer at all, or 429 and 5xx: try again
+       └─ Unreachable       no answer at all, or 429 and 5xx: try again; 403 of a server that
+                            has just begun
+
+A server answers before it has read its roles: it refuses everything then, and names roles as not
+found that every cluster has (seen with Kubernetes 1.34, in a test that restarts it).
 """
 
 import json
@@ -83,6 +87,7 @@ _BY_CODE: dict[int, type[ApiError]] = {
     422: Invalid,
     429: Unreachable,
 }
+_OF_EVERY_CLUSTER = '"system:discovery" not found'
 _REMEDIES: dict[type[ApiError], str] = {
     Forbidden: "give the account this right, see docs/operations.md",
     Unreachable: "try again when the API server answers",
@@ -97,6 +102,8 @@ def from_status(code: int, body: bytes, subject: str) -> ApiError:
     kind = _BY_CODE.get(code, Unreachable if code >= 500 else ApiError)
     if api_reason == "AlreadyExists":
         kind = AlreadyExists
+    if kind is Forbidden and _OF_EVERY_CLUSTER in message:
+        kind = Unreachable
     return kind(
         message or f"HTTP status {code}",
         code=code,
