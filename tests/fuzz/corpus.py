@@ -87,7 +87,7 @@ def encoded(kind: Kind, entries: Sequence[tuple[Message, bytes]]) -> bytes:
 def cases(most: int | None = None) -> list[Case]:
     """One of each program of the catalogue that a dump takes, spread over the areas."""
     found: dict[str, Case] = {}
-    columns = [[c for c in area if not (c.refused or c.busy or c.needs or c.user)]
+    columns = [[c for c in area if not (c.refused or c.busy or c.user)]
                for area in AREAS.values()]  # fmt: skip
     for row in range(max(map(len, columns))):
         for column in columns:
