@@ -9,6 +9,7 @@ that the task is gone.
 
 import errno
 import inspect
+import shutil
 from random import Random
 
 import pytest
@@ -109,4 +110,5 @@ def one_fails(live, calls, images, words):
     else:
         assert not isinstance(error, Bug), told
         assert not left, told
+    shutil.rmtree(folder)
     return calls.failed
