@@ -107,7 +107,6 @@ def _write(dump: TreeDump, out: NewImageDirectory, told: ProgressFn) -> None:
         dict(zip(("system", "node", "release", "version", "machine"), os.uname(), strict=True)),
     )
     out.add(f"timens-{OWN_TIME}", _clocks(dump.clocks))
-    out.extra("dump", "monotonic_ns", dump.clocks.monotonic_ns)
     out.extra("dump", "realtime_ns", dump.realtime_ns)
     out.extra("dump", "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     out.extra("dump", "warnings", dump.warnings)

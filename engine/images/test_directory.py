@@ -322,6 +322,17 @@ def test_files_by_type(tmp_path: Path):
     assert source.files("PIPE") == []
 
 
+def test_a_tun_has_two_entries_of_one_id(tmp_path: Path):
+    opened = pb.reg_file_entry(id=5, flags=2, pos=0, fown=FOWN, name=b"/dev/net/tun")
+    one = pb.file_entry(type=pb.REG, id=5, reg=opened)
+    other = pb.file_entry(type=pb.TUNF, id=5, tunf=pb.tunfile_entry(id=5))
+    assert files_of(tmp_path, one, other).file_types() == ("REG", "TUNF")
+    for number, entries in enumerate(([one, other, one], [other, one, other])):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(BadImage, match="twice"):
+            files_of(tmp_path / str(number), *entries).files("REG")
+
+
 def test_files_that_contradict_themselves(tmp_path: Path):
     event = pb.eventfd_file_entry(id=5, flags=0, fown=FOWN, counter=7)
     good = pb.file_entry(type=pb.EVENTFD, id=5, efd=event)

@@ -12,7 +12,7 @@ is there already, as a container's placeholder, could do so by its own rights on
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,8 @@ def read(images: ImageDirectory, source: Source) -> Recorded | None:
             entry = images.message(name, pb.timens_entry)
             told = Clocks(_ns(entry.monotonic, name), _ns(entry.boottime, name))
             wall = source.extra("dump", "realtime_ns")
-            return Recorded(clocks=told, realtime_ns=wall if isinstance(wall, int) else 0)
+            is_one = isinstance(wall, int) and 0 < wall < LATEST_S * SECOND_NS
+            return Recorded(clocks=told, realtime_ns=wall if is_one else 0)
     return None
 
 
@@ -75,13 +76,16 @@ def opened(namespace: Path | None) -> Iterator[int]:
 
 def not_entered(pid: int, fd: int, namespace: Path) -> None:
     """Raise Denied for a task that has not entered it."""
-    own, wanted = os.stat(f"/proc/{pid}/ns/time"), os.fstat(fd)
-    if (own.st_dev, own.st_ino) != (wanted.st_dev, wanted.st_ino):
-        raise Denied(
-            "the tree cannot enter the time namespace",
-            subject=str(namespace),
-            remedy="run with CAP_SYS_ADMIN, and give the file of a time namespace",
-        )
+    wanted = os.fstat(fd)
+    with suppress(OSError):  # a kernel without such namespaces
+        own = os.stat(f"/proc/{pid}/ns/time")
+        if (own.st_dev, own.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return
+    raise Denied(
+        "the tree cannot enter the time namespace",
+        subject=str(namespace),
+        remedy="run with CAP_SYS_ADMIN, and give the file of a time namespace",
+    )
 
 
 def missing(

@@ -19,7 +19,7 @@ class Images:
 
     def __init__(self, *named):
         self.names = ["core-1", *named]
-        self.seconds, self.rest = 7, 8
+        self.seconds, self.rest, self.wall = 7, 8, 9
 
     def message(self, name, kind):
         one = pb.timespec(tv_sec=self.seconds, tv_nsec=self.rest)
@@ -27,7 +27,7 @@ class Images:
 
     def extra(self, section, key):
         assert (section, key) == ("dump", "realtime_ns")
-        return 9
+        return self.wall
 
 
 def now(of=0):
@@ -43,6 +43,13 @@ def test_what_images_say():
     )
     images = Images()
     assert owntime.read(images, images) is None
+
+
+@pytest.mark.parametrize("wall", [10**400, -5, "x", None])
+def test_a_date_that_cannot_be_is_none(wall):
+    images = Images("timens-0")
+    images.wall = wall
+    assert owntime.jump(owntime.read(images, images)) is None
 
 
 @pytest.mark.parametrize(("seconds", "rest"), [(1 << 40, 0), (0, SECOND_NS)])
