@@ -30,6 +30,8 @@ class Call:
     """Device and inode of what the text of the link leads to now."""
     PIPE = 8
     """What is queued in a pipe, which stays there: each piece behind its length."""
+    TARGET = 9
+    """Whether what an epoll watches under a number is what its task has there: 0, otherwise 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ def pipe_content(size: int) -> Question:
     return Question(Call.PIPE, size=size)
 
 
+def epoll_target(tfd: int, index: int) -> Question:
+    """Of the watches that an epoll has under one number, the one at a place."""
+    return Question(Call.TARGET, tfd, index)
+
+
 def pieces_of(raw: bytes) -> list[bytes]:
     """Of the answer of a pipe."""
     found, at = [], 0
@@ -98,6 +105,8 @@ class Questions:
             self.words.extend((one.call, one.first, one.second, one.size))
             self.slots[one.call, one.first, one.second] = self.size, one.size
             self.size += SLOT.size + (one.size + 7 & ~7)
+        self.has_place = PLACE in asked
+        """The text of the link is to be looked up."""
 
 
 class Answers:
@@ -108,7 +117,7 @@ class Answers:
 
     __slots__ = ("_questions", "_raw", "is_whole")
 
-    def __init__(self, questions: Questions, raw: bytes, *, is_whole: bool) -> None:
+    def __init__(self, questions: Questions, raw: bytes, is_whole: bool) -> None:
         self._questions, self._raw, self.is_whole = questions, raw, is_whole
 
     def get(self, call: int, first: int = 0, second: int = 0) -> tuple[int, bytes] | None:

@@ -125,6 +125,10 @@ class FdView(Protocol):
     def pipe_pieces(self) -> "Sequence[bytes]":
         """What is queued in a pipe, not consumed (tee): a stream at once, each packet apart."""
 
+    @property
+    def is_queue_told(self) -> bool:
+        """Whether `pipe_pieces` knows already, or this end cannot be read."""
+
     def settle_timer(self) -> None:
         """Have timerfd_gettime(2) count the ticks that are due, and read ``info`` again."""
 
@@ -192,6 +196,9 @@ class FdView(Protocol):
 
     def epoll_targets(self) -> "Sequence[tuple[int, int, int, int]]":
         """(tfd, events, data, index of the same tfd) of an epoll descriptor."""
+
+    def is_own_epoll_target(self, tfd: int, index: int) -> bool:
+        """Whether it was answered that the target is what its task has as ``tfd``."""
 
     def file_order(self, other: "FdView") -> int:
         """kcmp(KCMP_FILE): 0 for one description, else which one the kernel puts first."""
@@ -330,6 +337,8 @@ class Foresight(NamedTuple):
     """What all descriptors of its description have in common."""
     answers: Answers | None = None
     """Those that its kind's `collect` would do with."""
+    questions: Questions | None = None
+    """What its kind asks."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,7 +36,7 @@ def look(dump: TreeDump, pids: Iterable[int]) -> None:
     for pid in pids:
         with suppress(Error):
             seen[pid] = fdview.look_before(pid)
-    views = [one.view for found in seen.values() for one in found.values()]
+    views = [one.view for each in seen.values() for one in each.found.values()]
     context = DumpContext(
         tcp=dump.options.tcp,
         container=dump.options.container,
@@ -44,7 +44,7 @@ def look(dump: TreeDump, pids: Iterable[int]) -> None:
         is_stopped=False,
     )
     try:
-        dump.seen, dump.foreseen = seen, foresee(views, FILE_KINDS, fdview.ask_before, context)
+        dump.seen, dump.foreseen = seen, foresee(views, FILE_KINDS, fdview.ask, context)
     finally:
         fdview.leave(seen)
 
@@ -105,7 +105,7 @@ def collect(
         ]
         nameless = mapped.find(alive)
         opened = mapped.open_all(nameless, views)
-        context.ask, context.rank, context.foreseen = views.ask, views.rank, dump.foreseen
+        context.ask, context.rank, context.foreseen = fdview.ask, views.rank, dump.foreseen
         found = table.take(tables, FILE_KINDS, context, directories, opened)
         unattached = mapped.unattached(alive, views)
         views.let_run()

@@ -5,8 +5,8 @@ Facts (probed on v6.18):
 - fdinfo has a line for each watch: tfd (the number it was added under), events, data, and the
   target's position, inode and device. A watch belongs to (description, number): it stays when
   that number is closed or reused while the description lives elsewhere.
-- kcmp(KCMP_EPOLL_TFD) says which description is behind a tfd; that one is looked for first at
-  the same number, then everywhere.
+- kcmp(KCMP_EPOLL_TFD) says which description is behind a tfd. Whether it is the one at the same
+  number is asked with all else; if not, it is looked for everywhere.
 - A watch is added again by EPOLL_CTL_ADD in a task that has both. When the target has another
   number there, it is put at the old number for the moment. When no task has both, the root does
   it before it forks, while it has everything: so epoll is planned after all other kinds.
@@ -24,12 +24,13 @@ Source: fs/eventpoll.c, ep_show_fdinfo, ep_insert (v6.18).
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import index
 
-from torpor.engine.asking import Questions
+from torpor.engine.asking import Questions, epoll_target
 from torpor.engine.files.common import (
     NOBODY,
-    OWNED,
+    OWNER,
     OWNER_OUTSIDE,
     Base,
     F,
@@ -64,6 +65,8 @@ from torpor.engine.program.ops import Data, Expect, Op, Slot, place
 
 LINK = "anon_inode:[eventpoll]"
 EVENT = struct.Struct("<IQ")
+CACHED = 4096
+"""Sets of targets."""
 CTL_ADD = 1
 CTL_MOD = 3
 IN, OUT, ONESHOT = 1, 4, 1 << 30
@@ -118,21 +121,20 @@ class EpollKind(Base[Epoll]):
         return view.link == LINK
 
     def questions(self, view: FdView) -> Questions:
-        """Its owner; all else is in fdinfo."""
-        del view
-        return OWNED
+        """Its owner, and whether targets are what has their numbers; the rest is in fdinfo."""
+        return _questions(tuple((tfd, index) for tfd, _, _, index in view.epoll_targets()))
 
     def suffice(self, view: FdView, context: DumpContext) -> bool:
-        """When its targets were told apart, by kcmp(2)."""
-        if not super().suffice(view, context):
-            return False
-        return not view.epoll_targets() or (context.is_stopped and bool(_watches(view, context)))
+        """When its targets are what has their numbers."""
+        return super().suffice(view, context) and all(
+            view.is_own_epoll_target(tfd, index) for tfd, _, _, index in view.epoll_targets()
+        )
 
     def collect(self, view: FdView, context: DumpContext) -> Epoll:
         """Read the watches and find their targets among all descriptions."""
         return Epoll(
             flags=view.flags & ~int(O.CLOEXEC),
-            watches=_watches(view, context),
+            watches=tuple(_watch(view, target, context) for target in view.epoll_targets()),
             owner=read_owner(view, context),
         )
 
@@ -223,6 +225,12 @@ class _Tables:
         return None
 
 
+@lru_cache(maxsize=CACHED)
+def _questions(targets: tuple[tuple[int, int], ...]) -> Questions:
+    """Made before a stop, and found again in it."""
+    return Questions(*OWNER, *(epoll_target(tfd, index) for tfd, index in targets))
+
+
 def _watch(view: FdView, target: tuple[int, int, int, int], context: DumpContext) -> Watch:
     tfd, events, data, index = target
     file = _target(view, tfd, index, context)
@@ -232,17 +240,13 @@ def _watch(view: FdView, target: tuple[int, int, int, int], context: DumpContext
     return Watch(tfd=tfd, events=events, data=data, file=file, here=here)
 
 
-def _watches(view: FdView, context: DumpContext) -> tuple[Watch, ...]:
-    """Of an epoll, looked for once."""
-    known: dict[FdView, tuple[Watch, ...]] = context.cache.setdefault("epoll.watches", {})
-    if view not in known:
-        known[view] = tuple(_watch(view, target, context) for target in view.epoll_targets())
-    return known[view]
-
-
 def _target(view: FdView, tfd: int, index: int, context: DumpContext) -> FileId:
     """The description behind a tfd: most often the one with that number."""
-    for file_id in _candidates(_numbered(context).get(tfd, ()), context):
+    near = _numbered(context).get(tfd, ())
+    if view.is_own_epoll_target(tfd, index):
+        own = Holder(task=view.ns_pid, fd=tfd)
+        return next(file_id for file_id in near if own in context.holders[file_id])
+    for file_id in _candidates(near, context):
         if view.epoll_target_is(tfd, index, context.views[file_id]):
             return file_id
     raise refuse(TARGET_GONE, view.subject, f"it was added as fd {tfd}")

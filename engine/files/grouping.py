@@ -90,13 +90,17 @@ def foresee(views: Iterable[FdView], kinds: Kinds, ask: Ask, context: DumpContex
         with suppress(Error, OSError):
             if kind := next((k for k in kinds if k.matches(view)), None):
                 kind_of[view] = kind
-    asked = [(v, q) for v, kind in kind_of.items() if (q := kind.questions(v)) is not None]
+    questions = {v: kind.questions(v) for v, kind in kind_of.items()}
+    asked = [(v, q) for v, q in questions.items() if q is not None]
     answers = {
         view: one
         for (view, _), one in zip(asked, ask(asked), strict=True)
         if one is not None and one.is_whole and _suffices(kind_of[view], view, context)
     }
-    return {v: Foresight(kind_of.get(v), looks_of[v], answers.get(v)) for v in looks_of}
+    return {
+        v: Foresight(kind_of.get(v), looks_of[v], answers.get(v), questions.get(v))
+        for v in looks_of
+    }
 
 
 def _suffices(kind: FileKind[Any], view: FdView, context: DumpContext) -> bool:

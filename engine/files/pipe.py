@@ -40,7 +40,6 @@ from torpor.engine.files.common import (
     decode_owner,
     encode_owner,
     file_type,
-    is_quiet,
     late_owners,
     read_owner,
     status_flags,
@@ -156,10 +155,8 @@ class PipeKind(Base[Pipe]):
         return QUESTIONS
 
     def suffice(self, view: FdView, context: DumpContext) -> bool:
-        """When what is queued was read, which is once for both ends."""
-        if not super().suffice(view, context):
-            return False
-        return is_quiet(view) or (context.is_stopped and bool(_shared(view, context)))
+        """When what is queued was read."""
+        return super().suffice(view, context) and view.is_queue_told
 
     def collect(self, view: FdView, context: DumpContext) -> Pipe:
         """Read the state; the content and where it leads once for each pipe."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from torpor.engine.asking import Answers
+from torpor.engine.asking import Answers, Questions
 from torpor.engine.errors import Findings, Refused
 from torpor.engine.files import locks
 from torpor.engine.files.common import O, bad_image
@@ -272,13 +272,18 @@ def _ask(
     """Ask all that have questions in one go; those that have answered all of them."""
     if context.ask is None:
         return {}
-    asked = [(i, q) for i, kind in kind_of.items() if (q := kind.questions(views[i])) is not None]
+    asked = [(i, q) for i, kind in kind_of.items() if (q := _questions(kind, views[i], context))]
     told = context.ask([(views[file_id], questions) for file_id, questions in asked])
     return {
         file_id: one
         for (file_id, _), one in zip(asked, told, strict=True)
         if one is not None and one.is_whole
     }
+
+
+def _questions(kind: FileKind[Any], view: FdView, context: DumpContext) -> Questions | None:
+    known = context.foreseen.get(view)
+    return known.questions if known and known.kind else kind.questions(view)
 
 
 def _collect(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of `LiveFd` that was asked together with others, and need not be asked again."""
 
+import errno
 import select
 import struct
 from collections.abc import Sequence
@@ -72,3 +73,14 @@ class Answered(FileFacts):
         if queued is None or events is None:
             return False
         return not any(queued[1]) and not events[0] & (select.POLLIN | select.POLLPRI)
+
+    def is_own_epoll_target(self, tfd: int, index: int) -> bool:
+        """Whether it was answered that the target is what its task has as ``tfd``."""
+        told = self._told(Call.TARGET, tfd, index)
+        return told is not None and not told[0]
+
+    @property
+    def is_queue_told(self) -> bool:
+        """Whether what is queued in a pipe was answered, or that this end cannot be read."""
+        told = self._told(Call.PIPE)
+        return told is not None and (told[0] >= 0 or told[0] == -errno.EBADF)

@@ -33,15 +33,21 @@ KINDS = Questions(*(option(SOL_SOCKET, each) for each in (SO.DOMAIN, SO.TYPE, SO
 
 
 class Sighting(NamedTuple):
-    """A descriptor before its task was stopped: what /proc showed, and a socket's KINDS."""
+    """A descriptor before its task was stopped, and a socket's KINDS."""
 
-    look: native.FdLook
     view: LiveFd
     kinds: Answers | None
 
 
-Seen = Mapping[int, Mapping[int, Sighting]]
-"""Task → number → what was seen."""
+class Sightings(NamedTuple):
+    """Those of a task by number, and what /proc showed."""
+
+    looks: native.Looks
+    found: Mapping[int, Sighting]
+
+
+Seen = Mapping[int, Sightings]
+"""What was seen of each task."""
 
 
 class LiveDirectory(LiveFd):
@@ -124,20 +130,11 @@ class Views(Closing):
         try:
             for pid in pids:
                 self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
-                self._views[pid] = mine = _table(task, seen.get(pid, {}))
+                self._views[pid] = mine = _table(task, seen.get(pid))
                 ask_kinds(view for view in mine.values() if view.answers is None)
         except BaseException:
             self.close()
             raise
-
-    def ask(self, asked: Sequence[tuple[FdView, Questions]]) -> list[Answers | None]:
-        """Ask descriptors in one go a task; None for what is none of a task's."""
-        told: list[Answers | None] = [None] * len(asked)
-        mine = [(i, view, q) for i, (view, q) in enumerate(asked) if type(view) is LiveFd]
-        answers = ask([(view, questions) for _, view, questions in mine])
-        for (i, _, _), one in zip(mine, answers, strict=True):
-            told[i] = one
-        return told
 
     def rank(self, alike: Iterable[Sequence[FdView]]) -> None:
         """Compare the descriptions of each group in one go."""
@@ -197,28 +194,20 @@ class Views(Closing):
             task.close()
 
 
-def ask(asked: Sequence[tuple[LiveFd, Questions]]) -> list[Answers]:
-    """Ask descriptors in one go a task."""
-    by_task: dict[int, list[tuple[int, LiveFd, Questions]]] = {}
+def ask(asked: Sequence[tuple[FdView, Questions]]) -> list[Answers | None]:
+    """Ask descriptors in one go a task; None for what is none of a task's."""
+    told: list[Answers | None] = [None] * len(asked)
+    by_task: dict[TaskFiles, list[tuple[int, LiveFd, Questions]]] = {}
     for i, (view, questions) in enumerate(asked):
-        by_task.setdefault(id(view.task), []).append((i, view, questions))
-    told: dict[int, Answers] = {}
-    for rows in by_task.values():
-        task = rows[0][1].task
-        answers = native.ask_fds(
-            task.pidfd,
-            task.directory("root"),
-            [(view.fd, questions, view.absolute) for _, view, questions in rows],
-        )
+        if type(view) is LiveFd:
+            by_task.setdefault(view.task, []).append((i, view, questions))
+    for task, rows in by_task.items():
+        wanted = [(v.fd, q, v.absolute if q.has_place else b"") for _, v, q in rows]
+        answers = native.ask_fds(task.pid, task.pidfd, task.directory("root"), wanted)
         for (i, view, _), one in zip(rows, answers, strict=True):
-            view.told(one)
             told[i] = one
-    return [told[i] for i in range(len(asked))]
-
-
-def ask_before(asked: Sequence[tuple[FdView, Questions]]) -> list[Answers | None]:
-    """Of what is looked at before its task is stopped. The answers count only until then."""
-    return list(ask([(view, questions) for view, questions in asked if isinstance(view, LiveFd)]))
+            view.told(one)
+    return told
 
 
 def ask_kinds(views: Iterable[LiveFd]) -> None:
@@ -241,49 +230,47 @@ def open_views(
     return Views(pids, netns_socket, guard, seen or {})
 
 
-def look_before(pid: int) -> dict[int, Sighting]:
+def look_before(pid: int) -> Sightings:
     """Descriptors of a task that need not stand still, to be recognized when it does."""
     task = TaskFiles(pid)
-    found: dict[int, tuple[native.FdLook, LiveFd]] = {}
+    found: dict[int, LiveFd] = {}
     try:
-        for fd, look in _looks(pid):
+        looks = native.look_fds(pid, descriptors(pid))
+        for fd, look in zip(looks.numbers, looks.all(), strict=True):
             with suppress(Error):  # closed meanwhile
-                found[fd] = look, LiveFd(task, fd, look)
-        ask_kinds(view for _, view in found.values())
+                found[fd] = LiveFd(task, fd, look)
+        ask_kinds(found.values())
     except BaseException:
-        for _, view in found.values():
+        for view in found.values():
             view.close()
         task.close()
         raise
-    return {fd: Sighting(look, view, view.answers) for fd, (look, view) in found.items()}
+    return Sightings(looks, {fd: Sighting(view, view.answers) for fd, view in found.items()})
 
 
 def leave(seen: Seen) -> None:
     """Close what was opened to look at them."""
     for sightings in seen.values():
-        for one in sightings.values():
+        for one in sightings.found.values():
             one.view.close()
-        for one in [*sightings.values()][:1]:
+        for one in [*sightings.found.values()][:1]:
             one.view.task.close()
 
 
-def _table(task: TaskFiles, seen: Mapping[int, Sighting]) -> dict[int, LiveFd]:
+def _table(task: TaskFiles, seen: Sightings | None) -> dict[int, LiveFd]:
     """Views of a task's descriptors: those that were seen, where nothing of them has changed."""
     found = {}
-    for fd, look in _looks(task.pid):
-        before = seen.get(fd)
-        if before is None or look != before.look:
-            found[fd] = LiveFd(task, fd, look)
+    known = seen.found if seen else {}
+    looks = native.look_fds(task.pid, descriptors(task.pid), seen.looks if seen else None)
+    for i, (fd, is_same) in enumerate(zip(looks.numbers, looks.same(), strict=True)):
+        before = known.get(fd) if is_same else None
+        if before is None:
+            found[fd] = LiveFd(task, fd, looks.at(i))
             continue
         found[fd] = view = before.view
         view.told(before.kinds)
         view.task, view.ns_pid = task, task.ns_pid
     return found
-
-
-def _looks(pid: int) -> Iterator[tuple[int, native.FdLook]]:
-    numbers = descriptors(pid)
-    return zip(numbers, native.look_fds(pid, numbers), strict=True)
 
 
 def free_port(pid: int, fd: int, end: End, guard: repair.Guard) -> None:

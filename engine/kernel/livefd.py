@@ -50,7 +50,7 @@ class LiveFd(Answered):
     def _look(self, pid: int, look: native.FdLook | None = None) -> None:
         """Take what /proc tells of it in a task (it may be ours)."""
         subject, path = f"task {self.ns_pid}, fd {self.fd}", f"/proc/{pid}/fd/{self.fd}"
-        (found,) = (look,) if look else native.look_fds(pid, [self.fd])
+        (found,) = (look,) if look else native.look_fds(pid, [self.fd]).all()
         self.link = text_of(_told(found.link, subject, path))
         # a directory of /proc whose task has ended has no status any more
         if found.error and not (found.error == -errno.ENOENT and self.link.startswith("/proc/")):

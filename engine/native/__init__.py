@@ -19,7 +19,7 @@ from torpor.engine.native.calls import (
     disarm,
     remote_calls,
 )
-from torpor.engine.native.descriptors import FdLook, look_fds
+from torpor.engine.native.descriptors import FdLook, Looks, look_fds
 from torpor.engine.native.memory import (
     STAGED,
     Filled,
@@ -111,6 +111,7 @@ __all__ = [
     "FactRows",
     "FdLook",
     "Filled",
+    "Looks",
     "PagesProgress",
     "Pattern",
     "PatternWords",

@@ -14,32 +14,34 @@ Asked = tuple[int, Questions, bytes]
 """A descriptor, what is asked of it, and the text of its link where that is to be looked up."""
 
 
-def ask_fds(pidfd: int, root: int, asked: Sequence[Asked]) -> list[Answers]:
+def ask_fds(pid: int, pidfd: int, root: int, asked: Sequence[Asked]) -> list[Answers]:
     """Answers in their order; ``root`` is the directory that absolute paths start from."""
     table = bytearray(ROW.size * max(len(asked), 1))
-    words: dict[Questions, tuple[object, int]] = {}
-    paths, size = [], 0
-    for i, (fd, questions, path) in enumerate(asked):
-        if questions not in words:
-            found_words = ffi.from_buffer("struct seam_question[]", questions.words)
-            words[questions] = found_words, address_of(found_words)
+    words: dict[Questions, tuple[object, int, int]] = {}
+    paths, places = [], [0]
+    at = 0
+    for row, (fd, questions, path) in zip(range(0, len(table), ROW.size), asked, strict=False):
+        known = words.get(questions)
+        if known is None:
+            found = ffi.from_buffer("struct seam_question[]", questions.words)
+            known = words[questions] = found, address_of(found), len(questions.asked)
         path_at = 0
         if path:
             paths.append(ffi.from_buffer(path + b"\0"))
             path_at = address_of(paths[-1])
-        ROW.pack_into(
-            table, ROW.size * i, fd, 0, words[questions][1], len(questions.asked), size, path_at
-        )
-        size += questions.size
+        ROW.pack_into(table, row, fd, 0, known[1], known[2], at, path_at)
+        at += questions.size
+        places.append(at)
     rows = ffi.from_buffer("struct seam_asked[]", table)
-    room = new_uncleared("char[]", max(size, 1))
-    lib.seam_ask_fds(pidfd, root, rows, len(asked), room, 2 if len(asked) >= MANY else 1)
-    raw, at, found = ffi.buffer(room), 0, []
-    for (unclear,), (_, questions, _) in zip(UNCLEAR.iter_unpack(table), asked, strict=False):
-        end = at + questions.size
-        found.append(Answers(questions, raw[at:end], is_whole=not unclear))
-        at = end
-    return found
+    room = new_uncleared("char[]", max(at, 1))
+    lib.seam_ask_fds(pid, pidfd, root, rows, len(asked), room, 2 if len(asked) >= MANY else 1)
+    raw = ffi.buffer(room)
+    return [
+        Answers(questions, raw[begin:end], not unclear)
+        for (unclear,), (_, questions, _), begin, end in zip(
+            UNCLEAR.iter_unpack(table), asked, places, places[1:], strict=False
+        )
+    ]
 
 
 def order_files(pids: Sequence[int], fds: Sequence[int]) -> list[int]:

@@ -39,7 +39,7 @@ def ourselves():
 
 def ask(*asked):
     with ourselves() as (pidfd, root):
-        return native.ask_fds(pidfd, root, asked)
+        return native.ask_fds(os.getpid(), pidfd, root, asked)
 
 
 def test_each_gets_its_own_answers():

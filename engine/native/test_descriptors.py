@@ -30,7 +30,7 @@ def test_all_is_told(opened, monkeypatch, many, room):
     monkeypatch.setattr(descriptors, "MANY", many)
     monkeypatch.setattr(descriptors, "ROOM", room)
     monkeypatch.setattr(descriptors, "TYPICAL", 1)
-    found = native.look_fds(os.getpid(), opened)
+    found = native.look_fds(os.getpid(), opened).all()
     for i, (fd, look) in enumerate(zip(opened, found, strict=True)):
         status = os.fstat(fd)
         assert look.link == os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
@@ -51,12 +51,31 @@ def test_all_is_told(opened, monkeypatch, many, room):
 
 
 def test_a_number_that_is_not_open(opened):
-    first, gone = native.look_fds(os.getpid(), [opened[0], 999_999])
+    first, gone = native.look_fds(os.getpid(), [opened[0], 999_999]).all()
     assert first.error == 0
     assert (gone.link, gone.info, gone.error) == (-errno.ENOENT,) * 3
-    assert native.look_fds(os.getpid(), []) == []
+    assert native.look_fds(os.getpid(), []).all() == []
 
 
 def test_a_task_that_is_not_there():
     with pytest.raises(Vanished):
         native.look_fds(1 << 30, [0])
+
+
+def test_what_is_as_it_was(opened):
+    """Position, size, mode and link of one each are changed, and one is closed and opened anew."""
+    before = native.look_fds(os.getpid(), opened)
+    assert not any(before.same())
+    changed = {opened[3], opened[140], opened[7], opened[9]}
+    os.lseek(opened[3], 1, os.SEEK_SET)
+    os.write(opened[140], b"more")
+    os.fchmod(opened[7], 0o711)
+    path = os.readlink(f"/proc/self/fd/{opened[9]}")
+    os.rename(path, path + "x")
+    fresh = os.open("/dev/null", os.O_RDONLY)
+    numbers = sorted([*opened[:100], *opened[101:], fresh])
+    after = native.look_fds(os.getpid(), numbers, before)
+    os.close(fresh)
+    different = {fd for fd, same in zip(numbers, after.same(), strict=True) if not same}
+    assert different == changed | {fresh}
+    assert [after.at(i) for i in range(len(numbers))] == after.all()

@@ -20,7 +20,7 @@
 #define POLLRDHUP 0x2000
 #endif
 
-enum call { OPTION, SOCKNAME, PEERNAME, POLL, FCNTL, FCNTL_BYTES, IOCTL, PLACE, PIPE };
+enum call { OPTION, SOCKNAME, PEERNAME, POLL, FCNTL, FCNTL_BYTES, IOCTL, PLACE, PIPE, TARGET };
 
 struct slot {
 	int result, size;
@@ -28,7 +28,7 @@ struct slot {
 };
 
 struct asking {
-	int pidfd, root;
+	int pid, pidfd, root;
 	struct seam_asked *rows;
 	size_t count;
 	char *room;
@@ -150,6 +150,14 @@ static int pipe_of(struct asker *asker, int fd, const struct seam_question *ques
 	return result;
 }
 
+static int target_of(int pid, int epoll, const struct seam_question *question)
+{
+	struct kcmp_epoll_slot slot = { .efd = (__u32)epoll, .tfd = (__u32)question->first,
+					.toff = (__u32)question->second };
+
+	return seam_kcmp(pid, pid, KCMP_EPOLL_TFD, slot.tfd, (uintptr_t)&slot) != 0;
+}
+
 static int ask(struct asker *asker, const struct seam_asked *row, int fd,
 	       const struct seam_question *question, struct slot *slot)
 {
@@ -179,6 +187,8 @@ static int ask(struct asker *asker, const struct seam_asked *row, int fd,
 		return place_of(asker->asking->root, row->path, slot);
 	case PIPE:
 		return pipe_of(asker, fd, question, slot);
+	case TARGET:
+		return target_of(asker->asking->pid, row->fd, question);
 	}
 	return -ENOSYS;
 }
@@ -232,10 +242,10 @@ static void ask_share(void *job, unsigned int index)
 	drop_copy(&asker);
 }
 
-int seam_ask_fds(int pidfd, int root, struct seam_asked *rows, size_t count, char *room,
+int seam_ask_fds(int pid, int pidfd, int root, struct seam_asked *rows, size_t count, char *room,
 		 unsigned int threads)
 {
-	struct asking asking = { .pidfd = pidfd, .root = root, .rows = rows, .count = count,
+	struct asking asking = { .pid = pid, .pidfd = pidfd, .root = root, .rows = rows, .count = count,
 				 .room = room,
 				 .threads = threads < 1 || threads > MAX_THREADS ? 1 : threads };
 

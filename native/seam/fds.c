@@ -7,7 +7,10 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #define LEAST_ROOM (2 * PATH_MAX) /* for a link and a text */
@@ -47,8 +50,35 @@ struct look {
 	size_t count, size;
 	char *room;
 	unsigned int threads;
+	const struct seam_looked *before;
 	int results[MAX_THREADS];
 };
+
+static int by_number(const void *one, const void *other)
+{
+	int first = ((const struct seam_fd *)one)->fd, second = ((const struct seam_fd *)other)->fd;
+
+	return (first > second) - (first < second);
+}
+
+static size_t text_size(const struct seam_fd *one)
+{
+	return (one->link_size > 0 ? (size_t)one->link_size : 0) +
+	       (one->info_size > 0 ? (size_t)one->info_size : 0);
+}
+
+static int is_as_before(const struct look *look, const struct seam_fd *one)
+{
+	const struct seam_looked *before = look->before;
+	const struct seam_fd *old = NULL;
+
+	if (before)
+		old = bsearch(one, before->fds, before->count, sizeof(*one), by_number);
+	return old && old->link_size == one->link_size && old->info_size == one->info_size &&
+	       old->error == one->error &&
+	       !memcmp(&old->mode, &one->mode, sizeof(*one) - offsetof(struct seam_fd, mode)) &&
+	       !memcmp(before->room + old->at, look->room + one->at, text_size(one));
+}
 
 static int look_at_one(const struct look *look, struct seam_fd *one, size_t at, size_t end)
 {
@@ -67,7 +97,10 @@ static int look_at_one(const struct look *look, struct seam_fd *one, size_t at, 
 	stat_at(look->links, name, one);
 	text = read_text(look->infos, name, look->room + at, end - at);
 	one->info_size = (int)text;
-	return text == (int64_t)(end - at) ? -ENOBUFS : 0;
+	if (text == (int64_t)(end - at))
+		return -ENOBUFS;
+	one->same = is_as_before(look, one);
+	return 0;
 }
 
 static void look_at_share(void *job, unsigned int index)
@@ -81,15 +114,15 @@ static void look_at_share(void *job, unsigned int index)
 		struct seam_fd *one = look->fds + i;
 
 		look->results[index] = look_at_one(look, one, at, end);
-		at = one->at + (one->link_size > 0 ? (size_t)one->link_size : 0) +
-		     (one->info_size > 0 ? (size_t)one->info_size : 0);
+		at = one->at + text_size(one);
 	}
 }
 
 int seam_look_fds(int pid, struct seam_fd *fds, size_t count, char *room, size_t size,
-		  unsigned int threads)
+		  unsigned int threads, const struct seam_looked *before)
 {
 	struct look look = { .fds = fds, .count = count, .room = room, .size = size,
+			     .before = before,
 			     .threads = threads < 1 || threads > MAX_THREADS ? 1 : threads };
 	int result = 0;
 

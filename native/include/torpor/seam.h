@@ -132,15 +132,22 @@ int seam_release_memory(int pid);
 int seam_kcmp(int pid1, int pid2, int type, uint64_t index1, uint64_t index2);
 
 /* fds.c: what /proc tells of descriptors: stat(2), and link and text of fdinfo one behind the other
- * in `room`.  Several threads share the work.  -ENOBUFS when there is not room for all. */
+ * in `room`.  Several threads share the work.  -ENOBUFS when there is not room for all.  With an
+ * earlier answer, by ascending fd, it is said which are as they were. */
 struct seam_fd {
 	int fd; /* in */
 	int link_size, info_size, error; /* out: -errno; `error` is stat's */
+	int same; /* out: as before */
 	uint64_t at; /* out: of the link */
 	uint64_t mode, dev, ino, rdev, size, nlink, uid, gid, blksize;
 };
+struct seam_looked {
+	const struct seam_fd *fds;
+	size_t count;
+	const char *room;
+};
 int seam_look_fds(int pid, struct seam_fd *fds, size_t count, char *room, size_t size,
-		  unsigned int threads);
+		  unsigned int threads, const struct seam_looked *before);
 
 /* ask.c: questions to copies of a task's descriptors.  For each an answer in `room`: what the call
  * gave (-errno), the number of bytes, the bytes; the next one at a multiple of 8 behind its room. */
@@ -154,7 +161,7 @@ struct seam_asked {
 	uint64_t at;
 	const char *path; /* of its link, where that is asked for */
 };
-int seam_ask_fds(int pidfd, int root, struct seam_asked *rows, size_t count, char *room,
+int seam_ask_fds(int pid, int pidfd, int root, struct seam_asked *rows, size_t count, char *room,
 		 unsigned int threads);
 
 /* Places of descriptors in kcmp's order of descriptions; the same one for the same description. */
