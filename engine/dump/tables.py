@@ -82,7 +82,7 @@ def collect(
     with (
         NetnsSockets(alive) as sockets,
         fdview.open_views(
-            [group[0].task.pid for group in groups],
+            {group[0].task.pid: group[0].capture.ns_pid for group in groups},
             netns_socket=sockets.get,
             guard=dump.guard,
             seen=dump.seen,

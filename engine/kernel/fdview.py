@@ -75,11 +75,6 @@ class LiveDirectory(LiveFd):
         """The link in /proc."""
         return f"/proc/{self.pid}/{self.name}"
 
-    @property
-    def is_gone(self) -> bool:
-        """It was removed."""
-        return not self.st_nlink
-
 
 class MappedFd(LiveFd):
     """A file that a task maps, or its program; no descriptor of the tree need lead to it.
@@ -119,7 +114,7 @@ class Views(Closing):
 
     def __init__(
         self,
-        pids: Iterable[int],
+        pids: Mapping[int, int | None],
         netns_socket: NetnsSocket | None,
         guard: repair.Guard | None,
         seen: Seen,
@@ -128,8 +123,8 @@ class Views(Closing):
         self._views: dict[int, dict[int, LiveFd]] = {}
         self._mapped: list[MappedFd] = []
         try:
-            for pid in pids:
-                self.tasks[pid] = task = TaskFiles(pid, netns_socket=netns_socket, guard=guard)
+            for pid, ns_pid in pids.items():
+                self.tasks[pid] = task = TaskFiles(pid, ns_pid, netns_socket, guard)
                 self._views[pid] = mine = _table(task, seen.get(pid))
                 ask_kinds(view for view in mine.values() if view.answers is None)
         except BaseException:
@@ -151,19 +146,23 @@ class Views(Closing):
     def removed_directories(self, pids: Iterable[int]) -> Iterator[LiveDirectory]:
         """Working and root directories of tasks that were removed."""
         for pid in pids:
-            task = self.tasks.setdefault(pid, TaskFiles(pid))
             for name in DIRECTORIES:
-                view = LiveDirectory(task, name)
-                if view.is_gone:
-                    yield view
+                path = f"/proc/{pid}/{name}"
+                with translated(f"pid {pid}, {name}", path):
+                    is_gone = not os.stat(path).st_nlink
+                if is_gone:
+                    yield LiveDirectory(self._task(pid), name)
 
     def mapped(self, pid: int, name: str, *, writable: bool) -> MappedFd:
         """The file of a mapping, or the program, of any task."""
-        if pid not in self.tasks:
-            self.tasks[pid] = TaskFiles(pid)
-        view = MappedFd(self.tasks[pid], name, writable=writable)
+        view = MappedFd(self._task(pid), name, writable=writable)
         self._mapped.append(view)
         return view
+
+    def _task(self, pid: int) -> TaskFiles:
+        if pid not in self.tasks:
+            self.tasks[pid] = TaskFiles(pid)
+        return self.tasks[pid]
 
     def get(self, pid: int, fd: int) -> LiveFd:
         """One of them."""
@@ -216,18 +215,19 @@ def ask_kinds(views: Iterable[LiveFd]) -> None:
 
 
 def open_views(
-    pids: Iterable[int],
+    pids: Iterable[int] | Mapping[int, int],
     *,
     netns_socket: NetnsSocket | None = None,
     guard: repair.Guard | None = None,
     seen: Seen | None = None,
 ) -> Views:
-    """Read the descriptor tables of tasks (pids as seen from here).
+    """Read the descriptor tables of tasks: pids as seen from here, or these → as they see them.
 
     With a ``guard``, TCP connections may be put into repair mode to be read: only when the tasks
     are stopped. Raises Vanished, or Denied when /proc/PID/fd may not be read.
     """
-    return Views(pids, netns_socket, guard, seen or {})
+    known = pids if isinstance(pids, Mapping) else dict.fromkeys(pids)
+    return Views(known, netns_socket, guard, seen or {})
 
 
 def look_before(pid: int) -> Sightings:
