@@ -5,6 +5,9 @@ When a userfaultfd's last copy is closed, pages that are still missing are zero 
 would go on with wrong memory. So the guard has a copy of each; when the one that fills fails or is
 killed, the guard ends the workload, as if it had been killed itself. When the guard is killed the
 other one fills to the end. What ends both at once ends the protection, too.
+
+The tasks wait for their first pages meanwhile, so the one that fills is born first, and the child
+that both are born from is not waited for: to end takes it longer than all else.
 """
 
 import os
@@ -20,6 +23,7 @@ from torpor.engine.lazy import handing, order
 from torpor.engine.lazy.serve import Space, serve
 
 FAILED = 1
+GUARD = "torpor-guard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,39 +38,63 @@ class Job:
     files: Sequence[int]
 
 
-def start(job: Job, pids: Sequence[int]) -> int:
+_ending: list[int] = []
+"""Children that end at once."""
+
+
+def start(job: Job, pids: Sequence[int]) -> None:
     """Fill address spaces in the background; ``pids`` are the tasks that have them.
 
-    Returns a child that ends at once and is to be waited for. The descriptors of the address
-    spaces are closed here.
+    The descriptors of the address spaces are closed here.
     """
+    _reap()
     pidfds = [os.pidfd_open(pid) for pid in pids]
-    kept = [job.directory, *job.files, *pidfds, *(space.fd for space in job.spaces.values())]
+    spaces = [space.fd for space in job.spaces.values()]
     child = os.fork()
     if not child:
-        _become_daemon(kept, job, pids, pidfds)
-    for fd in {*pidfds, *(space.fd for space in job.spaces.values())}:
+        try:
+            _bear_both(job, spaces, pids, pidfds)
+        except OSError:
+            end(pids, pidfds)
+        finally:
+            os._exit(FAILED)
+    _ending.append(child)
+    for fd in {*pidfds, *spaces}:
         os.close(fd)
-    return child
 
 
-def _become_daemon(
-    kept: Sequence[int], job: Job, pids: Sequence[int], pidfds: Sequence[int]
-) -> None:
-    """As a child of init, in a session of its own, with nothing open that others wait for."""
-    try:
-        if os.fork():
-            os._exit(0)
-        os.setsid()
-        os.chdir("/")
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        _close_all_but(kept)
-        handing.announce()
-        _guard(job, pids, pidfds)
-    finally:
-        os._exit(FAILED)
+def _reap() -> None:
+    for child in [*_ending]:
+        with suppress(ChildProcessError):  # somebody has waited for all there are
+            if not os.waitpid(child, os.WNOHANG)[0]:
+                continue
+        _ending.remove(child)
+
+
+def _bear_both(job: Job, spaces: Sequence[int], pids: Sequence[int], pidfds: Sequence[int]) -> None:
+    """As children of init."""
+    ending, told = os.pipe()
+    if not os.fork():
+        _detach([job.directory, *job.files, *spaces, told], handing.NAME)
+        if not (failed := _fill(job)):
+            os.write(told, b"\0")
+        os._exit(failed)
+    os.close(told)
+    if not os.fork():
+        _detach([*pidfds, *spaces, ending], GUARD)
+        _guard(ending, pids, pidfds)
+    os._exit(0)
+
+
+def _detach(kept: Sequence[int], name: str) -> None:
+    """In a session of its own, with nothing open that others wait for."""
+    os.setsid()
+    os.chdir("/")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    _close_all_but(kept)
+    handing.announce(name)
 
 
 def _close_all_but(kept: Sequence[int]) -> None:
@@ -81,16 +109,14 @@ def _close_all_but(kept: Sequence[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _guard(job: Job, pids: Sequence[int], pidfds: Sequence[int]) -> None:
-    filler = os.fork()
-    if not filler:
-        os._exit(_fill(job))
-    status = os.waitpid(filler, 0)[1]
-    if status:
-        syslog.syslog(syslog.LOG_ERR, f"the memory of task {pids[0]} could not be filled: "
-                      "its tasks are ended")  # fmt: skip
-        end(pids, pidfds)
-    os._exit(0 if not status else FAILED)
+def _guard(ending: int, pids: Sequence[int], pidfds: Sequence[int]) -> None:
+    """Until the other one has said that all is filled, or has ended."""
+    if os.read(ending, 1):
+        os._exit(0)
+    syslog.syslog(syslog.LOG_ERR, f"the memory of task {pids[0]} could not be filled: "
+                  "its tasks are ended")  # fmt: skip
+    end(pids, pidfds)
+    os._exit(FAILED)
 
 
 def _fill(job: Job) -> int:

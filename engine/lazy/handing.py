@@ -26,9 +26,9 @@ PID = struct.Struct("<i")
 WHOM = "the process that fills memory"
 
 
-def announce() -> None:
-    """We fill whatever is handed over, marked or not."""
-    Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+def announce(name: str = NAME) -> None:
+    """By our name: we fill whatever is handed over, marked or not."""
+    Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
 def fills_all(connection: socket.socket) -> bool:

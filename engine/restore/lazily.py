@@ -59,7 +59,6 @@ class LazyMemory:
     only_marked: bool = False
     """The other process fills only what is marked as LAZY, and wants to know of each task."""
     size_bytes: int = 0
-    _child: int = 0
 
     def choose(self, areas: Sequence[Area], contents: Contents, pid: int) -> set[int]:
         """Starts of the areas of a task that are left out."""
@@ -127,7 +126,7 @@ class LazyMemory:
         pids = [work.tree.root.pid, *(pid for pid in self.fds if pid != work.tree.root.pid)]
         self.fds = {}
         job = Job(spaces=spaces, directory=work.snapshot.images.fd, files=files)
-        self._child = daemon.start(job, [proc.process(work.living[pid].pid) for pid in pids])
+        daemon.start(job, [proc.process(work.living[pid].pid) for pid in pids])
 
     def _register(self, work: "Work", task: Living) -> Missing:
         """What is there already is written; all else, which is returned, is waited for."""
@@ -151,8 +150,6 @@ class LazyMemory:
 
         Raises: Error when nobody fills them; then they are ended.
         """
-        if self._child:
-            os.waitpid(self._child, 0)
         if self.filled_by is None:
             return
         try:

@@ -12,6 +12,7 @@ import pytest
 from tests.functional.harness import PATIENCE_S
 from torpor.engine import api
 from torpor.engine.errors import Refused
+from torpor.engine.lazy.daemon import GUARD
 from torpor.engine.lazy.handing import NAME
 from torpor.engine.options import After, DumpOptions, Lazy
 
@@ -29,21 +30,21 @@ def restored(start):
         others = set(helpers())
         live.restore(lazy=Lazy.ON)
         deadline = time.monotonic() + PATIENCE_S
-        while len(found := sorted(set(helpers()) - others, key=lambda one: one[1])) < 2:
+        while len(found := dict(set(helpers()) - others)) < 2:
             assert time.monotonic() < deadline
-        (pid, _), (other, above) = found
-        return live, (pid, other) if above == pid else (other, pid)
+        return live, (found[GUARD], found[NAME])
 
     return begin
 
 
 def helpers():
-    """Pid and parent of processes that fill."""
+    """Name and pid of those that fill, and of their guards."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            text = path.read_text()
-            if f"({NAME})" in text and text.rpartition(")")[2].split()[0] != "Z":
-                yield int(path.parent.name), int(text.rpartition(")")[2].split()[1])
+            head, _, rest = path.read_text().rpartition(")")
+            pid, _, name = head.partition(" (")
+            if name in (NAME, GUARD) and rest.split()[0] != "Z":
+                yield name, int(pid)
 
 
 def gone(pid):
@@ -81,7 +82,7 @@ def test_a_second_dump_is_refused_until_all_is_there(start, tmp_path):
     live.await_ready()
     live.dump()
     live.restore(lazy=Lazy.ON)
-    stopped = [pid for pid, _ in helpers()]
+    stopped = [pid for _, pid in helpers()]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
