@@ -127,7 +127,7 @@ class FdView(Protocol):
 
     @property
     def is_queue_told(self) -> bool:
-        """Whether `pipe_pieces` knows already, or this end cannot be read."""
+        """Whether `pipe_pieces` knows already."""
 
     def settle_timer(self) -> None:
         """Have timerfd_gettime(2) count the ticks that are due, and read ``info`` again."""

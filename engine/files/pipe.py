@@ -155,8 +155,9 @@ class PipeKind(Base[Pipe]):
         return QUESTIONS
 
     def suffice(self, view: FdView, context: DumpContext) -> bool:
-        """When what is queued was read."""
-        return super().suffice(view, context) and view.is_queue_told
+        """When what is queued was read, which is never asked of a write end."""
+        is_known = view.flags & O.ACCMODE == O.WRONLY or view.is_queue_told
+        return is_known and super().suffice(view, context)
 
     def collect(self, view: FdView, context: DumpContext) -> Pipe:
         """Read the state; the content and where it leads once for each pipe."""

@@ -45,6 +45,20 @@ def test_targets_are_found_at_their_number_or_elsewhere():
     assert back == {1: state}
 
 
+def test_a_target_at_its_number_is_that_of_the_same_task():
+    """Another task has something else there; nothing is compared any more."""
+    view = epoll_view((5, 1, 0xAA, 0), own_targets={(5, 0)}, ns_pid=42)
+    context = dump_context(
+        views={1: view, 2: pipe_view(5, "x"), 3: pipe_view(5, "y")},
+        holders={
+            1: [Holder(task=42, fd=4)], 2: [Holder(task=41, fd=5)], 3: [Holder(task=42, fd=5)],
+        },
+    )  # fmt: skip
+    assert KIND.suffice(view, context)
+    assert [watch.file for watch in KIND.collect(view, context).watches] == [3]
+    assert not KIND.suffice(epoll_view((5, 1, 0, 0), (6, 1, 0, 0), own_targets={(5, 0)}), context)
+
+
 def test_a_target_that_nobody_has_is_refused():
     view = epoll_view((5, 1, 0, 0), descriptions={(5, 0): "gone"})
     context = dump_context(views={1: view, 2: pipe_view(5, "x")}, holders={})

@@ -139,3 +139,10 @@ def test_content_larger_than_the_pipe():
     images.add("pipes-data", pb.pipe_data_entry(pipe_id=7, bytes=9, size=8), b"123456789")
     with pytest.raises(BadImage):
         KIND.decode(images)
+
+
+def test_a_write_end_is_known_without_what_is_queued():
+    """That is read from a read end; where there is none it is lost."""
+    assert KIND.suffice(end(O.WRONLY, is_queue_told=False), dump_context())
+    assert not KIND.suffice(end(0, is_queue_told=False), dump_context())
+    assert KIND.suffice(end(O.RDWR), dump_context())

@@ -6,7 +6,7 @@ at all raises KeyError, so that a test cannot pass on an answer that nobody reco
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -63,6 +63,7 @@ class RecordedFd:
     watches: Mapping[int, str] = field(default_factory=dict)
     """Inode number → path."""
     pipe: bytes = b""
+    is_queue_told: bool = True
     packets: Sequence[bytes] = ()
     mounts: Mapping[int, str] = field(default_factory=dict)
     """Mount id, or device, → mount point."""
@@ -93,6 +94,8 @@ class RecordedFd:
     """Folder → another name of the file."""
     netlinks: Mapping[tuple[int, int, bytes], bytes] = field(default_factory=dict)
     targets: Sequence[tuple[int, int, int, int]] = ()
+    own_targets: Collection[tuple[int, int]] = ()
+    """(tfd, index) of what an epoll was found to watch at the same number of its task."""
     target_descriptions: Mapping[tuple[int, int], object] = field(default_factory=dict)
     """(tfd, index) → description that an epoll watches under that number."""
 
@@ -165,11 +168,6 @@ class RecordedFd:
     def pipe_pieces(self) -> Sequence[bytes]:
         """As recorded."""
         return self.packets or ([self.pipe] if self.pipe else [])
-
-    @property
-    def is_queue_told(self) -> bool:
-        """As recorded."""
-        return True
 
     def settle_timer(self) -> None:
         """As recorded, when something is."""
@@ -262,9 +260,8 @@ class RecordedFd:
         return self.targets
 
     def is_own_epoll_target(self, tfd: int, index: int) -> bool:
-        """As recorded: nothing was answered before."""
-        del tfd, index
-        return False
+        """As recorded."""
+        return (tfd, index) in self.own_targets
 
     def file_order(self, other: FdView) -> int:
         """0 when both have the same description; otherwise by their names."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from torpor.engine.errors import Vanished
-from torpor.engine.kernel import netlink
+from torpor.engine.files import pipe
+from torpor.engine.kernel import fdview, netlink
 from torpor.engine.kernel.fdview import Views, open_views
 from torpor.engine.kernel.livefd import LiveFd
 from torpor.engine.kind import FdView
@@ -262,3 +263,18 @@ def test_task_that_is_gone() -> None:
         pass
     with pytest.raises(Vanished):
         open_views([pid])
+
+
+def test_what_is_known_of_pipes_once_they_were_asked() -> None:
+    """What is small; of much, of a write end, and before, it is not known."""
+    small, large = os.pipe(), os.pipe()
+    os.write(small[1], b"x")
+    os.write(large[1], bytes(1000))
+    with child(lambda: True) as pid, open_views([pid]) as views:
+        found = [view_of(views, pid, fd) for fd in (*small, *large)]
+        assert not any(view.is_queue_told for view in found)
+        fdview.ask([(view, pipe.QUESTIONS) for view in found])
+        assert [view.is_queue_told for view in found] == [True, False, False, False]
+        assert found[0].pipe_pieces() == [b"x"]
+    for fd in (*small, *large):
+        os.close(fd)

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torpor.engine.asking import (
     POLL,
     Call,
     Questions,
+    epoll_target,
     ioctl,
     option,
     pieces_of,
@@ -154,3 +156,27 @@ def test_pipes_side_by_side():
         for pair in ends:
             os.close(pair[0])
             os.close(pair[1])
+
+
+def test_whether_targets_of_an_epoll_are_at_their_numbers():
+    """Twice under one number, which the second one has now."""
+    first, second = os.eventfd(0), os.eventfd(0)
+    other = os.dup(first)
+    with select.epoll() as epoll:
+        epoll.register(first, select.EPOLLIN)
+        asked = Questions(epoll_target(first, 0), epoll_target(first, 1))
+
+        def told():
+            (answers,) = ask((epoll.fileno(), asked, b""))
+            assert answers.is_whole
+            return [answers.get(Call.TARGET, first, i)[0] for i in range(2)]
+
+        assert told() == [0, 1]
+        os.dup2(second, first)
+        assert told() == [1, 1]
+        epoll.register(first, select.EPOLLIN)
+        assert sorted(told()) == [0, 1]
+        os.close(first)
+        assert told() == [1, 1]
+    os.close(second)
+    os.close(other)
