@@ -4,8 +4,8 @@
 CLOCK_MONOTONIC and CLOCK_BOOTTIME count from the boot of a machine. On another one a program would
 find its deadlines long past, or wait for them as long as the first machine had been up.
 
-Facts: the root enters the namespace before it executes anything (native/seam/spawn.c); a task that
-is there already, as a container's placeholder, could do so by its own rights only. See
+Facts: the root enters the namespace as it executes its first program (native/seam/spawn.c); a task
+that is there already, as a container's placeholder, could do so by its own rights only. See
 `kernel/clocks.py`.
 """
 
