@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 64, 220, 28, 48
-COLORS = ("#1b6ca8", "#66a6d2", "#b3541e", "#e0975f", "#555555", "#aaaaaa")
+COLORS = (
+    "#1b6ca8", "#b3541e", "#555555", "#2e8b57", "#66a6d2", "#e0975f", "#aaaaaa", "#8fcea8",
+)  # fmt: skip
+"""Ways of small pages, and as many of huge ones."""
 
 
 def plot(curves: Mapping[str, Sequence[tuple[int, float]]], facts: Mapping[str, object]) -> str:
