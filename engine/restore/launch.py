@@ -299,8 +299,7 @@ class _Restore(Work):
             self.suspend_seccomp = True
         except Error:
             native.seize(pid, options)
-        native.interrupt(pid)
-        native.wait_stop(pid)
+        native.settle(pid)  # a seed may still be in its execve, and stops there first
         native.set_sigmask(pid, HELD_SIGNALS)
         task = Living(image=root, memory_of=root, pid=pid, arena=Arena(base=0), syscall_address=0)
         task.syscall_address = find_syscall(pid, *memories.special_areas(pid).code)
