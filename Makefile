@@ -67,7 +67,7 @@ cluster-down:  ## take the cluster down
 
 .PHONY: engine
 engine: build/bin/torpor  ## only build/bin/torpor and build/bin/criu
-build/bin/torpor: $(NATIVE) $(PROTOS) $(shell find engine -name '*.py') requirements/engine.txt setup.py pyproject.toml
+build/bin/torpor: $(NATIVE) $(PROTOS) $(shell find engine -name '*.py') requirements/engine.txt setup.py pyproject.toml tools/bundle.py tools/launchers.py
 	@tools/system_packages.sh python3 python3-venv python3-dev gcc libc6-dev binutils
 	@test -x build/engine/bin/pip || $(PYTHON) -m venv build/engine
 	@build/engine/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/build.txt

@@ -16,6 +16,15 @@ sys.path += [{site!r}, {packages!r}]
 from torpor.engine import start
 assert start.use_bundle({bundle!r}) is {used}
 """
+PATTERNS = """
+import re
+parsed = 0
+def count(text, flags=0, parse=re._parser.parse):
+    global parsed
+    parsed += 1
+    return parse(text, flags)
+re._parser.parse = count
+"""
 LOADED = """
 import json, os, torpor.engine.dump.pipeline as pipeline, dataclasses, inspect
 told = {
@@ -69,6 +78,18 @@ def test_modules_and_methods_come_from_the_bundle(site):
     assert told["code"] == "torpor/engine/dump/pipeline.py"
     assert told["compiled"] == 0
     assert not told["low"]
+
+
+def test_regular_expressions_of_modules_come_from_the_bundle(site):
+    code = """
+import torpor.engine.dump.pipeline
+found = [parsed]
+from torpor.engine.dump.ways.scan import COMMON
+found.append(COMMON.search("x\\nShared_Dirty:  8 kB")[0])
+found.append(re.compile(r"(?P<new>n+)", re.I).search("xNN")["new"])
+print(json.dumps([*found, parsed]))
+"""
+    assert ran(site, PATTERNS + "import json" + code) == [0, "Shared_Dirty:  8", "NN", 1]
 
 
 def test_what_is_seldom_used_works_when_it_is(site):

@@ -7,7 +7,6 @@ file's name without `.img`: `core-41`, `pages-1`, `stats-dump`.
 """
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from google.protobuf.message import Message
 from torpor.engine import native
 from torpor.engine.closing import Closing
 from torpor.engine.errors import BadImage, Bug
-from torpor.engine.images import manifest, stale
+from torpor.engine.images import manifest, sha256, stale
 from torpor.engine.images.failures import translated
 from torpor.engine.images.format import Entry, read_entries
 from torpor.engine.images.kinds import SERVICE, Kind, file_name, kind_of
@@ -243,8 +242,8 @@ def digest(fd: int, algorithm: str = manifest.SHA256) -> FileDigest:
         return FileDigest(size_bytes=size, digest=native.digest_file(fd), algorithm=algorithm)
     with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
         stream.seek(0)
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileDigest(size_bytes=stream.tell(), digest=sha256)
+        found = sha256.of_file(stream)
+        return FileDigest(size_bytes=stream.tell(), digest=found)
 
 
 def checked_name(name: str) -> str:

@@ -12,7 +12,6 @@ XXH64 of the XXH64 of every 256 KiB, little-endian (version 1 had `sha256` for t
 bit in this file is seen as well. `facts` belongs to the kinds: section, key, JSON value.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor.engine.errors import BadImage
+from torpor.engine.images import sha256
 
 NAME = "torpor.json"
 VERSION = 2
@@ -104,7 +104,7 @@ def _no_number(text: str) -> float:
 
 def _digest(document: Mapping[str, Any]) -> str:
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return sha256.of_bytes(canonical.encode())
 
 
 def _files(value: object) -> dict[str, FileDigest]:
