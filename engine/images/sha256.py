@@ -7,6 +7,7 @@ built in digests 150 to 250 MB/s, a tenth of OpenSSL. Images but for pages have 
 
 import io
 import os
+import sys
 
 try:
     from _sha256 import sha256 as _built_in  # type: ignore[import-not-found]
@@ -28,7 +29,7 @@ def of_file(stream: io.FileIO) -> str:
 
 def of_stream(stream: io.BufferedIOBase | io.RawIOBase, size_bytes: int) -> str:
     """Of about so many bytes."""
-    if size_bytes > SMALL_BYTES or _built_in is None:
+    if size_bytes > SMALL_BYTES or _built_in is None or "_hashlib" in sys.modules:
         import hashlib
 
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -11,8 +11,8 @@ from torpor.engine.images import sha256
 @pytest.mark.parametrize("size", [0, 1, sha256.SMALL_BYTES, sha256.SMALL_BYTES + 1, 1 << 20])
 @pytest.mark.parametrize("has_own", [True, False])
 def test_as_hashlib_has_it(tmp_path, monkeypatch, size, has_own):
-    if not has_own:
-        monkeypatch.setattr(sha256, "_built_in", None)
+    if has_own:
+        monkeypatch.delitem(sys.modules, "_hashlib", raising=False)
     content = bytes(range(256)) * (size // 256) + bytes(size % 256)
     (tmp_path / "file").write_bytes(content)
     wanted = hashlib.sha256(content).hexdigest()

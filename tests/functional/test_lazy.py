@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that is filled while its tasks run: used in every way, and what goes wrong meanwhile."""
 
+import errno
 import os
 import signal
 import time
@@ -101,6 +102,26 @@ def test_when_the_filler_dies_the_workload_is_ended(restored):
     live, (guard, filler) = restored()
     os.kill(filler, signal.SIGKILL)
     await_gone(guard)
+    await_gone(live.pid)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_without_a_filler_or_a_guard_the_workload_is_ended(start, monkeypatch, number):
+    """Its pages would be zeros, or could become so."""
+    births = 0
+
+    def fork(bear=os.fork):
+        nonlocal births
+        births += 1
+        if births == number:
+            raise OSError(errno.EAGAIN, "no more processes")
+        return bear()
+
+    live = start("memory_lazy")
+    live.await_ready()
+    live.dump()
+    monkeypatch.setattr(os, "fork", fork)
+    live.restore(lazy=Lazy.ON)
     await_gone(live.pid)
 
 
