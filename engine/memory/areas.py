@@ -250,6 +250,8 @@ def _backing(vma: Vma) -> Backing:
             return special
     if name == ANON_HUGE + DELETED:
         return Backing.MEMFD if shared else Backing.ANON
+    if name.startswith("/SYSV") and name.endswith(DELETED) and not vma.inode:
+        return Backing.SYSV  # the first one of a namespace
     if vma.inode == 0:
         return Backing.SHARED if shared else Backing.ANON
     if name.startswith(("/dev/zero (deleted)", "[anon_shmem:")):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """System V objects of a container's own ipc namespace are not lost silently."""
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,3 +51,12 @@ def test_a_namespace_without_any_is_taken(inside):
     live = inside("true")
     live.dump("first", After.CONTINUE, container=True)
     live.unharmed()
+
+
+def test_the_first_segment_of_a_namespace_has_the_id_0(tmp_path):
+    """And the inode 0, as memory without a file has it."""
+    command = ["unshare", "--ipc", sys.executable, "-m", "tests.functional.ipcrun", tmp_path]
+    done = subprocess.run([*command, "core_sysv"], check=True, capture_output=True, text=True)
+    assert done.stdout == "ok\n"
+    segments = json.loads((tmp_path / "images" / "torpor.json").read_text())
+    assert "'shm_id': 0" in str(segments)
