@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from torpor.engine.dump import pages
 from torpor.engine.dump.report import Phases, flat, stats_of
 from torpor.engine.dump.treedump import TreeDump
-from torpor.engine.errors import Error
+from torpor.engine.errors import BadImage, Bug, Error
 from torpor.engine.files import table
 from torpor.engine.images import stale
 from torpor.engine.images.dedup import dedup
@@ -19,7 +19,7 @@ from torpor.engine.images.pageserver import Client
 from torpor.engine.images.parents import Chain
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.images.stats import write_stats
-from torpor.engine.images.writing import NewImageDirectory
+from torpor.engine.images.writing import NewImageDirectory, withdraw
 from torpor.engine.kernel.clocks import SECOND_NS, Clocks
 from torpor.engine.kinds import FILE_KINDS
 from torpor.engine.memory import semaphores, sysv
@@ -29,7 +29,7 @@ from torpor.engine.options import (
     ProgressFn,
     TcpPolicy,
 )
-from torpor.engine.restore.load import processor_components
+from torpor.engine.restore.load import load, processor_components
 from torpor.engine.tasks.cgroups import OWN_SET
 from torpor.engine.tasks.cgroups import encode as encode_cgroups
 from torpor.engine.tasks.encode import NAMESPACE_IDS, encode_tree
@@ -66,6 +66,35 @@ def write_all(
     with phase("sync"):
         for dump, out in zip(dumps, images, strict=True):
             finish(dump, out, phase, frozen_s)
+    with phase("read back"):
+        read_back(dumps)
+
+
+def read_back(dumps: Sequence[TreeDump]) -> None:
+    """See that a restore understands what was written, while the tasks are still there.
+
+    Of pages it is seen that they have a place and are there, not what they hold.
+
+    Raises: Bug, and nothing is kept.
+    """
+    for dump in dumps:
+        options = dump.options
+        if options.page_server is not None:
+            continue
+        linked, later = dump.parents is not None, options.serve is not None
+        try:
+            load(
+                options.images_dir, verify=Verify.NOTHING, with_parents=linked, later=later
+            ).close()
+        except BadImage as error:
+            for each in dumps:
+                withdraw(each.options.images_dir)
+            raise Bug(
+                "the images that were written cannot be read",
+                subject=str(options.images_dir),
+                cause=str(error),
+                remedy="report it; no checkpoint was made and the tasks run on",
+            ) from error
 
 
 def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: float) -> None:

@@ -314,6 +314,18 @@ class NewImageDirectory:
             os.close(parent)
 
 
+def withdraw(path: Path) -> None:
+    """Remove images that have appeared, and are of no use."""
+    with translated("remove images from", str(path)):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _mark(fd)
+            _clear(fd)
+            os.unlink(INCOMPLETE, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+
 def _mark(fd: int) -> None:
     os.close(os.open(INCOMPLETE, os.O_CREAT | os.O_CLOEXEC, FILE_MODE, dir_fd=fd))
 
