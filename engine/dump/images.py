@@ -81,11 +81,9 @@ def read_back(dumps: Sequence[TreeDump]) -> None:
         options = dump.options
         if options.page_server is not None:
             continue
-        linked, later = dump.parents is not None, options.serve is not None
+        later = options.serve is not None
         try:
-            load(
-                options.images_dir, verify=Verify.NOTHING, with_parents=linked, later=later
-            ).close()
+            load(options.images_dir, verify=Verify.NOTHING, with_parents=True, later=later).close()
         except BadImage as error:
             for each in dumps:
                 withdraw(each.options.images_dir)
