@@ -26,9 +26,9 @@ Part = Callable[[Path, int], Iterator[Row]]
 PARTS: dict[str, tuple[Part, int]] = {
     "small": (small.rows, 5),
     "commands": (commands.rows, 12),
-    "restores": (restores.rows, 4),
-    "precopy": (precopy.rows, 5),
-    "memory": (memory.rows, 4),
+    "restores": (restores.rows, 3),
+    "precopy": (precopy.rows, 4),
+    "memory": (memory.rows, 3),
 }
 
 
