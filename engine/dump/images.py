@@ -93,6 +93,8 @@ def read_back(dumps: Sequence[TreeDump]) -> None:
                 cause=str(error),
                 remedy="report it; no checkpoint was made and the tasks run on",
             ) from error
+        except Error as error:  # of this process, not of the images: too many open files
+            dump.warnings.append(f"what was written was not read again: {error}")
 
 
 def finish(dump: TreeDump, out: NewImageDirectory, phase: Phases, frozen_s: float) -> None:
