@@ -52,7 +52,7 @@ faults-all: dev  ## every operation of a restore, every call of a dump made to f
 
 .PHONY: bench
 bench: dev engine  ## ratios against Debian's criu, measured in one run
-	$(BIN)/python bench/run.py --json build/bench.json --plot docs/pauses.svg \
+	$(BIN)/python bench/run.py --json build/bench.json --markdown build/bench.md --plot docs/pauses.svg \
 		small commands restores precopy memory plot
 
 .PHONY: image
