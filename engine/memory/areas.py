@@ -250,14 +250,12 @@ def _backing(vma: Vma) -> Backing:
             return special
     if name == ANON_HUGE + DELETED:
         return Backing.MEMFD if shared else Backing.ANON
-    if name.startswith("/SYSV") and name.endswith(DELETED) and not vma.inode:
-        return Backing.SYSV  # the first one of a namespace
+    if name.startswith("/SYSV") and name.endswith(DELETED):
+        return Backing.SYSV  # the first one of a namespace has the inode 0
     if vma.inode == 0:
         return Backing.SHARED if shared else Backing.ANON
     if name.startswith(("/dev/zero (deleted)", "[anon_shmem:")):
         return Backing.SHARED
-    if name.startswith("/SYSV") and name.endswith(" (deleted)"):
-        return Backing.SYSV
     if name.startswith(MEMFD_PREFIX):
         return Backing.MEMFD if shared else Backing.FILE
     if name.startswith(("anon_inode:", "/secretmem", "/dmabuf:", "[")):
