@@ -54,6 +54,7 @@ def compiled_patterns() -> Patterns:
     for _, *one in [*re._cache]:
         key = one[0], one[1]
         re._compiler.compile(*key)
+    re._compiler._sre = _sre
     return found
 
 

@@ -75,14 +75,21 @@ def _bear_both(job: Job, spaces: Sequence[int], pids: Sequence[int], pidfds: Seq
     """As children of init."""
     ending, told = os.pipe()
     if not os.fork():
-        _detach([job.directory, *job.files, *spaces, told], handing.NAME)
-        if not (failed := _fill(job)):
-            os.write(told, b"\0")
-        os._exit(failed)
+        try:  # nothing of it may come to where the tasks are ended
+            _detach([job.directory, *job.files, *spaces, told], handing.NAME)
+            if not (failed := _fill(job)):
+                with suppress(BrokenPipeError):  # the guard is gone
+                    os.write(told, b"\0")
+            os._exit(failed)
+        finally:
+            os._exit(FAILED)
     os.close(told)
     if not os.fork():
-        _detach([*pidfds, *spaces, ending], GUARD)
-        _guard(ending, pids, pidfds)
+        try:
+            _detach([*pidfds, *spaces, ending], GUARD)
+            _guard(ending, pids, pidfds)
+        finally:
+            os._exit(FAILED)
     os._exit(0)
 
 

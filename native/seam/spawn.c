@@ -4,7 +4,7 @@
  *
  * Until its execve the child runs on the memory of an interpreter, whose thread waits meanwhile
  * (vfork): a copy of the page tables, and the faults of all that is written afterwards, take a
- * fifth of the restore of a small task.  So it makes plain system calls only, on a stack of its own.
+ * third of the restore of a small task.  So it makes plain system calls only, on a stack of its own.
  */
 #include "seam_internal.h"
 
