@@ -4,7 +4,9 @@
 import gc
 import os
 
-from torpor.engine.haste import FIRST, FIRST_NICE, Haste
+import pytest
+
+from torpor.engine.haste import FIRST, FIRST_NICE, OF_A_RESTORE, Haste, Processors, awake
 
 
 def test_haste_comes_and_goes(monkeypatch):
@@ -60,3 +62,48 @@ def test_pressing_haste_without_the_right(monkeypatch):
     with Haste(pressing=True):
         pass
     assert gc.isenabled()
+
+
+@pytest.fixture
+def latency(tmp_path, monkeypatch):
+    file = tmp_path / "latency"
+    file.touch()
+    monkeypatch.setattr("torpor.engine.haste.LATENCY", str(file))
+    return file
+
+
+def holders(file):
+    links = (os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1])
+    return sum(link == str(file) for link in links)
+
+
+def test_processors_are_kept_awake_until_they_may_rest(latency):
+    processors = Processors()
+    processors.wake()
+    processors.wake()
+    assert latency.read_bytes() == bytes(4)
+    assert holders(latency) == 1
+    processors.rest()
+    processors.rest()
+    assert holders(latency) == 0
+
+
+def test_processors_rest_after_haste_and_after_a_restore(latency):
+    haste = Haste(pressing=True)
+    with haste:
+        assert holders(latency) == 1
+        haste.ease()
+        assert holders(latency) == 0
+        haste.press()
+    assert holders(latency) == 0
+    with awake():
+        assert holders(latency) == 1
+        OF_A_RESTORE.rest()
+        assert holders(latency) == 0
+    assert holders(latency) == 0
+
+
+def test_without_the_right_processors_stay_as_they_are(latency):
+    latency.unlink()
+    with awake():
+        assert not latency.exists()

@@ -61,7 +61,13 @@ class StoppedTree:
         ptrace.release_all(sorted(self.seized | self.vanished))
         self.seized.clear()
         self.vanished.clear()
-        self.haste.end()
+
+    def calm(self) -> None:
+        """What follows takes longer than moments; if the tasks run, nobody waits for it."""
+        if self.seized:
+            self.haste.ease()
+        else:
+            self.haste.end()
 
     def pause(self) -> None:
         """Let every thread go into a stop, as by SIGSTOP, and stand there."""

@@ -20,7 +20,7 @@ from torpor.engine.dump.preflight import check_newcomers, preflight
 from torpor.engine.dump.report import Phases, report_of
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.dump.ways import choice
-from torpor.engine.errors import Error, Findings
+from torpor.engine.errors import Error, Findings, Refused
 from torpor.engine.kernel import clocks, disks, fdview, proc, sysvipc
 from torpor.engine.kind import End, FileId
 from torpor.engine.memory import aio, semaphores
@@ -116,6 +116,7 @@ def _dump_once(
                         dump.lock.release()
                         stop.release()
             frozen_s = phase.pause_ends()
+            trees_stopped[0].calm()
             with phase("check"):
                 for dump in dumps:
                     beforehand.verify(dump.spaces, dump.smaps)
@@ -127,11 +128,7 @@ def _dump_once(
                     commit(tuple(report_of(dump, phase, frozen_s) for dump in dumps))
             _serve(dumps, phase)
             links.pop_all()
-            for stop in trees_stopped:
-                if stop.options.after is After.STOP:
-                    _end(dumps[trees_stopped.index(stop)], stop)
-                elif stop.options.after is After.PAUSE:
-                    _pause(dumps[trees_stopped.index(stop)], stop)
+            _take_leave(dumps, trees_stopped)
     return tuple(report_of(dump, phase, frozen_s) for dump in dumps)
 
 
@@ -149,6 +146,14 @@ def _remove_links(dumps: Sequence[TreeDump]) -> None:
         for pid, path in dump.links:
             with suppress(Error):
                 fdview.remove_name(pid, path)
+
+
+def _take_leave(dumps: Sequence[TreeDump], trees_stopped: Sequence[StoppedTree]) -> None:
+    for dump, stop in zip(dumps, trees_stopped, strict=True):
+        if stop.options.after is After.STOP:
+            _end(dump, stop)
+        elif stop.options.after is After.PAUSE:
+            _pause(dump, stop)
 
 
 def _end(dump: TreeDump, stop: StoppedTree) -> None:
@@ -206,7 +211,7 @@ def _take(dump: TreeDump, stop: StoppedTree, phase: Phases) -> None:
     if alive and _may_ask_of_objects(dump, alive[0].task.pid):
         refused += ipcns.check(alive[0])
     if refused:
-        raise Findings(tuple(refused))
+        raise Findings((*refused, *_finish(dump)))
     for view, path in dump.files.links:
         fdview.add_name(view.pid, view.fd, path)
         dump.links.append((view.pid, path))
@@ -238,11 +243,14 @@ def _await_disks(dump: TreeDump) -> None:
         dump.warnings.append("a disk is busy: a request of io_submit under way would be lost")
 
 
+def _finish(dump: TreeDump) -> list[Refused]:
+    return [one for item in dump.captured for one in item.finish()]
+
+
 def _check(dump: TreeDump) -> None:
     """Make the tree of the captures; the tasks may run on already."""
+    dump.files.refusals += _finish(dump)
     tables.finish(dump)
-    for item in dump.captured:
-        item.finish()
     dump.tree = assemble(
         dump.captured,
         dump.shared,

@@ -53,6 +53,7 @@ def _pre_dump_once(options: DumpOptions, progress: ProgressFn) -> DumpReport:
                 dump.take(alive)
             stop.release()
             frozen_s = phase.pause_ends()
+            stop.calm()
             with phase("write"):
                 dump.settle()
                 inventory(out)

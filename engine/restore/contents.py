@@ -19,7 +19,7 @@ from operator import itemgetter
 
 from torpor.engine import native
 from torpor.engine.errors import BadImage, Error, KernelError, Vanished
-from torpor.engine.haste import Haste
+from torpor.engine.haste import OF_A_RESTORE, Haste
 from torpor.engine.images import pages
 from torpor.engine.images.directory import ImageDirectory, check_digest, digest
 from torpor.engine.images.kinds import file_name
@@ -34,6 +34,8 @@ from torpor.engine.restore.staging import HUGE, Range, Staging
 MADV_DONTNEED = 4
 MADV_NOHUGEPAGE = 15
 COPY_BYTES = 1 << 20
+LONG = 64 << 20
+"""Of a run: it takes more than moments."""
 LARGE = 1 << 20
 """Of a run: registering it pays."""
 
@@ -277,6 +279,8 @@ class Contents:
         with_digest = expected is not None and size * 2 > expected.size_bytes
         ordered = sorted(runs, key=itemgetter(2))
         places = room.memory_places(tid)
+        if size >= LONG:
+            OF_A_RESTORE.rest()
         try:
             with Haste() if size >= LARGE else nullcontext():
                 done = native.fill(

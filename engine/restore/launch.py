@@ -17,6 +17,7 @@ from signal import SIGKILL
 
 from torpor.engine import blobs, native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
+from torpor.engine.haste import OF_A_RESTORE
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
 from torpor.engine.kernel import clocks, proc, proctexts, rights
@@ -211,6 +212,7 @@ class _Restore(Work):
             with self.phase("verify"):
                 self.contents.verify(but=self._lazy_files())
             if self.host is not None and self.host.at_stage is not None:
+                OF_A_RESTORE.rest()
                 self.host.at_stage("post-restore", pid)
                 self.host.at_stage("pre-resume", pid)
             with self.phase("resume"):
