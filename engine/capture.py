@@ -98,6 +98,8 @@ class TaskCapture:
     brk: int = 0
     settings: Mapping[str, int] = field(default_factory=dict)
     """Of `tasks.settings.PROCESS`, those which are not as usual; and whether a subreaper."""
+    landlock: int = 0
+    """What `tasks.landlock` has asked: an answer, or -errno."""
 
     @property
     def zombie(self) -> bool:

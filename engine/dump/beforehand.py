@@ -20,12 +20,12 @@ from functools import cache
 from pathlib import Path
 
 from torpor.engine.capture import process_inside
-from torpor.engine.dump import questions, threads
+from torpor.engine.dump import layout, questions, threads
 from torpor.engine.dump.freeze import StoppedTask
 from torpor.engine.errors import Error, Refused, Vanished
 from torpor.engine.kernel import borrow, proc, uffd
 from torpor.engine.kernel.addressspace import AddressSpace
-from torpor.engine.kernel.maps import Vma, parse_smaps
+from torpor.engine.kernel.maps import Vma, parse_maps, parse_smaps
 from torpor.engine.kernel.proc import parse_status
 from torpor.engine.memory import areas
 from torpor.engine.memory.areas import Area
@@ -44,13 +44,16 @@ class Parsed:
     vmas: Sequence[Vma]
     areas: Sequence[Area]
     refused: Sequence[Refused]
+    layout: layout.Layout
 
     @classmethod
     def of(cls, text: str, subject: str, *, watched: bool = False) -> "Parsed":
         """``watched`` are areas whose memory we watch: that is none of theirs."""
         vmas = uffd.unmarked(parse_smaps(text)) if watched else parse_smaps(text)
         found, refused = areas.collect(vmas, subject)
-        return cls(text=text, vmas=vmas, areas=found, refused=refused)
+        return cls(
+            text=text, vmas=vmas, areas=found, refused=refused, layout=layout.of(vmas, found)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +120,11 @@ def verify(spaces: Spaces, smaps_used: Mapping[int, str]) -> None:
 
 def _look_at(pid: int) -> Looked:
     status = proc.read_text(pid, "status")
+    told = parse_status(status)
     maps = proc.read_text(pid, "maps")
+    space = AddressSpace.find(pid, parse_maps(maps), told)  # has code be mapped, which smaps counts
     smaps = proc.read_text(pid, "smaps")
     parsed = Parsed.of(smaps, f"task {process_inside(status, pid)}")
-    told = parse_status(status)
-    space = AddressSpace.find(pid, parsed.vmas, told)
     borrow.foresee(
         space,
         (questions.of_leader(told), threads.QUESTION),

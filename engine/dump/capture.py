@@ -16,6 +16,7 @@ from torpor.engine.capture import PosixTimerCapture, TaskCapture, process_inside
 from torpor.engine.dump import questions, threads
 from torpor.engine.dump.beforehand import Looked, Parsed, Spaces
 from torpor.engine.dump.freeze import StoppedTask
+from torpor.engine.dump.layout import Layout
 from torpor.engine.dump.threads import FiltersOf, RawThread
 from torpor.engine.errors import Denied, Error, Refused
 from torpor.engine.kernel import borrow, proc
@@ -53,6 +54,7 @@ class Captured:
     capture: TaskCapture
     vmas: Sequence[Vma]
     areas: Sequence[Area]
+    layout: Layout = field(default_factory=Layout)
     refused: Sequence[Refused]
     guards: list[tuple[int, int]] = field(default_factory=list)
     """Guard regions, as they are found together with the pages."""
@@ -72,9 +74,13 @@ class Captured:
         """Its threads, as seen from here → as they see themselves."""
         return threads.inside(self.threads)
 
-    def finish(self) -> None:
-        """Make of the threads what was not needed before; they may run on."""
-        self.capture = replace(self.capture, threads=tuple(map(threads.finish, self.threads)))
+    def finish(self) -> list[Refused]:
+        """Make of the answers what was not needed before; the task may run on. What is refused."""
+        if self.zombie:
+            return []
+        self.capture = _with_answers(self.capture, self.threads)
+        refused = settings.refusals(self.capture.settings, self.capture.subject)
+        return [*refused, *_landlock(self.capture)]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,9 +89,7 @@ class _Begun:
 
     task: StoppedTask
     texts: dict[str, str]
-    vmas: Sequence[Vma]
-    areas: Sequence[Area]
-    refused: Sequence[Refused]
+    parsed: Parsed
     space: AddressSpace
     status: Status
     question: Question
@@ -163,21 +167,21 @@ def _without(name: str, error: Error) -> str:
 def _begin(
     task: StoppedTask, texts: dict[str, str], looked: Looked | None, watched: bool
 ) -> _Begun:
-    space = looked.space if looked else None
+    status = parse_status(texts["status"])
     if looked and not watched and looked.parsed.text == texts["smaps"]:
-        parsed = looked.parsed
+        parsed, space = looked.parsed, looked.space  # is verified before it is used
     else:
         subject = f"task {process_inside(texts['status'], task.pid)}"
         parsed = Parsed.of(texts["smaps"], subject, watched=watched)
-    vmas = parsed.vmas
-    status = parse_status(texts["status"])
+        if looked and looked.space.holds():
+            space = looked.space
+        else:
+            space = AddressSpace.find(task.pid, parsed.vmas, status)
     return _Begun(
         task=task,
         texts=texts,
-        vmas=vmas,
-        areas=parsed.areas,
-        refused=parsed.refused,
-        space=space if space and space.holds() else AddressSpace.find(task.pid, vmas, status),
+        parsed=parsed,
+        space=space,
         status=status,
         question=questions.of_leader(status),
     )
@@ -193,15 +197,8 @@ def _finish(
     answers: Sequence[Answer],
     filters: FiltersOf,
 ) -> Captured:
-    pid, leader = one.task.pid, answers[0]
-    buffer, signals = leader.buffer, questions.signals_asked(one.status)
-    brk, _, *told = leader.results[threads.CALLS.count :]
-    values = settings.answers(
-        settings.PROCESS, told[: len(settings.PROCESS)], buffer[questions.PROCESS_AT :]
-    )
-    (values["subreaper"],) = struct.unpack_from("<i", buffer, questions.SUBREAPER_AT)
-    timers = [t.timer_id for t in parse_timers(one.texts["timers"])]
-    auxv, posix, segments = _seldom(one, timers)
+    pid = one.task.pid
+    auxv, posix, segments = _seldom(one, [t.timer_id for t in parse_timers(one.texts["timers"])])
     capture = TaskCapture(
         pid=pid,
         ns_pid=one.status.ns_tgid[-1],
@@ -209,37 +206,50 @@ def _finish(
         ended=_ended(one.task),
         links=_links(pid),
         shared_pending=tuple(native.pending_signals(pid, True)) if one.status.shd_pnd else (),
-        sigactions=dict(
-            zip(signals, _pieces(buffer, questions.ACTIONS_AT, questions.ACTION_BYTES), strict=True)
-        ),
-        itimers=tuple(
-            _pieces(buffer[: questions.ACTIONS_AT], questions.ITIMERS_AT, questions.ITIMER_BYTES)
-        ),
         posix_timers=posix,
         auxv=auxv,
-        brk=brk,
-        settings=values,
     )
     return Captured(
         task=one.task,
         capture=capture,
         threads=[threads.take(one.space, a, filters) for a in answers],
-        vmas=one.vmas,
-        areas=one.areas,
-        refused=[
-            *one.refused,
-            *settings.refusals(values, capture.subject),
-            *_landlock(one, told[len(settings.PROCESS)], capture.subject),
-        ],
+        vmas=one.parsed.vmas,
+        areas=one.parsed.areas,
+        layout=one.parsed.layout,
+        refused=one.parsed.refused,
         segments=segments,
     )
 
 
-def _landlock(one: _Begun, result: int, subject: str) -> list[Refused]:
-    if result >= 0:
+def _with_answers(capture: TaskCapture, raws: Sequence[RawThread]) -> TaskCapture:
+    """What the leader has answered for the whole process, and each thread for itself."""
+    status, leader = parse_status(capture.texts["status"]), raws[0].answer
+    buffer = leader.buffer
+    brk, _, *told = leader.results[threads.CALLS.count :]
+    values = settings.answers(
+        settings.PROCESS, told[: len(settings.PROCESS)], buffer[questions.PROCESS_AT :]
+    )
+    (values["subreaper"],) = struct.unpack_from("<i", buffer, questions.SUBREAPER_AT)
+    actions = _pieces(buffer, questions.ACTIONS_AT, questions.ACTION_BYTES)
+    return replace(
+        capture,
+        threads=tuple(map(threads.finish, raws)),
+        sigactions=dict(zip(questions.signals_asked(status), actions, strict=True)),
+        itimers=tuple(
+            _pieces(buffer[: questions.ACTIONS_AT], questions.ITIMERS_AT, questions.ITIMER_BYTES)
+        ),
+        brk=brk,
+        settings=values,
+        landlock=told[len(settings.PROCESS)],
+    )
+
+
+def _landlock(capture: TaskCapture) -> list[Refused]:
+    if capture.landlock >= 0:
         return []
     depth = len(parse_status(proc.read_text("self", "status")).ns_pid)
-    found = landlock.refusal(result, one.status, depth, subject)
+    status = parse_status(capture.texts["status"])
+    found = landlock.refusal(capture.landlock, status, depth, capture.subject)
     return [found] if found else []
 
 
@@ -255,13 +265,14 @@ def _seldom(
     auxv: bytes | None = None
     with suppress(Denied):
         auxv = proc.read_bytes(pid, "auxv")
-    if auxv is not None and not timers and not any(v.name.startswith("/SYSV") for v in one.vmas):
+    has_segments = any(v.name.startswith("/SYSV") for v in one.parsed.vmas)
+    if auxv is not None and not timers and not has_segments:
         return auxv, (), {}
     with Remote.safe(pid, one.space) as remote:
         if auxv is None:
             size = remote.call("prctl", PR_GET_AUXV, remote.buffer, 1024, 0, 0)
             auxv = remote.read(remote.buffer, size)
-        return auxv, _posix_timers(remote, timers), _segments(remote, one.vmas)
+        return auxv, _posix_timers(remote, timers), _segments(remote, one.parsed.vmas)
 
 
 def _capture_zombie(task: StoppedTask, texts: dict[str, str]) -> Captured:

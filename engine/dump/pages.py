@@ -13,12 +13,10 @@ import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from torpor.engine import native
 from torpor.engine.dump import increment, later, pagesfile
 from torpor.engine.dump.capture import Captured
-from torpor.engine.dump.ways import scan
 from torpor.engine.dump.ways.way import Content, Left, Part, Segment, Way
 from torpor.engine.images.pages import PageFlags, PageRun, write_pagemap
 from torpor.engine.images.pageserver import Client
@@ -26,7 +24,6 @@ from torpor.engine.images.parents import Chain
 from torpor.engine.images.writing import NewImageDirectory
 from torpor.engine.kernel import pagemap
 from torpor.engine.kernel.maps import Vma
-from torpor.engine.memory import marks
 from torpor.engine.memory.areas import PAGE, Area, Backing
 from torpor.engine.options import Progress, ProgressFn
 from torpor.engine.text import size
@@ -76,11 +73,11 @@ def take(
     for item in captured:
         name = f"pagemap-{item.capture.ns_pid}"
         left = later.ranges(item.areas) if leave else ()
-        marked = () if leave else later.markable(item.areas)
+        marked = () if leave else item.layout.markable
         taken.segments.append(
             Segment(name=name, parts=_private_parts(item), later=left, marked=marked)
         )
-        item.guards = _guards(item.task.pid, item.vmas)
+        item.guards = _guards(item.task.pid, item.layout.maybe_guarded)
         for area in item.areas:
             if area.shared and area.backing not in ELSEWHERE and not area.huge_shift:
                 guarded = any(at < area.end and area.start < end for at, end in item.guards)
@@ -95,11 +92,11 @@ def take(
 
 
 def _private_parts(item: Captured) -> list[Part]:
-    """Private memory of a task, cut where a fork begins or ends to carry it."""
-    forked = any(scan.has_common_pages(vma) for vma in item.vmas)
+    """Private memory of a task."""
+    pid, is_forked = item.task.pid, item.layout.is_forked
     return [
-        Part(pid=item.task.pid, areas=tuple(areas), carried=carried, forked=forked)
-        for carried, areas in groupby(scan.wanted(item.areas), scan.is_carried)
+        Part(pid=pid, areas=areas, carried=is_carried, forked=is_forked)
+        for is_carried, areas in item.layout.private
     ]
 
 
@@ -170,12 +167,11 @@ def _data_runs(pid: int, area: Area, at: int, end: int) -> "array[int]":
 
 
 def _guards(pid: int, vmas: Sequence[Vma]) -> list[tuple[int, int]]:
-    wanted = [vma for vma in vmas if marks.may_have_guards(vma)]
-    if not wanted:
+    if not vmas:
         return []
     fd = pagemap.open_pagemap(pid)
     try:
-        flat = [word for vma in wanted for word in pagemap.guard_runs(fd, vma.start, vma.end)]
+        flat = [word for vma in vmas for word in pagemap.guard_runs(fd, vma.start, vma.end)]
     finally:
         os.close(fd)
     return [(start, start + size) for start, size in zip(flat[::2], flat[1::2], strict=True)]

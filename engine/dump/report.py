@@ -2,8 +2,8 @@
 """What a dump tells of itself: how long each phase took, statistics, the report."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import cache
 
 from torpor.engine.dump.treedump import TreeDump
 from torpor.engine.errors import Timeout
@@ -27,10 +27,9 @@ class Phases:
         self._frozen_at: float | None = None
         self.begin, self.timeout_s = time.perf_counter(), timeout_s
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> "_Step":
         """Time what is inside and tell its name."""
-        self.progress(Progress(phase=name))
+        self.progress(_begun(name))
         begin = time.perf_counter()
         if begin - self.begin > self.timeout_s and name != "commit":
             raise Timeout(
@@ -39,10 +38,7 @@ class Phases:
                 cause=", ".join(f"{n} {s:.2f} s" for n, s in self.seconds.items()),
                 remedy="give it more time (--timeout)",
             )
-        try:
-            yield
-        finally:
-            self._add(name, time.perf_counter() - begin)
+        return _Step(self, name, begin)
 
     def pause_begins(self) -> None:
         """The first task is stopped now."""
@@ -51,7 +47,7 @@ class Phases:
     def all_stand(self) -> None:
         """The last one is."""
         assert self._frozen_at is not None
-        self._add("stop", time.perf_counter() - self._frozen_at)
+        self.add("stop", time.perf_counter() - self._frozen_at)
 
     def pause_ends(self) -> float:
         """They were let go, or everything of them was taken: how long that was."""
@@ -61,9 +57,31 @@ class Phases:
         self.pause[REST] = max(frozen_s - sum(self.pause.values()), 0.0)
         return frozen_s
 
-    def _add(self, name: str, seconds: float) -> None:
-        for found in (self.seconds, *([] if self._frozen_at is None else [self.pause])):
-            found[name] = found.get(name, 0.0) + seconds
+    def add(self, name: str, seconds: float) -> None:
+        """Of a name, so many more."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if self._frozen_at is not None:
+            self.pause[name] = self.pause.get(name, 0.0) + seconds
+
+
+class _Step:
+    """A part of a dump while it lasts; there are many of them under a pause."""
+
+    __slots__ = ("_begin", "_name", "_phases")
+
+    def __init__(self, phases: Phases, name: str, begin: float) -> None:
+        self._phases, self._name, self._begin = phases, name, begin
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._phases.add(self._name, time.perf_counter() - self._begin)
+
+
+@cache
+def _begun(name: str) -> Progress:
+    return Progress(phase=name)
 
 
 def stats_of(dump: TreeDump, phase: Phases, frozen_s: float) -> DumpStats:

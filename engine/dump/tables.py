@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from torpor.engine.deferred import Deferred
 from torpor.engine.dump import mapped, sharing
 from torpor.engine.dump.capture import Captured
 from torpor.engine.dump.netns import NetnsSockets
@@ -61,22 +62,22 @@ def collect(
         link_remap=dump.options.link_remap,
         warn=dump.warnings.append,
         tasks={c.task.process: c.capture.ns_pid for c in dump.captured},
-        owners=owners(
-            (
-                parse_status(c.capture.texts["status"]),
-                c.inside,
+        owners=Deferred(
+            lambda: owners(
+                (parse_status(c.capture.texts["status"]), c.inside) for c in dump.captured
             )
-            for c in dump.captured
         ),
-        threads={outer: inner for c in alive for outer, inner in c.inside.items()},
+        threads=Deferred(lambda: {t: inner for c in alive for t, inner in c.inside.items()}),
         realtime_ns=dump.realtime_ns,
         skip_in_flight=dump.options.skip_in_flight,
         same_netns=fdtexts.same_netns(dump.options.pid),
-        mapped=mapped.ranges(alive),
+        mapped=Deferred(lambda: mapped.ranges(alive)),
         shell_job=dump.options.shell_job,
         external=dump.options.external,
-        terminals=controlling(
-            (c.capture.texts["stat"], c.capture.texts["status"]) for c in dump.captured
+        terminals=Deferred(
+            lambda: controlling(
+                (c.capture.texts["stat"], c.capture.texts["status"]) for c in dump.captured
+            )
         ),
     )
     with (
@@ -123,7 +124,5 @@ def finish(dump: TreeDump) -> None:
     Raises: Findings.
     """
     assert dump.asked is not None
-    refused = len(dump.files.refusals)
     table.finish(dump.files, dump.asked.tables, FILE_KINDS, dump.asked.context)
-    if dump.files.refusals[refused:]:
-        dump.files.refuse()
+    dump.files.refuse()

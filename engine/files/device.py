@@ -16,6 +16,7 @@ Source: Documentation/admin-guide/devices.txt (v6.18).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torpor.engine.asking import Questions
 from torpor.engine.files.common import (
     AT_FDCWD,
     NOBODY,
@@ -34,7 +35,7 @@ from torpor.engine.files.common import (
     read_owner,
     subject,
 )
-from torpor.engine.files.regular import ghosted, owner_kind
+from torpor.engine.files.regular import QUESTIONS, ghosted, owner_kind
 from torpor.engine.images.proto import criu_pb2 as pb
 from torpor.engine.kind import (
     DumpContext,
@@ -82,6 +83,11 @@ class DeviceKind(Base[Device]):
         """By the device number; O_PATH is a matter of paths, a deleted node one of ghosts."""
         is_device = file_type(view.st_mode) == FileType.CHARACTER and not view.flags & O.PATH
         return is_device and bool(view.st_nlink) and is_stateless(view)
+
+    def questions(self, view: FdView) -> Questions:
+        """Its owner, and what is at its path now."""
+        del view
+        return QUESTIONS
 
     def collect(self, view: FdView, context: DumpContext) -> Device:
         """The path, or the usual one when the path leads elsewhere."""

@@ -7,6 +7,7 @@ and checked again before each use, so a cache entry that is out of date does no 
 
 import struct
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,9 +122,9 @@ class AddressSpace:
 
     def verify(self) -> None:
         """Raise Vanished when the code is not there any more (an exec came in between)."""
-        for address, raw in self._proof:
-            if native.read_memory(self.pid, address, len(raw)) != raw:
-                raise Vanished("has changed its code", subject=f"task {self.pid}")
+        pieces = array("Q", [word for at, raw in self._proof for word in (at, len(raw))])
+        if native.read_pieces(self.pid, pieces) != b"".join(raw for _, raw in self._proof):
+            raise Vanished("has changed its code", subject=f"task {self.pid}")
 
     def holds(self) -> bool:
         """Whether the code is still there: no exec came since this was found."""

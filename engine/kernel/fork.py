@@ -14,8 +14,9 @@ Facts (Linux 6.18):
 - Who waits is charged with the time and the largest resident set of the child. So the memory is
   taken off it by process_mrelease (Linux 5.15) in a context of ours, at its exit stop, and its
   mark of the largest set is reset by clear_refs (fs/proc/task_mmu.c, CLEAR_REFS_MM_HIWATER_RSS).
-- With CLONE_FILES no open file gets another reference; then the child gets an empty table
-  (close_range with CLOSE_RANGE_UNSHARE, Linux 5.9), so that closing still closes.
+- With CLONE_FILES no open file gets another reference, and what the task closes is closed; so
+  that it is at the end of the task and in an execve too, the child gets an empty table as soon
+  as the task runs on (close_range with CLOSE_RANGE_UNSHARE, Linux 5.9).
 """
 
 import os
@@ -89,8 +90,6 @@ def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:
             pid = _child(tid, number)
             native.wait_stop(pid)
             native.set_options(pid, options | Option.EXITKILL)
-            with Remote.plain(pid, space.way.syscall, remote.buffer, BUFFER_SIZE) as inside:
-                inside.call("close_range", 0, LAST_FD, CLOSE_RANGE_UNSHARE)
             region = remote.borrowed
         native.write_memory(pid, region[0], native.read_memory(tid, *region))
     except BaseException:
@@ -98,6 +97,12 @@ def copy(tid: int, space: AddressSpace, options: int = 0) -> Copy:
             _undo(tid, space, number)
         raise
     return Copy(parent=tid, pid=pid, ns_pid=number, space=space, options=options)
+
+
+def leave_files(made: Copy) -> None:
+    """Have the copy share no descriptors with the task. Raises Vanished when it was killed."""
+    with Remote.plain(made.pid, made.space.way.syscall, 0, 0) as inside:
+        inside.call("close_range", 0, LAST_FD, CLOSE_RANGE_UNSHARE)
 
 
 def offer(made: Copy) -> None:

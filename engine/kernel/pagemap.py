@@ -86,17 +86,16 @@ def cut(runs: "array[int]", ranges: Sequence[tuple[int, int]]) -> "array[int]":
     if len(ranges) == 1:
         return runs
     found = array("Q")
-    at = 0
-    for low, high in ranges:
-        while at < len(runs) and runs[at] + runs[at + 1] <= low:
-            at += 2
-        inside = at
-        while inside < len(runs) and runs[inside] < high:
-            start, end = max(runs[inside], low), min(runs[inside] + runs[inside + 1], high)
-            found.append(start)
-            found.append(end - start)
-            inside += 2
-        at = max(inside - 2, at)
+    first, count = 0, len(ranges)
+    for start, size in zip(runs[::2], runs[1::2], strict=True):
+        end = start + size
+        while first < count and ranges[first][1] <= start:
+            first += 1
+        for low, high in ranges[first:]:
+            if low >= end:
+                break
+            at = max(start, low)
+            found.extend((at, min(end, high) - at))
     return found
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torpor.engine import native
 from torpor.engine.errors import Denied, Error, KernelError, Vanished
 
+READ_SIZE = 1 << 16
 ENDED = "ZX"
 """States of a task that only waits for its parent, or for nobody."""
 _SIGNAL_MASKS = re.compile(
@@ -43,10 +44,22 @@ def read_bytes(pid: int | str, name: str) -> bytes:
     """/proc/PID/NAME whole. Raises Vanished, Denied, KernelError."""
     path = f"/proc/{pid}/{name}"
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
+        return whole(path)
     except OSError as error:
         raise _error(pid, path, error) from None
+
+
+def whole(path: str) -> bytes:
+    """A text, by hand: a file object takes three times as long. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = piece = os.read(fd, READ_SIZE)
+        while piece:
+            piece = os.read(fd, READ_SIZE)
+            text += piece
+    finally:
+        os.close(fd)
+    return text
 
 
 def read_many(names: Sequence[tuple[int, str]]) -> list[bytes | Error]:

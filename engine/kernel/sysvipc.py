@@ -5,10 +5,11 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from torpor.engine.errors import Error
+from torpor.engine.kernel import proc
 
 GETALL, GETPID = 13, 11
-LIST = Path("/proc/sysvipc/sem")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,8 +27,8 @@ class SemaphoreSet:
 def semaphore_sets() -> Iterator[SemaphoreSet]:
     """All sets that we may read; none on a kernel without them."""
     try:
-        lines = LIST.read_text(encoding="ascii").splitlines()[1:]
-    except OSError:
+        lines = proc.read_text("sysvipc", "sem").splitlines()[1:]
+    except Error:
         return
     for line in lines:
         key, sem_id, _, count = (int(word) for word in line.split()[:4])

@@ -28,6 +28,19 @@ def read_memory_into(pid: int, address: Address, buffer: bytearray | memoryview)
         raise _memory_error(result, "process_vm_readv", pid, address, len(target))
 
 
+def read_pieces(pid: int, pieces: "array[int]") -> bytes:
+    """Memory of a task at (address, bytes) pairs, one behind the other, in one go.
+
+    Raises: KernelError when a piece is not there.
+    """
+    room = bytearray(sum(pieces[1::2]))
+    words = ffi.from_buffer("uint64_t[]", pieces)
+    result = lib.seam_capture_runs(pid, words, len(pieces) // 2, ffi.from_buffer(room), 1)
+    if result < 0:
+        raise error_for(result, "process_vm_readv", f"task {pid}, {len(pieces) // 2} pieces")
+    return bytes(room)
+
+
 def write_memory(pid: int, address: Address, data: bytes | bytearray | memoryview) -> None:
     """Write memory of a task; what is not writable goes through /proc/PID/mem."""
     source = ffi.from_buffer(data)

@@ -28,6 +28,8 @@ def copied(live):
     finally:
         ptrace.release_all(stopped)
     try:
+        fork.leave_files(made)
+        assert stack_of(made.pid) == stack
         yield made
     finally:
         fork.end(made)

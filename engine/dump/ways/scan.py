@@ -45,13 +45,13 @@ def is_carried(area: Area) -> bool:
 
 def private_runs(pid: int, areas: Sequence[Area]) -> "array[int]":
     """(address, bytes) runs of areas that are `wanted`."""
-    fd = pagemap.open_pagemap(pid)
-    try:
-        own = [(a.start, a.end) for a in areas if a.backing not in WHOLE]
-        runs = pagemap.private_runs(fd, own)
-    finally:
-        os.close(fd)
-    whole = [(a.start, a.size_bytes) for a in areas if a.backing in WHOLE]
+    runs, whole = array("Q"), [(a.start, a.size_bytes) for a in areas if a.backing in WHOLE]
+    if own := [(a.start, a.end) for a in areas if a.backing not in WHOLE]:
+        fd = pagemap.open_pagemap(pid)
+        try:
+            runs = pagemap.private_runs(fd, own)
+        finally:
+            os.close(fd)
     if not whole:
         return runs
     pairs = sorted([*zip(runs[::2], runs[1::2], strict=True), *whole])

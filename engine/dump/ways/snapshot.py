@@ -77,8 +77,9 @@ class Snapshot(Way):
         """Find the pages in the copies."""
         for pid, parts in self._late.items():
             made = self._copies[pid]
-            fork.offer(made)
             with self.reading():
+                fork.leave_files(made)
+                fork.offer(made)
                 memory = pagemap.open_memory(made.pid)
                 self._files.append(memory)
                 for part in parts:

@@ -41,7 +41,8 @@ class Undertaker:
     """The process, seen from the dump. Nothing happens before `start`."""
 
     def __init__(self, whom: Iterable[int]) -> None:
-        self._whom = whom
+        self._starts = dict.fromkeys(whom, 0)
+        """Of the tasks, by pid: when they were started."""
         self._process: Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -49,7 +50,7 @@ class Undertaker:
         import subprocess  # slow to import, not always needed
 
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, NAME, *map(str, self._whom)],  # the last for `ps`
+            [sys.executable, "-c", PROGRAM, NAME, *map(str, self._starts)],  # the last for `ps`
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -60,13 +61,16 @@ class Undertaker:
 
     def await_up(self) -> None:
         """See it sleep: what it is told is kept before that too, but to start takes a processor."""
+        for pid in self._starts:
+            with suppress(Error):
+                self._starts[pid] = _start_of(pid)
         if self._process is not None and self._process.stdout is not None:
             with self._process.stdout as told:
                 select.select([told], [], [], START_S)
 
     def expect(self, parent: int, trace: int) -> None:
         """A task is about to fork a copy of itself."""
-        self._tell(EXPECT, parent, _start_of(parent), trace)
+        self._tell(EXPECT, parent, self._starts[parent], trace)
 
     def bury(self, made: fork.Copy) -> None:
         """It has."""
