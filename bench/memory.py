@@ -210,8 +210,10 @@ class Bench:
                 ways = [way for way in WAYS if fits >= (3 if way == "frozen" else 2)]
                 found = self.pause(size, kind, ways, 2)
                 # watching for writes takes huge pages apart: not what other ways are to meet
-                found[ROUNDS] = self.pause(size, kind, (ROUNDS,), 2)[ROUNDS]
-                for way in (*ways, ROUNDS):
+                if fits >= 3:  # what the rounds have copied, and the images
+                    found[ROUNDS] = self.pause(size, kind, (ROUNDS,), 2)[ROUNDS]
+                    ways.append(ROUNDS)
+                for way in ways:
                     point = (size, min(found[way]))
                     curves.setdefault(f"{way}, {kind} pages", []).append(point)
                     print(f"  {way}, {kind} pages, {size} MiB: {point[1]:.2f} ms", flush=True)

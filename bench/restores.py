@@ -97,11 +97,11 @@ def answered(
     least = mib if touched is None else touched
     answers = program.with_name("answers")
     images = fresh(program.parent)
-    warm(2 * least * MIB)
+    warm(least * MIB)
     with running(program, mib, answers) as pid:
         dump(pid, images, True)
     before = answers.stat().st_size
-    warm(least * MIB)
+    warm(least * MIB // 2)  # touches twice that
     with ended(pid):
         begin = time.perf_counter()
         restore(images)

@@ -12,7 +12,7 @@ same run is printed below. Memory is touched before it is measured, for both eng
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,14 +50,24 @@ def main() -> None:
             if name == "plot":
                 sizes = [int(word) for word in chosen.sizes.split(",")]
                 curves = memory.Bench(scratch, 2).curves(sizes)
-                continue
-            part, rounds = PARTS[name]
-            for row in part(scratch, chosen.rounds or rounds):
-                print(row.text(), flush=True)
-                found.append(row)
+            else:
+                part, rounds = PARTS[name]
+                for row in part(scratch, chosen.rounds or rounds):
+                    print(row.text(), flush=True)
+                    found.append(row)
+        write(chosen, found, curves, facts)  # what was measured stays when a part fails
     told = [row for row in found if row.met is not None]
     print(f"{sum(row.met is True for row in told)} of {len(told)} goals met, "
           f"{time.monotonic() - begin:.0f} s")  # fmt: skip
+
+
+def write(
+    chosen: argparse.Namespace,
+    found: Sequence[Row],
+    curves: memory.Curves,
+    facts: Mapping[str, object],
+) -> None:
+    """The files that were asked for."""
     if chosen.json:
         save(chosen.json, found, curves=curves)
     if chosen.markdown:

@@ -98,7 +98,7 @@ def _dump_once(
                 tasks = [task for task in list_tasks(dump.options.pid) if task.tids]
                 dump.spaces = beforehand.look(tasks)
                 tables.look(dump, [task.pid for task in tasks])
-                way.refresh()
+                way.refresh({pid: looked.space for pid, looked in dump.spaces.items()})
         links = cleanup.enter_context(ExitStack())
         links.callback(_remove_links, dumps)
         with stopped(trees, dumps[0].permits.trace, phase.pause_begins) as trees_stopped:

@@ -7,7 +7,7 @@ to) is taken in the last stop, in the way that would be chosen without rounds.
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from torpor.engine.dump.ways.rounds import Rounds
 from torpor.engine.dump.ways.tracked import Tracked
 from torpor.engine.dump.ways.way import Part, Way
 from torpor.engine.kernel import pagemap, uffd
+from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.memory.areas import Area
 from torpor.engine.options import MemoryWay, PreCopyRules, Progress, ProgressFn
 
@@ -73,9 +74,11 @@ class PreCopy(Way):
         self._rest = self._make_rest(max(rest_bytes, 0) + self._rounds.done[-1].dirty_bytes)
         self._rest.prepare()
 
-    def refresh(self) -> None:
+    def refresh(self, spaces: Mapping[int, AddressSpace]) -> None:
         """The last round, right before the stop: to make room has taken some time."""
+        assert self._rest is not None
         self._round()
+        self._rest.refresh(spaces)
 
     def take(self, parts: Sequence[Part]) -> None:
         """Find what was written since, and have it; nothing else."""

@@ -61,8 +61,12 @@ class Snapshot(Way):
         self._frozen.prepare()
         self._undertaker.start()
 
-    def refresh(self) -> None:
-        """Nothing of ours is to take a processor from the tasks in the pause, or right after it."""
+    def refresh(self, spaces: Mapping[int, AddressSpace]) -> None:
+        """Nothing of ours is to take a processor from the tasks in the pause, or right after it.
+
+        Where calls are made for the questions, there is room for that of the fork.
+        """
+        self._spaces = {pid: spaces.get(pid, space) for pid, space in self._spaces.items()}
         self._undertaker.await_up()
 
     def take(self, parts: Sequence[Part]) -> None:

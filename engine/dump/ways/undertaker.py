@@ -49,6 +49,9 @@ class Undertaker:
         """Start it."""
         import subprocess  # slow to import, not always needed
 
+        for pid in self._starts:
+            with suppress(Error):
+                self._starts[pid] = _start_of(pid)
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, NAME, *map(str, self._starts)],  # the last for `ps`
             stdin=subprocess.PIPE,
@@ -61,9 +64,6 @@ class Undertaker:
 
     def await_up(self) -> None:
         """See it sleep: what it is told is kept before that too, but to start takes a processor."""
-        for pid in self._starts:
-            with suppress(Error):
-                self._starts[pid] = _start_of(pid)
         if self._process is not None and self._process.stdout is not None:
             with self._process.stdout as told:
                 select.select([told], [], [], START_S)

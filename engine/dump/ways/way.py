@@ -8,7 +8,7 @@ Whoever writes, sends or compares the pages asks for extents and need not know t
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -17,6 +17,7 @@ from typing import Protocol
 from torpor.engine import native
 from torpor.engine.closing import Closing
 from torpor.engine.dump.ways import scan
+from torpor.engine.kernel.addressspace import AddressSpace
 from torpor.engine.memory.areas import Area
 from torpor.engine.options import MemoryWay, Round
 
@@ -115,8 +116,11 @@ class Way(Closing):
     def prepare(self) -> None:
         """What may take its time while the tree runs."""
 
-    def refresh(self) -> None:
-        """The same, right before the stop, once all trees are prepared; takes little time."""
+    def refresh(self, spaces: Mapping[int, AddressSpace]) -> None:
+        """The same, right before the stop, once all trees are prepared; takes little time.
+
+        ``spaces`` are those by which the tasks will be asked.
+        """
 
     def take(self, parts: Sequence[Part]) -> None:
         """Have the bytes, or a hold on them; parts that have a source are left alone."""
