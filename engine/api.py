@@ -10,7 +10,7 @@ memory has been read: for what must be consistent with it (changed files of a ro
 
 from collections.abc import Callable, Sequence
 
-from torpor.engine.haste import awake, uncollected
+from torpor.engine.haste import uncollected
 from torpor.engine.options import (
     DumpOptions,
     DumpReport,
@@ -64,7 +64,7 @@ def takeover(options: TakeoverOptions, *, progress: ProgressFn = no_progress) ->
     """
     from torpor.engine.restore.launch import take_over
 
-    with uncollected(), awake():
+    with uncollected():
         return take_over(options, progress=progress)
 
 
@@ -72,5 +72,5 @@ def restore(options: RestoreOptions, *, progress: ProgressFn = no_progress) -> R
     """Create the dumped tree anew from a process of the host."""
     from torpor.engine.restore.launch import restore_tree
 
-    with uncollected(), awake():
+    with uncollected():
         return restore_tree(options, progress=progress)

@@ -240,7 +240,7 @@ def digest(fd: int, algorithm: str = manifest.SHA256) -> FileDigest:
     if algorithm == manifest.XXH64:
         size = os.fstat(fd).st_size
         return FileDigest(size_bytes=size, digest=native.digest_file(fd), algorithm=algorithm)
-    with os.fdopen(os.dup(fd), "rb", buffering=0) as stream:
+    with os.fdopen(fd, "rb", buffering=0, closefd=False) as stream:
         stream.seek(0)
         found = sha256.of_file(stream)
         return FileDigest(size_bytes=stream.tell(), digest=found)

@@ -8,6 +8,7 @@ descriptors, signals, timers, and credentials last. Nothing runs before all are 
 die with us until then (PTRACE_O_EXITKILL).
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from signal import SIGKILL
 
 from torpor.engine import blobs, native
 from torpor.engine.errors import Error, KernelError, Refused, Timeout
-from torpor.engine.haste import OF_A_RESTORE
+from torpor.engine.haste import OF_A_RESTORE, awake
 from torpor.engine.images.directory import Verify
 from torpor.engine.images.stats import RestoreStats, write_stats
 from torpor.engine.kernel import clocks, proc, proctexts, rights
@@ -81,7 +82,8 @@ def take_over(options: TakeoverOptions, *, progress: ProgressFn = no_progress) -
             address_map=dict(options.address_map),
             timeout_s=options.timeout_s,
         )
-        return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
+        with awake():
+            return restore.run(options.pid, stdio=(0, 1, 2), inherit={})
     finally:
         snapshot.close()
 
@@ -106,7 +108,8 @@ def restore_tree(options: RestoreOptions, *, progress: ProgressFn = no_progress)
         )
         if options.shell_job:
             restore.terminal = terminals.own_terminal()
-        report = restore.run(None, stdio=(), inherit=options.inherit)
+        with awake():
+            report = restore.run(None, stdio=(), inherit=options.inherit)
     finally:
         snapshot.close()
     if options.work_dir is not None:
@@ -283,11 +286,14 @@ class _Restore(Work):
                 time_namespace=time_namespace,
             )
         except KernelError as error:
+            of_files = error.errno == errno.EMFILE
             raise KernelError(
-                f"pid {root.pid} cannot be had again",
+                "cannot be started" if of_files else f"pid {root.pid} cannot be had again",
                 errno=error.errno,
                 subject=root.subject,
-                remedy=spawn.PID_REMEDY,
+                remedy="raise the limit of open files (ulimit -n)"
+                if of_files
+                else spawn.PID_REMEDY,
             ) from error
 
     def _warn(self, text: str | None) -> None:

@@ -88,7 +88,7 @@ def dumped(counter, tmp_path):
 
 @pytest.mark.parametrize(
     ("limit", "amount"),
-    [(resource.RLIMIT_NOFILE, n) for n in (6, 10, 16, 32)]
+    [(resource.RLIMIT_NOFILE, n) for n in (6, 7, 8, 9, 10, 16, 32)]
     + [(resource.RLIMIT_AS, n * MIB) for n in (64, 128, 192, 256)],
 )
 def test_few_files_or_little_memory_for_a_restore(counter, dumped, limit, amount):
