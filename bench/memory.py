@@ -134,13 +134,17 @@ class Bench:
             found["reported"].append(report.frozen_s * 1e3)
 
     def beside_writers(self, gib: int, rounds: int) -> float:
-        """The longest gap beside two programs that write as much to tmpfs, at the median."""
+        """The longest gap beside two programs that each write as much to tmpfs, at the median.
+
+        They last as long as a dump: a virtual machine gives memory that was freed back to its host
+        two seconds later (mm/page_reporting.c), and one whose processors all compute stands still.
+        """
         found = []
         with self.hog(EMPTY_MIB, "small") as hog:
             for _ in range(rounds):
                 folder = self.images(gib << 10)
                 folder.mkdir()
-                found.append(hog.gap_ms(partial(write_twice, folder, gib << 9)))
+                found.append(hog.gap_ms(partial(write_twice, folder, gib << 10)))
         return statistics.median(found)
 
     def pauses(self, gib: int) -> Iterator[Row]:
@@ -154,7 +158,7 @@ class Bench:
             fork = statistics.median(found["fork"])
             what = (
                 f"its own fork ({fork:.3g}) and its pause without memory ({empty:.3g}), or the gap "
-                f"beside two dd that write as much ({beside:.3g})"
+                f"beside two dd that each write as much ({beside:.3g})"
             )
             row.floor = Floor(value=max(fork + empty, beside), what=what)
             row.samples = found
