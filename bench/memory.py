@@ -137,7 +137,7 @@ class Bench:
         """The longest gap beside two programs that each write as much to tmpfs, at the median.
 
         They last as long as a dump: a virtual machine gives memory that was freed back to its host
-        two seconds later (mm/page_reporting.c), and one whose processors all compute stands still.
+        two seconds later (mm/page_reporting.c), and then there are gaps beside any work.
         """
         found = []
         with self.hog(EMPTY_MIB, "small") as hog:
