@@ -186,7 +186,11 @@ def _settle(tree: StoppedTree, options: int) -> None:
 
 
 def _await_late(tree: StoppedTree, late: Sequence[int], options: int) -> None:
+    if not late:
+        return
+    tree.haste.ease()
     gone = vfork.bring_to_a_stop(late, options, tree.options.stop_timeout_s)
+    tree.haste.press()
     tree.seized.difference_update(gone)
     tree.vanished.update(gone)
 

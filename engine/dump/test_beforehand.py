@@ -4,6 +4,8 @@
 import mmap
 import os
 import re
+import subprocess
+import time
 from dataclasses import replace
 
 import pytest
@@ -45,6 +47,21 @@ def test_a_large_task_is_known_until_its_areas_change(looked):
 
 def test_nothing_is_known_of_a_small_one(looked):
     assert not replace(looked, maps="").knows(*texts())
+
+
+def test_the_search_for_code_changes_nothing_afterwards():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            while proc.read_text(child.pid, "syscall").startswith("running"):
+                time.sleep(0.01)
+            time.sleep(0.05)
+            task = StoppedTask(
+                pid=child.pid, process=child.pid, ppid=1, tids=[child.pid], state="S"
+            )
+            looked = beforehand.look([task])[child.pid]
+            assert proc.read_text(child.pid, "smaps") == looked.parsed.text
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize(
