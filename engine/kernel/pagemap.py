@@ -91,11 +91,12 @@ def cut(runs: "array[int]", ranges: Sequence[tuple[int, int]]) -> "array[int]":
         end = start + size
         while first < count and ranges[first][1] <= start:
             first += 1
-        for low, high in ranges[first:]:
-            if low >= end:
-                break
+        number = first
+        while number < count and ranges[number][0] < end:
+            low, high = ranges[number]
             at = max(start, low)
             found.extend((at, min(end, high) - at))
+            number += 1
     return found
 
 
