@@ -2,15 +2,16 @@
 """How the installed commands start fast: code from one file, and no work for the compiler.
 
 `make engine` writes a *bundle* (tools/bundle.py) beside this module: the code of every module
-that a command may import, and of the methods that `dataclass` would generate. A start without it,
-or with one of another interpreter, is slower and otherwise the same (docs/adr/0015).
+that a command may import, and of each dataclass how it came out (engine/recipes.py). A start
+without it, or with one of another interpreter, is slower and otherwise the same (docs/adr/0015).
 
 Facts (CPython 3.11, the dump of a sleeping task, measured in processor time: 190 ms without all
-this, 85 with it): `dataclasses` gives the source text of each method to `exec`, 865 times, 45 ms;
-finding and reading 300 modules takes 1600 calls of stat and 900 of read, 20 ms; looking for
-garbage, of which there is none yet, 20 ms; taking all objects apart at the exit 25 ms; `inspect`,
-which dataclasses imports without need, and the half of protobuf that is pure Python, 10 ms; 49
-regular expressions 5 ms.
+this, 60 to 65 with it): `dataclasses` gives the source text of each method to `exec`, 865 times, 45 ms,
+and 20 ms also if the code is there; finding and reading 300 modules takes 1600 calls of stat and
+900 of read, 20 ms, and 9 ms also from one file, which is why those of TOGETHER are in one piece;
+looking for garbage, of which there is none yet, 20 ms; taking all objects apart at the exit 25 ms;
+`inspect`, which dataclasses imports without need, and the half of protobuf that is pure Python,
+10 ms; 49 regular expressions 5 ms.
 Nothing is imported here at first that `--version` does not need, so no pathlib and no typing.
 """
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
-    from typing import NoReturn
+    from typing import Any, NoReturn
+
+    from torpor.engine.recipes import Recipe, Recipes
 
 BUNDLE = "start.bundle"
 UNUSED = frozenset({
@@ -33,6 +36,13 @@ UNUSED = frozenset({
 """Imported by others and seldom used: their code runs when something of them is."""
 OBJECTS_BEFORE_COLLECTION = 100_000
 HIGH_DESCRIPTOR = 1000
+TOGETHER = {
+    "torpor.engine.criu.dump": "torpor.engine.dump.pipeline",
+    "torpor.engine.cli.dump": "torpor.engine.dump.pipeline",
+    "torpor.engine.criu.restore": "torpor.engine.restore.launch",
+    "torpor.engine.cli.restore": "torpor.engine.restore.launch",
+}
+"""Who imports the first will import the second, with all that it imports."""
 
 
 class Bundle:
@@ -40,19 +50,23 @@ class Bundle:
 
     ``index`` has for each module the path of its source (from the directory that holds `torpor`,
     or absolute for one of Python's own), whether it is a package, and place and size in the file.
+    ``groups`` has place and size of all modules of the engine that a module of TOGETHER imports, in
+    the order in which they can be executed one after the other.
     """
 
     def __init__(
         self,
         file: int,
         index: "dict[str, tuple[str, bool, int, int]]",
+        groups: "dict[str, tuple[int, int]]",
         new_spec: "type[ModuleSpec]",
     ) -> None:
         self._new_spec = new_spec
         self._file = file
         self._site = __file__.rpartition("/torpor/")[0]
         self._index = index
-        self._methods: dict[str, CodeType] = {}
+        self._groups = groups
+        self._recipes: Recipes | None = None
 
     def find_spec(
         self,
@@ -63,6 +77,12 @@ class Bundle:
         """Where the module is, if it is here."""
         if name not in self._index:
             return None
+        group = self._groups.pop(TOGETHER.get(name, ""), None)
+        if group is not None:
+            self._import_all(group)
+        return self._spec(name)
+
+    def _spec(self, name: str) -> "ModuleSpec":
         path, is_package, _, _ = self._index[name]
         path = path if path.startswith("/") else f"{self._site}/{path}"
         spec = self._new_spec(name, self, origin=path, is_package=is_package)  # type: ignore[arg-type]
@@ -88,22 +108,42 @@ class Bundle:
         self._execute(module)
         return getattr(module, attribute)
 
+    def _import_all(self, group: "tuple[int, int]") -> None:
+        """What importlib does, for modules of which none has to be looked for."""
+        new_module = type(sys)
+        for name, code, recipes in _read(self._file, *group):
+            if name in sys.modules:
+                continue
+            module = sys.modules[name] = new_module(name)
+            spec = self._spec(name)
+            module.__spec__, module.__loader__ = spec, self  # type: ignore[assignment]
+            module.__file__, module.__package__ = spec.origin, spec.parent
+            if spec.submodule_search_locations is not None:
+                module.__path__ = spec.submodule_search_locations
+            try:
+                self._run(module, code, recipes)
+            except BaseException:
+                del sys.modules[name]
+                raise
+            package, _, own = name.rpartition(".")
+            if package in sys.modules:
+                setattr(sys.modules[package], own, module)
+
     def _execute(self, module: "ModuleType") -> None:
-        code, methods = self._read(module.__name__)
-        self._methods.update(methods)
+        _, _, at, size = self._index[module.__name__]
+        self._run(module, *_read(self._file, at, size))
+
+    def _run(self, module: "ModuleType", code: "CodeType", recipes: "dict[str, Recipe]") -> None:
+        if recipes:
+            self._learn(module.__name__, recipes)
         exec(code, module.__dict__)  # noqa: S102 - what every importer does
 
-    def _read(self, name: str) -> "tuple[CodeType, dict[str, CodeType]]":
-        import marshal
-        import os
+    def _learn(self, module: str, recipes: "dict[str, Recipe]") -> None:
+        if self._recipes is None:
+            from torpor.engine.recipes import Recipes
 
-        _, _, at, size = self._index[name]
-        code, methods = marshal.loads(os.pread(self._file, size, at))  # noqa: S302 - our own file
-        return code, methods
-
-    def execute(self, text: str, names: "dict[str, object]", local: "dict[str, object]") -> None:
-        """In place of `exec` inside of `dataclasses`: text that is known is compiled already."""
-        exec(self._methods.get(text, text), names, local)  # noqa: S102 - as dataclasses does
+            self._recipes = Recipes()
+        self._recipes.learn(module, recipes)
 
 
 def interpreter() -> "tuple[str, int, int]":
@@ -116,7 +156,6 @@ def interpreter() -> "tuple[str, int, int]":
 
 def use_bundle(path: str) -> bool:
     """Import from the bundle, if there is one for this interpreter."""
-    import marshal
     import os
     from importlib.machinery import ModuleSpec  # not by the bundle, which needs it
 
@@ -125,17 +164,21 @@ def use_bundle(path: str) -> bool:
     except OSError:
         return False
     head = int.from_bytes(os.pread(file, 4, 0), "little")
-    made_for, index, patterns = marshal.loads(os.pread(file, head, 4))  # noqa: S302 - our own file
+    made_for, index, groups, patterns = _read(file, 4, head)
     if made_for != interpreter():
         os.close(file)
         return False
-    bundle = Bundle(file, index, ModuleSpec)
+    bundle = Bundle(file, index, groups, ModuleSpec)
     sys.meta_path.insert(0, bundle)
-    import dataclasses
-
-    setattr(dataclasses, "exec", bundle.execute)  # noqa: B010 - no attribute that mypy knows
     _know(patterns)
     return True
+
+
+def _read(file: int, at: int, size: int) -> "Any":  # noqa: ANN401 - what was written there
+    import marshal
+    import os
+
+    return marshal.loads(os.pread(file, size, at))  # noqa: S302 - our own file
 
 
 def _know(patterns: "dict[tuple[str | bytes, int], tuple[object, ...]]") -> None:

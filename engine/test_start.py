@@ -36,13 +36,13 @@ told["signature"] = str(inspect.signature(pipeline.dump_trees))
 print(json.dumps(told))
 """
 COUNTING = """
-import dataclasses
+import torpor.engine.recipes, dataclasses
 compiled = 0
-def count(text, names, local, execute=dataclasses.exec, known=dataclasses.exec.__self__._methods):
+def count(*of, plain=torpor.engine.recipes.dataclasses._create_fn):
     global compiled
-    compiled += text not in known
-    execute(text, names, local)
-dataclasses.exec = count
+    compiled += 1
+    return plain(*of)
+dataclasses._create_fn = count
 """
 
 
@@ -78,6 +78,33 @@ def test_modules_and_methods_come_from_the_bundle(site):
     assert told["code"] == "torpor/engine/dump/pipeline.py"
     assert told["compiled"] == 0
     assert not told["low"]
+
+
+DESCRIBED = """
+import dataclasses, importlib, inspect, json, pkgutil, re, torpor.engine
+def plain(text):
+    return re.sub(" at 0x[0-9a-f]+", "", text)
+told = {}
+for found in pkgutil.walk_packages(torpor.engine.__path__, "torpor.engine."):
+    if ".test_" in found.name or found.name.endswith("__main__"):
+        continue
+    module = importlib.import_module(found.name)
+    for cls in vars(module).values():
+        if isinstance(cls, type) and "__dataclass_params__" in vars(cls):
+            takes = inspect.signature(cls.__init__).parameters.values()
+            told[f"{cls.__module__} {cls.__qualname__}"] = plain(str([
+                [str(each) for each in dataclasses.fields(cls)], cls.__slots__, cls.__match_args__,
+                [(one.name, one.kind, one.default) for one in takes], cls.__dataclass_params__,
+                cls.__hash__ is None, sorted(set(vars(cls)) - {"__weakref__"}), cls.__bases__,
+            ]))
+print(json.dumps(told))
+"""
+
+
+def test_all_dataclasses_are_the_same_with_and_without_a_bundle(site):
+    with_bundle = ran(site, DESCRIBED)
+    assert len(with_bundle) > 200
+    assert with_bundle == ran(site, DESCRIBED, bundle="no-such-file", used=False)
 
 
 def test_regular_expressions_of_modules_come_from_the_bundle(site):

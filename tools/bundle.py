@@ -3,28 +3,46 @@
 
     VENV/bin/python -IS tools/bundle.py SITE_PACKAGES [FILE]
 
-It imports every module of the engine, notes the modules that this brought, the texts that
-`dataclasses` has compiled and the regular expressions, and writes the code of all to FILE, by
-default beside `start.py`.
+It imports every module of the engine, notes the modules that this brought, how the dataclasses
+came out and the regular expressions, and writes the code of all to FILE, by default beside
+`start.py`.
 Run it with the interpreter that the commands will use, in the environment that they will have.
 """
 
 import _sre
-import builtins
 import dataclasses
 import importlib
 import marshal
 import pkgutil
 import re
+import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torpor.engine.recipes import Recipe
 
 NOT_BUNDLED = ("torpor.engine.start", "__main__")
 Patterns = dict[tuple[str | bytes, int], tuple[object, ...]]
+Index, Groups = dict[str, tuple[str, bool, int, int]], dict[str, tuple[int, int]]
+Head = tuple[tuple[str, int, int], Index, Groups, Patterns]
 OTHERS = ("argparse", "subprocess", "inspect")
 """Imported late by functions of the engine, or in vain by other modules."""
+
+ORDER = """
+import sys
+sys.path[:] = {path}
+from importlib.machinery import SourceFileLoader
+execute = SourceFileLoader.exec_module
+def noting(loader, module):
+    execute(loader, module)
+    print(module.__name__)
+SourceFileLoader.exec_module = noting
+import {module}
+"""
 
 
 def main() -> None:
@@ -32,9 +50,9 @@ def main() -> None:
     site = Path(sys.argv[1])
     sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)] + [str(site)]
     place = site / "torpor" / "engine"
-    methods = import_all(place)
+    recipes = import_all(place)
     file = Path(sys.argv[2]) if sys.argv[2:] else place / "start.bundle"
-    write(file, methods, compiled_patterns(), site)
+    write(file, recipes, site)
 
 
 def compiled_patterns() -> Patterns:
@@ -58,34 +76,41 @@ def compiled_patterns() -> Patterns:
     return found
 
 
-def import_all(place: Path) -> dict[str, dict[str, CodeType]]:
-    """Import the engine; module → text → code of what `dataclasses` has executed for it."""
-    methods: dict[str, dict[str, CodeType]] = {}
+def import_all(place: Path) -> "dict[str, dict[str, Recipe]]":
+    """Import the engine; module → class → recipe of each dataclass."""
+    made: dict[str, list[type]] = {}
+    plain = dataclasses._process_class
 
-    def execute(text: str, names: dict[str, object], local: dict[str, object]) -> None:
-        code = compile(text, "<string>", "exec")
-        methods.setdefault(str(names["__name__"]), {})[text] = code
-        builtins.exec(code, names, local)
+    def process(cls: type, *asked: bool) -> type:
+        finished = plain(cls, *asked)
+        made.setdefault(cls.__module__, []).append(finished)
+        return finished
 
-    setattr(dataclasses, "exec", execute)  # noqa: B010 - no attribute that mypy knows
+    dataclasses._process_class = process
     for found in pkgutil.walk_packages([str(place)], "torpor.engine."):
         name = found.name.rpartition(".")[2]
         if name != "__main__" and not name.startswith("test_"):
             importlib.import_module(found.name)
     for name in OTHERS:
         importlib.import_module(name)
-    return methods
+    written = importlib.import_module("torpor.engine.recipes").written
+    return {module: written(classes) for module, classes in made.items()}
 
 
-def write(
-    path: Path,
-    methods: dict[str, dict[str, CodeType]],
-    patterns: Patterns,
-    site: Path,
-) -> None:
+def order_of_execution(module: str, site: Path) -> list[str]:
+    """Modules of the engine that an import of this one executes, each after those that it needs."""
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", ORDER.format(path=sys.path, module=module)],
+        check=True, capture_output=True, text=True, cwd=site,
+    )  # fmt: skip
+    return [name for name in done.stdout.split() if name.startswith("torpor.")]
+
+
+def write(path: Path, recipes: "dict[str, dict[str, Recipe]]", site: Path) -> None:
     """Write the bundle; a start while it is written sees the old one or the new one."""
     start = importlib.import_module("torpor.engine.start")
-    index: dict[str, tuple[str, bool, int, int]] = {}
+    index: Index = {}
+    pieces: dict[str, tuple[CodeType, dict[str, Recipe]]] = {}
     body = bytearray()
     for name, module in sorted(sys.modules.items()):
         loader = getattr(module.__spec__, "loader", None) if hasattr(module, "__spec__") else None
@@ -93,29 +118,34 @@ def write(
             continue
         source = loader.path.removeprefix(f"{site}/")
         code = loader.source_to_code(loader.get_data(loader.path), source)
-        piece = marshal.dumps((code, methods.get(name, {})))
+        pieces[name] = code, recipes.get(name, {})
+        piece = marshal.dumps(pieces[name])
         index[name] = (source, loader.is_package(name), len(body), len(piece))
         body += piece
-    path.with_suffix(".part").write_bytes(placed(start.interpreter(), patterns, index, bytes(body)))
+    groups: Groups = {}
+    for last in set(start.TOGETHER.values()):
+        names = [name for name in order_of_execution(last, site) if name in pieces]
+        piece = marshal.dumps([(name, *pieces[name]) for name in names])
+        groups[last] = len(body), len(piece)
+        body += piece
+    head = (start.interpreter(), index, groups, compiled_patterns())
+    path.with_suffix(".part").write_bytes(placed(head, bytes(body)))
     path.with_suffix(".part").replace(path)
 
 
-def placed(
-    made_for: tuple[str, int, int],
-    patterns: Patterns,
-    index: dict[str, tuple[str, bool, int, int]],
-    body: bytes,
-) -> bytes:
+def placed(head: Head, body: bytes) -> bytes:
     """The file: length of the head, the head with places in the file, the pieces."""
-    head = b""
+    made_for, index, groups, patterns = head
+    text = b""
     while True:  # places are numbers of a length that depends on the head's own
-        start = 4 + len(head)
+        start = 4 + len(text)
         moved = {name: (path, is_package, start + at, size)
                  for name, (path, is_package, at, size) in index.items()}  # fmt: skip
-        again = marshal.dumps((made_for, moved, patterns))
-        if len(again) == len(head):
-            return len(head).to_bytes(4, "little") + again + body
-        head = again
+        together = {name: (start + at, size) for name, (at, size) in groups.items()}
+        again = marshal.dumps((made_for, moved, together, patterns))
+        if len(again) == len(text):
+            return len(text).to_bytes(4, "little") + again + body
+        text = again
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torpor.engine.criu.parse import CommandLine
 from torpor.engine.criu.scripts import Notify, Scripts
 from torpor.engine.criu.session import Session
 from torpor.engine.errors import Error, Refused
-from torpor.engine.options import DumpOptions, DumpReport, Progress
+from torpor.engine.options import DumpOptions, DumpReport
 from torpor.engine.text import count, duration, size
 
 if TYPE_CHECKING:
@@ -118,16 +118,10 @@ def _dump(
                 error.what, subject=error.subject, cause=error.cause, remedy=error.remedy
             ) from error
 
-    (report,) = api.dump([asked], commit=commit if asked.hold else None, progress=told)
+    (report,) = api.dump(
+        [asked], commit=commit if asked.hold else None, progress=session.tell_progress
+    )
     return report
-
-
-def told(progress: Progress) -> None:
-    """A line of the log for each step."""
-    if progress.text:
-        log.debug("%s: %s", progress.phase, progress.text)
-    else:
-        log.info("phase %s began", progress.phase)
 
 
 def tell(report: DumpReport) -> None:

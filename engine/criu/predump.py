@@ -40,7 +40,8 @@ def carry_out(asked: DumpOptions, begun: Session) -> None:
     line = begun.line
     asked = dump.with_server(asked, line)
     report = api.pre_dump(
-        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir), progress=dump.told
+        replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir),
+        progress=session.tell_progress,
     )
     dump.tell(report)
     if line.flag("display_stats"):

@@ -16,7 +16,6 @@ from torpor.engine import logs
 from torpor.engine.cli.session import log_phases, wait
 from torpor.engine.criu import joined, session
 from torpor.engine.criu.asked import restore_options
-from torpor.engine.criu.dump import told
 from torpor.engine.criu.parse import BadUsage, CommandLine
 from torpor.engine.criu.scripts import Notify, Scripts
 from torpor.engine.criu.session import Session
@@ -115,7 +114,7 @@ def _restore(asked: RestoreOptions, begun: Session, scripts: Scripts) -> Restore
             asked = replace(asked, filled_by=until.enter_context(lazy.daemon(begun.work_dir)))
         return api.restore(
             replace(asked, images_dir=begun.images_dir, work_dir=begun.work_dir, at_stage=at_stage),
-            progress=told,
+            progress=session.tell_progress,
         )
 
 

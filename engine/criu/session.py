@@ -16,6 +16,7 @@ from torpor.engine import logs
 from torpor.engine.criu.parse import CommandLine
 from torpor.engine.errors import Error, Refused
 from torpor.engine.images.failures import translated
+from torpor.engine.options import Progress
 from torpor.engine.version import CRIU_VERSION, VERSION
 
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
@@ -116,6 +117,14 @@ def tell_failure(error: Error, summary: str = "") -> None:
     log.error("%s", error)
     if summary:
         log.error("%s", summary)
+
+
+def tell_progress(progress: Progress) -> None:
+    """A line of the log for each step."""
+    if progress.text:
+        log.debug("%s: %s", progress.phase, progress.text)
+    else:
+        log.info("phase %s began", progress.phase)
 
 
 def describe(line: CommandLine) -> str:

@@ -9,7 +9,6 @@ so it is asked. A machine that lacks it has no such rules.
 """
 
 import ipaddress
-import shutil
 from collections.abc import Iterable
 
 from torpor.engine.kernel.nftables import MARK, Connection
@@ -20,6 +19,8 @@ V4_BYTES = 4
 
 def unlock(connections: Iterable[Connection]) -> tuple[str, ...]:
     """Delete the rules of connections; what went wrong, but not that there is no rule."""
+    import shutil  # slow to import, seldom needed
+
     told = []
     for source, port, peer, peer_port in connections:
         program = shutil.which("iptables" if len(source) == V4_BYTES else "ip6tables")
