@@ -6,12 +6,12 @@ that a command may import, and of each dataclass how it came out (engine/recipes
 without it, or with one of another interpreter, is slower and otherwise the same (docs/adr/0015).
 
 Facts (CPython 3.11, the dump of a sleeping task, measured in processor time: 190 ms without all
-this, 60 to 65 with it): `dataclasses` gives the source text of each method to `exec`, 865 times, 45 ms,
-and 20 ms also if the code is there; finding and reading 300 modules takes 1600 calls of stat and
-900 of read, 20 ms, and 9 ms also from one file, which is why those of TOGETHER are in one piece;
-looking for garbage, of which there is none yet, 20 ms; taking all objects apart at the exit 25 ms;
-`inspect`, which dataclasses imports without need, and the half of protobuf that is pure Python,
-10 ms; 49 regular expressions 5 ms.
+this, 60 to 65 with it): `dataclasses` gives the source text of each method to `exec`, 865 times,
+45 ms, and 20 ms also if the code is there; finding and reading 300 modules takes 1600 calls of
+stat and 900 of read, 20 ms, and 9 ms also from one file, which is why those of TOGETHER are in one
+piece; looking for garbage, of which there is none yet, 20 ms; taking all objects apart at the exit
+25 ms; `inspect`, which dataclasses imports without need, and the half of protobuf that is pure
+Python, 10 ms; 49 regular expressions 5 ms; 16 named tuples 1.5 ms.
 Nothing is imported here at first that `--version` does not need, so no pathlib and no typing.
 """
 
@@ -164,13 +164,14 @@ def use_bundle(path: str) -> bool:
     except OSError:
         return False
     head = int.from_bytes(os.pread(file, 4, 0), "little")
-    made_for, index, groups, patterns = _read(file, 4, head)
+    made_for, index, groups, patterns, constructors = _read(file, 4, head)
     if made_for != interpreter():
         os.close(file)
         return False
     bundle = Bundle(file, index, groups, ModuleSpec)
     sys.meta_path.insert(0, bundle)
     _know(patterns)
+    _know_tuples(constructors)
     return True
 
 
@@ -193,6 +194,16 @@ def _know(patterns: "dict[tuple[str | bytes, int], tuple[object, ...]]") -> None
         return _sre.compile(*made_of) if made_of else plain(text, flags)
 
     _compiler.compile = compiled
+
+
+def _know_tuples(constructors: "dict[str, CodeType]") -> None:
+    """What makes a named tuple is compiled already."""
+    import collections
+
+    def evaluated(text: str, names: "dict[str, object]") -> object:
+        return eval(constructors.get(text, text), names)  # noqa: S307 - as namedtuple does
+
+    setattr(collections, "eval", evaluated)  # noqa: B010 - no attribute that mypy knows
 
 
 def _out_of_the_way(file: int) -> int:

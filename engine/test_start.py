@@ -119,6 +119,25 @@ print(json.dumps([*found, parsed]))
     assert ran(site, PATTERNS + "import json" + code) == [0, "Shared_Dirty:  8", "NN", 1]
 
 
+def test_named_tuples_of_modules_come_from_the_bundle(site):
+    code = """
+import builtins, collections, json
+texts = []
+def noting(code, names, plain=builtins.eval):
+    if isinstance(code, str):
+        texts.append(code)
+    return plain(code, names)
+builtins.eval = noting
+import torpor.engine.dump.pipeline
+from torpor.engine.kind import Foresight
+from torpor.engine.native.threads import Stand
+found = [*texts]
+own = collections.namedtuple("own", "x y")(1, y=2)
+print(json.dumps([found, len(texts), own._asdict(), issubclass(Stand, tuple)]))
+"""
+    assert ran(site, code) == [[], 1, {"x": 1, "y": 2}, True]
+
+
 def test_what_is_seldom_used_works_when_it_is(site):
     told = ran(site, COUNTING + LOADED)
     assert told["executed"] is False

@@ -4,8 +4,8 @@
     VENV/bin/python -IS tools/bundle.py SITE_PACKAGES [FILE]
 
 It imports every module of the engine, notes the modules that this brought, how the dataclasses
-came out and the regular expressions, and writes the code of all to FILE, by default beside
-`start.py`.
+came out, regular expressions and named tuples, and writes the code of all to FILE, by default
+beside `start.py`.
 Run it with the interpreter that the commands will use, in the environment that they will have.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NOT_BUNDLED = ("torpor.engine.start", "__main__")
 Patterns = dict[tuple[str | bytes, int], tuple[object, ...]]
 Index, Groups = dict[str, tuple[str, bool, int, int]], dict[str, tuple[int, int]]
-Head = tuple[tuple[str, int, int], Index, Groups, Patterns]
+Head = tuple[tuple[str, int, int], Index, Groups, Patterns, dict[str, CodeType]]
 OTHERS = ("argparse", "subprocess", "inspect")
 """Imported late by functions of the engine, or in vain by other modules."""
 
@@ -73,6 +73,17 @@ def compiled_patterns() -> Patterns:
         key = one[0], one[1]
         re._compiler.compile(*key)
     re._compiler._sre = _sre
+    return found
+
+
+def compiled_constructors() -> dict[str, CodeType]:
+    """Of the named tuples: text that `collections.namedtuple` would evaluate → its code."""
+    found = {}
+    for cls in tuple.__subclasses__():
+        if hasattr(cls, "_fields"):
+            names = ", ".join(cls._fields) + "," * (len(cls._fields) == 1)
+            text = f"lambda _cls, {names}: _tuple_new(_cls, ({names}))"
+            found[text] = compile(text, "<string>", "eval")
     return found
 
 
@@ -128,21 +139,21 @@ def write(path: Path, recipes: "dict[str, dict[str, Recipe]]", site: Path) -> No
         piece = marshal.dumps([(name, *pieces[name]) for name in names])
         groups[last] = len(body), len(piece)
         body += piece
-    head = (start.interpreter(), index, groups, compiled_patterns())
+    head = (start.interpreter(), index, groups, compiled_patterns(), compiled_constructors())
     path.with_suffix(".part").write_bytes(placed(head, bytes(body)))
     path.with_suffix(".part").replace(path)
 
 
 def placed(head: Head, body: bytes) -> bytes:
     """The file: length of the head, the head with places in the file, the pieces."""
-    made_for, index, groups, patterns = head
+    made_for, index, groups, *compiled = head
     text = b""
     while True:  # places are numbers of a length that depends on the head's own
         start = 4 + len(text)
         moved = {name: (path, is_package, start + at, size)
                  for name, (path, is_package, at, size) in index.items()}  # fmt: skip
         together = {name: (start + at, size) for name, (at, size) in groups.items()}
-        again = marshal.dumps((made_for, moved, together, patterns))
+        again = marshal.dumps((made_for, moved, together, *compiled))
         if len(again) == len(text):
             return len(text).to_bytes(4, "little") + again + body
         text = again
