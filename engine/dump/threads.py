@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from torpor.engine import native
 from torpor.engine.capture import ThreadCapture
@@ -79,14 +79,19 @@ def take(space: AddressSpace, answer: Answer, filters: FiltersOf) -> RawThread:
     """What its answer leads to: queued signals, a deadline, filters."""
     thread = answer.thread
     is_plain = thread.policy & ~RESET_ON_FORK != DEADLINE
+    has_signals, has_filters = _has(thread.signals)
     return RawThread(
         answer=answer,
-        pending=native.pending_signals(thread.tid, False)
-        if proc.private_signals(thread.signals)
-        else (),
+        pending=native.pending_signals(thread.tid, False) if has_signals else (),
         sched_attr=b"" if is_plain else _sched_attr(thread.tid, space),
-        filters=filters(thread.tid) if proc.seccomp_mode(thread.signals) == MODE_FILTER else (),
+        filters=filters(thread.tid) if has_filters else (),
     )
+
+
+@lru_cache(maxsize=256)
+def _has(signals: bytes) -> tuple[bool, bool]:
+    """Whether signals wait for this thread alone, whether it has filters."""
+    return bool(proc.private_signals(signals)), proc.seccomp_mode(signals) == MODE_FILTER
 
 
 def finish(raw: RawThread) -> ThreadCapture:

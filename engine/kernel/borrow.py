@@ -99,6 +99,23 @@ class _Plan:
     restart: native.Edits
 
 
+class _Patterns:
+    """Of one address space: threads that are asked the same mostly have the same pattern."""
+
+    __slots__ = ("_found", "_space", "have_chains")
+
+    def __init__(self, space: AddressSpace) -> None:
+        self._space, self.have_chains = space, space.way.pieces is not None
+        self._found: dict[tuple[int, int, int], Pattern] = {}
+
+    def of(self, question: Question, signal: int, xstate_size: int) -> Pattern:
+        """As `pattern_of`, which compares all of the space and of the question each time."""
+        key = id(question), signal, xstate_size
+        if key not in self._found:
+            self._found[key] = pattern_of(self._space, question, signal, xstate_size)
+        return self._found[key]
+
+
 def foresee(space: AddressSpace, questions: Iterable[Question], status: bytes) -> None:
     """Make patterns for threads of a process that runs, as it would be asked now."""
     signals = proc.ids_and_signals(status)[1]
@@ -121,9 +138,10 @@ def ask(processes: Sequence[Process]) -> list[list[Answer]]:
     for space, asked in processes:
         mine = range(at, at + len(asked))
         at += len(asked)
+        patterns = _Patterns(space)
         plans.append(
             [
-                _plan(facts, number, stands[number], statuses[number], space, question)
+                _plan(facts, number, stands[number], statuses[number], patterns, question)
                 for number, (_, question) in zip(mine, asked, strict=True)
             ]
         )
@@ -147,7 +165,7 @@ def _plan(
     number: int,
     stand: native.Stand,
     status: bytes | Error,
-    space: AddressSpace,
+    patterns: "_Patterns",
     question: Question,
 ) -> _Plan:
     if isinstance(status, Error):
@@ -157,12 +175,12 @@ def _plan(
     if stand.rseq_cs:
         facts.move(number, settled_rip(stand.tid, stand.rip, stand.rseq_cs))
     thread = Standing(facts, number, stand, status)
-    signal = _signal(thread.signals) if space.way.pieces is not None and thread.inside[1] else 0
+    signal = _signal(thread.signals) if patterns.have_chains and thread.inside[1] else 0
     edits = arch.restart_edits(
         stand.rax, stand.orig_rax, stand.rsi, stand.r10,
         signal_pending=_has_signal(thread.signals), code=stand.code[: stand.code_size],
     )  # fmt: skip
-    pattern = pattern_of(space, question, signal, stand.xstate_size)
+    pattern = patterns.of(question, signal, stand.xstate_size)
     return _Plan(thread, number, question, pattern, signal, _edits(edits))
 
 

@@ -23,11 +23,6 @@ _SIGNAL_MASKS = re.compile(
     rb"^SigPnd:\s*(\w+)\nShdPnd:\s*(\w+)\nSigBlk:\s*(\w+)\nSigIgn:\s*\w+\nSigCgt:\s*(\w+)$",
     re.MULTILINE,
 )
-_TOLD = re.compile(
-    rb"^NStgid:.*?(\d+)\nNSpid:.*?(\d+)\n.*?"
-    rb"^(SigPnd:.*?)^CapInh:.*?^(Seccomp:\s*\d+)$",
-    re.MULTILINE | re.DOTALL,
-)
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
 _NS_TGID = re.compile(rb"^NStgid:.*?(\d+)$", re.MULTILINE)
 _NS_PID = re.compile(rb"^NSpid:.*?(\d+)$", re.MULTILINE)
@@ -471,11 +466,16 @@ def thread_name(status: bytes) -> bytes:
 
 def ids_and_signals(status: bytes) -> tuple[tuple[int, int], bytes]:
     """Last numbers of NStgid and NSpid, and lines that tell of signals and filters (or all)."""
-    found = _TOLD.search(status)
-    if found is None:
+    process = status.find(b"\nNStgid:")
+    thread = status.find(b"\nNSpid:", process)
+    signals = status.find(b"\nSigPnd:", thread) + 1
+    filters = status.find(b"\nSeccomp:", signals) + 1
+    if process < 0 or thread < 0 or not signals or not filters:
         return (innermost_tgid(status), innermost_pid(status)), status
-    process, thread, signals, filters = found.groups()
-    return (int(process), int(thread)), signals + filters
+    ids = (int(status[process:thread].split()[-1]),
+           int(status[thread : status.index(b"\n", thread + 1)].split()[-1]))  # fmt: skip
+    told = status[signals : status.index(b"CapInh:", signals)]
+    return ids, told + status[filters : status.index(b"\n", filters)]
 
 
 def innermost_tgid(status: bytes) -> int:

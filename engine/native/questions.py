@@ -4,6 +4,7 @@
 import errno
 from collections.abc import Sequence
 
+from torpor.engine.native.descriptors import MANY
 from torpor.engine.native.seam import check, error_for, ffi, lib, new_uncleared
 
 UNKNOWN_OPTION = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTCONN)
@@ -20,18 +21,19 @@ def read_texts(paths: Sequence[str]) -> list[bytes | int]:
     names = [ffi.from_buffer(path.encode() + b"\0") for path in paths]
     pointers = ffi.new("char *[]", names)
     sizes = ffi.new("int64_t[]", max(len(paths), 1))
-    done = ffi.new("size_t *")
-    found: list[bytes | int] = []
+    places = ffi.new("uint64_t[]", max(len(paths), 1))
+    threads = 2 if len(paths) >= MANY else 1
     room_size = TEXT_ROOM + len(paths) * TYPICAL_TEXT
-    while len(found) < len(paths):
+    while True:
         room = new_uncleared("char[]", room_size)
-        lib.seam_read_texts(pointers, len(paths), room, room_size, done, sizes)
-        raw, at = memoryview(ffi.buffer(room)), 0
-        for size in sizes[len(found) : done[0]]:
-            found.append(bytes(raw[at : at + size]) if size >= 0 else size)
-            at += max(size, 0)
+        result = lib.seam_read_texts(pointers, len(paths), room, room_size, threads, sizes, places)
+        if result >= 0:
+            raw = memoryview(ffi.buffer(room))
+            return [bytes(raw[at : at + size]) if size >= 0 else size
+                    for at, size in zip(places, sizes, strict=True)][: len(paths)]  # fmt: skip
+        if result != -errno.ENOBUFS:
+            raise error_for(result, "reading files of /proc", paths[0])
         room_size *= 2
-    return found
 
 
 def pidfd_open(pid: int) -> int:

@@ -16,6 +16,7 @@ import pytest
 from torpor.engine import native
 from torpor.engine.errors import KernelError, Timeout, Vanished
 from torpor.engine.kernel.arch.x86_64 import NR, Regs
+from torpor.engine.native import questions
 
 PAGE = 4096
 PAGE_IS_PRESENT = 8
@@ -277,3 +278,18 @@ def test_int_options():
         assert native.int_options(one.fileno(), [], "it") == []
     with pytest.raises(KernelError, match="it"):
         native.int_options(one.fileno(), wanted, "it")
+
+
+@pytest.mark.parametrize("many", [1, 1000])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 300])
+def test_texts_are_whole_and_in_order(tmp_path, monkeypatch, many, count):
+    monkeypatch.setattr(questions, "MANY", many)
+    monkeypatch.setattr(questions, "TEXT_ROOM", 16)
+    monkeypatch.setattr(questions, "TYPICAL_TEXT", 2)  # too little, several times
+    texts = []
+    for number in range(count):
+        text = b"" if number % 5 == 3 else bytes([number % 251]) * (number * 13 % 97)
+        texts.append(-errno.ENOENT if number % 7 == 4 else text)
+        if number % 7 != 4:
+            (tmp_path / str(number)).write_bytes(text)
+    assert questions.read_texts([str(tmp_path / str(number)) for number in range(count)]) == texts

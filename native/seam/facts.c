@@ -107,19 +107,49 @@ int64_t read_text(int directory, const char *path, char *room, size_t size)
 	}
 }
 
-int seam_read_texts(const char *const *paths, size_t count, char *room, size_t size, size_t *done,
-		    int64_t *sizes)
-{
-	for (; *done < count; ++*done) {
-		int64_t got = read_text(AT_FDCWD, paths[*done], room, size);
+struct texts {
+	const char *const *paths;
+	size_t count, size;
+	char *room;
+	unsigned int threads;
+	int64_t *sizes;
+	uint64_t *places;
+	int results[MAX_THREADS];
+};
 
-		if (got >= 0 && (size_t)got == size)
-			return -ENOBUFS;
-		sizes[*done] = got;
-		if (got > 0) {
-			room += got;
-			size -= (size_t)got;
+static void read_share(void *job, unsigned int index)
+{
+	struct texts *texts = job;
+	size_t i = texts->count * index / texts->threads;
+	size_t last = texts->count * (index + 1) / texts->threads;
+	size_t at = texts->size / texts->threads * index, end = at + texts->size / texts->threads;
+
+	for (; i < last; i++) {
+		int64_t got = read_text(AT_FDCWD, texts->paths[i], texts->room + at, end - at);
+
+		if (got >= 0 && (size_t)got == end - at) {
+			texts->results[index] = -ENOBUFS;
+			return;
 		}
+		texts->sizes[i] = got;
+		texts->places[i] = at;
+		at += got > 0 ? (size_t)got : 0;
 	}
-	return 0;
+}
+
+int seam_read_texts(const char *const *paths, size_t count, char *room, size_t size,
+		    unsigned int threads, int64_t *sizes, uint64_t *places)
+{
+	struct texts texts = { .paths = paths, .count = count, .size = size, .room = room,
+			       .threads = threads < 1 || threads > MAX_THREADS ? 1 : threads,
+			       .sizes = sizes, .places = places };
+	int result = 0;
+
+	if (texts.threads == 1)
+		read_share(&texts, 0);
+	else
+		result = run_threads(texts.threads, read_share, &texts);
+	for (unsigned int i = 0; i < texts.threads && !result; i++)
+		result = texts.results[i];
+	return result;
 }

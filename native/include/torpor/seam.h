@@ -61,9 +61,9 @@ struct seam_facts {
 void seam_ask_facts(struct seam_facts *threads, size_t count);
 void seam_get_regs_of(const int *tids, size_t count, uint64_t *regs, int *results);
 
-/* Files read whole, one behind the other in room; *done is the first that is still to be read. */
-int seam_read_texts(const char *const *paths, size_t count, char *room, size_t size, size_t *done,
-		    int64_t *sizes);
+/* Files read whole, each to its place in room (sizes: or -errno). -ENOBUFS: room is too small. */
+int seam_read_texts(const char *const *paths, size_t count, char *room, size_t size,
+		    unsigned int threads, int64_t *sizes, uint64_t *places);
 
 /* remote.c: system calls run by a stopped task.  A call is 7 words: number and
  * six arguments.  base holds the registers for everything else. */
