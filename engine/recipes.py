@@ -211,14 +211,11 @@ def written(classes: "Iterable[type[Any]]") -> "dict[str, Recipe]":
 
     Not where two classes have a name, one is made by a function, or fields are no plain ones.
     """
-    found: dict[str, Recipe] = {}
-    several: set[str] = set()
+    found: dict[str, Recipe | None] = {}
     for cls in classes:
-        recipe = _written(cls)
-        if recipe is not None:
-            several |= {cls.__qualname__} & found.keys()
-            found[cls.__qualname__] = recipe
-    return {name: recipe for name, recipe in found.items() if name not in several}
+        is_another = cls.__qualname__ in found
+        found[cls.__qualname__] = None if is_another else _written(cls)
+    return {name: recipe for name, recipe in found.items() if recipe is not None}
 
 
 def _written(cls: "type[Any]") -> "Recipe | None":
