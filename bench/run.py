@@ -26,7 +26,7 @@ Part = Callable[[Path, int], Iterator[Row]]
 PARTS: dict[str, tuple[Part, int]] = {
     "small": (small.rows, 5),
     "commands": (commands.rows, 12),
-    "restores": (restores.rows, 3),
+    "restores": (restores.rows, 5),
     "precopy": (precopy.rows, 4),
     "memory": (memory.rows, 3),
 }
