@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib.util
 import json
 import subprocess
 import sys
@@ -187,3 +188,26 @@ def test_the_names_of_seldom_used_modules_are_right():
     assert {name for name in start.UNUSED if not name.startswith("google")} <= set(
         sys.stdlib_module_names
     )
+
+
+def test_the_names_of_modules_that_come_together_are_right():
+    for name in {*start.TOGETHER, *start.TOGETHER.values()}:
+        assert importlib.util.find_spec(name) is not None, name
+
+
+def test_modules_of_a_dump_are_not_looked_for_one_by_one(site):
+    code = """
+import importlib.util
+import json
+bundle = sys.meta_path[0]
+looked_for = []
+def find(name, *more, plain=bundle.find_spec):
+    looked_for.append(name)
+    return plain(name, *more)
+bundle.find_spec = find
+import torpor.engine.criu.dump
+before = len(looked_for)
+import torpor.engine.dump.pipeline
+print(json.dumps([len(looked_for) - before, "torpor.engine.kinds" in looked_for]))
+"""
+    assert ran(site, code) == [0, False]
